@@ -1,0 +1,133 @@
+"""Activation binarizers: a real tensor in, its quantization levels out.
+
+A binarizer returns *levels* (-1/+1, or the integers ``0 .. 2**k - 1``) as floats and carries the constant ``step`` that one
+level is worth. The layer multiplies by ``step`` after the convolution, so that the convolution is a sum of small integers,
+exact in float32, and the packed model computes the same numbers.
+
+``channel_dim`` says where the channels are: 1 for ``[N, C, H, W]``, -1 for ``[..., C]``.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .estimators import Estimator, build_estimator
+
+__all__ = ['ActivationBinarizer', 'DoReFaActivation', 'FloatActivation', 'RSign', 'SignActivation']
+
+
+def per_channel(param: Tensor, ndim: int, channel_dim: int) -> Tensor:
+    """View ``[C]`` so that it broadcasts over a tensor with ``ndim`` dimensions, the channels at ``channel_dim``."""
+    if channel_dim == -1:
+        return param
+    return param.view(-1, *[1] * (ndim - 1 - channel_dim))
+
+
+class ActivationBinarizer(nn.Module):
+    """Base class.
+
+    Attributes:
+        bits (int): bits of one level; 32 means that activations stay real.
+        signed (bool): levels are -1/+1; otherwise ``0 .. 2**bits - 1``.
+        step (float): what one level is worth.
+    """
+
+    bits = 1
+    signed = True
+    step = 1.0
+
+    def threshold(self) -> Tensor | None:
+        """The value from which on a level is +1, ``[C]``, or ``None`` for 0. Signed binarizers only."""
+        return None
+
+
+class FloatActivation(ActivationBinarizer):
+    """The identity: activations stay real (weight-only methods)."""
+
+    bits = 32
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class SignActivation(ActivationBinarizer):
+    r"""Forward: :math:`\mathrm{sign}(x)`. Gradient: that of the estimator.
+
+    Args:
+        estimator: name, ``dict(type=name, ...)`` or :class:`Estimator`.
+        standardize: in training, first divide by the standard deviation over all but the batch dimension; the sign stays,
+            the gradient is scaled. Source: ReCU's released code (Xu et al. 2021, arXiv 2103.12369).
+    """
+
+    def __init__(self, estimator: str | dict | Estimator = 'approx_sign', standardize: bool = False):
+        super().__init__()
+        self.estimator = build_estimator(estimator)
+        self.standardize = standardize
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.standardize and self.training:
+            x = x / (x.flatten(1).var(1) + 1e-5).sqrt().view(-1, *[1] * (x.ndim - 1))
+        return self.estimator(x)
+
+
+class RSign(SignActivation):
+    r"""Sign with a learned threshold per channel. Forward: :math:`\mathrm{sign}(x + \tau_c)`; :math:`\tau` starts at 0.
+
+    Gradient: that of the estimator at :math:`x + \tau_c`, for both; :math:`\partial\tau_c` sums it over the rest.
+    Source: Liu et al. 2020 (ReActNet), arXiv 2003.03488, eq. 1.
+
+    Shape: ``[N, C, ...]`` (or ``[..., C]`` with ``channel_dim=-1``), kept.
+    """
+
+    def __init__(self, channels: int, estimator: str | dict | Estimator = 'approx_sign', channel_dim: int = 1):
+        super().__init__(estimator)
+        self.channel_dim = channel_dim
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def threshold(self) -> Tensor:
+        return -self.shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + per_channel(self.shift, x.ndim, self.channel_dim))
+
+    def extra_repr(self) -> str:
+        return f'channels={self.shift.numel()}'
+
+
+class _Round(torch.autograd.Function):
+    """Round to the nearest integer; identity gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """``round(x)`` with the identity as gradient."""
+    return _Round.apply(x)
+
+
+class DoReFaActivation(ActivationBinarizer):
+    r"""Forward: :math:`\mathrm{round}((2^k-1)\,\mathrm{clip}(x, 0, 1))`, worth :math:`1/(2^k-1)` each; one bit gives {0, 1}.
+
+    Gradient of the value (level times step): :math:`1_{0 \le x \le 1}`.
+    Source: Zhou et al. 2016 (DoReFa-Net), arXiv 1606.06160, eq. 5 and 11.
+    """
+
+    signed = False
+
+    def __init__(self, bits: int = 1):
+        super().__init__()
+        if not 1 <= bits <= 8:
+            raise ValueError(f'DoReFa activations take 1 to 8 bits, but got {bits}')
+        self.bits = bits
+        self.step = 1 / (2 ** bits - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return round_ste(x.clamp(0, 1) * (2 ** self.bits - 1))
+
+    def extra_repr(self) -> str:
+        return f'bits={self.bits}'

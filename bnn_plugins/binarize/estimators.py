@@ -1,0 +1,182 @@
+"""Estimators: the forward sign and its surrogate gradient.
+
+All of them compute the same forward, ``sign(x)`` with ``sign(0) = +1``, and differ in the gradient
+``dL/dx = dL/dsign * surrogate(x)``. Shapes are arbitrary and kept; the dtype is kept. Sources are given per class.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .lookup import check_keys, unknown
+
+__all__ = ['EDE', 'STE', 'ApproxSign', 'ClippedSTE', 'Estimator', 'SoftSign', 'SwishSign', 'TanhSign', 'build_estimator',
+           'list_estimators', 'sign']
+
+
+def sign(x: Tensor) -> Tensor:
+    """+1 where ``x >= 0`` and -1 elsewhere, in the dtype of ``x``. Unlike ``torch.sign``, zero gives +1."""
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+class _Sign(torch.autograd.Function):
+    """Forward ``sign(x)``; backward ``grad * surrogate`` where the surrogate was computed from ``x`` beforehand."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, surrogate: Tensor | None) -> Tensor:
+        ctx.save_for_backward(surrogate)
+        return sign(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        surrogate, = ctx.saved_tensors
+        return (grad if surrogate is None else grad * surrogate), None
+
+
+class Estimator(nn.Module):
+    """Base class. A subclass defines :meth:`surrogate`; one with a schedule also :meth:`set_progress`."""
+
+    def surrogate(self, x: Tensor) -> Tensor | None:
+        """The gradient factor at ``x``, of the same shape; ``None`` stands for 1 everywhere."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return sign(x)
+        return _Sign.apply(x, self.surrogate(x.detach()))
+
+
+class STE(Estimator):
+    r"""Straight-through estimator. :math:`\partial = 1`.
+
+    Source: Bengio, Leonard, Courville 2013, arXiv 1308.3432.
+    """
+
+    def surrogate(self, x: Tensor) -> None:
+        return None
+
+
+class ClippedSTE(Estimator):
+    r"""Clipped (saturating) straight-through estimator. :math:`\partial = 1_{|x| \le c}`, ``c = 1``.
+
+    Source: Hubara et al. 2016, arXiv 1602.02830, eq. 4.
+    """
+
+    def __init__(self, clip: float = 1.0):
+        super().__init__()
+        self.clip = clip
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        return (x.abs() <= self.clip).to(x.dtype)
+
+
+class ApproxSign(Estimator):
+    r"""Piecewise quadratic. :math:`\partial = 2 - 2|x|` for :math:`|x| < 1`, else 0.
+
+    Its integral over the real line is 2, the height of the jump of sign. Source: Liu et al. 2018 (Bi-Real Net),
+    arXiv 1808.00278, eq. 6.
+    """
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        return (2 - 2 * x.abs()).clamp_(min=0)
+
+
+class EDE(Estimator):
+    r"""Error decay estimator. :math:`\partial = k\,t\,(1 - \tanh^2(t x))`.
+
+    With the training progress :math:`p \in [0, 1]`: :math:`t = T_{min} 10^{p \log_{10}(T_{max}/T_{min})}` and
+    :math:`k = \max(1/t, 1)`; from the identity to the sign. Source: Qin et al. 2020 (IR-Net), arXiv 1909.10788, eq. 12-13;
+    ``t_min = 0.1`` is the paper's, the released code also uses 1e-3.
+    """
+
+    def __init__(self, t_min: float = 1e-1, t_max: float = 10.0):
+        super().__init__()
+        if not 0 < t_min <= t_max:
+            raise ValueError(f'EDE needs 0 < t_min <= t_max, but got t_min={t_min} and t_max={t_max}')
+        self.t_min, self.t_max = t_min, t_max
+        self.set_progress(0.0)
+
+    def set_progress(self, progress: float) -> None:
+        self.t = self.t_min * 10 ** (progress * math.log10(self.t_max / self.t_min))
+        self.k = max(1 / self.t, 1.0)
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        return self.k * self.t * (1 - torch.tanh(self.t * x).square_())
+
+
+class SwishSign(Estimator):
+    r"""Derivative of the SignSwish. :math:`\partial = \beta\,\frac{2 - \beta x \tanh(\beta x / 2)}{1 + \cosh(\beta x)}`.
+
+    Source: Darabi et al. 2018 (BNN+), arXiv 1812.11800, eq. 5.
+    """
+
+    def __init__(self, beta: float = 5.0):
+        super().__init__()
+        self.beta = beta
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        # Beyond |bx| = 80 the quotient underflows; cosh would overflow first.
+        bx = (self.beta * x).clamp_(-80, 80)
+        return self.beta * (2 - bx * torch.tanh(bx / 2)) / (1 + torch.cosh(bx))
+
+
+class SoftSign(Estimator):
+    r"""Derivative of the soft-sign :math:`\beta x / (1 + |\beta x|)`. :math:`\partial = \beta / (1 + |\beta x|)^2`."""
+
+    def __init__(self, beta: float = 1.0):
+        super().__init__()
+        self.beta = beta
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        return self.beta / (1 + (self.beta * x).abs()).square_()
+
+
+class TanhSign(Estimator):
+    r"""Derivative of :math:`\tanh(\beta x)`. :math:`\partial = \beta (1 - \tanh^2(\beta x))`.
+
+    Source: Gong et al. 2019 (DSQ), arXiv 1908.05033, with one interval.
+    """
+
+    def __init__(self, beta: float = 1.0):
+        super().__init__()
+        self.beta = beta
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        return self.beta * (1 - torch.tanh(self.beta * x).square_())
+
+
+_ESTIMATORS = {
+    'ste': STE,
+    'clipped_ste': ClippedSTE,
+    'approx_sign': ApproxSign,
+    'ede': EDE,
+    'swish_sign': SwishSign,
+    'soft_sign': SoftSign,
+    'tanh': TanhSign,
+}
+
+
+def list_estimators() -> list[str]:
+    """Names that ``estimator=`` accepts."""
+    return list(_ESTIMATORS)
+
+
+def build_estimator(spec: str | dict | Estimator) -> Estimator:
+    """An estimator from its name, from ``dict(type=name, **arguments)``, or itself.
+
+    Raises:
+        ValueError: for an unknown name or argument; the nearest known one is named.
+    """
+    if isinstance(spec, Estimator):
+        return spec
+    options = {'type': spec} if isinstance(spec, str) else dict(spec)
+    name = options.pop('type', None)
+    if name not in _ESTIMATORS:
+        raise ValueError(unknown('estimator', name, _ESTIMATORS))
+    cls = _ESTIMATORS[name]
+    known = cls.__init__.__code__.co_varnames[1:cls.__init__.__code__.co_argcount] if '__init__' in vars(cls) else ()
+    check_keys(f'argument of the estimator {name!r}', options, known)
+    return cls(**options)

@@ -1,0 +1,25 @@
+"""What happens to a binary model in the course of training: schedules and latent clipping."""
+
+import torch
+from torch import nn
+
+
+def set_progress(model: nn.Module, progress: float) -> None:
+    """Tell every scheduled binarizer how far training is, ``progress`` in [0, 1] (EDE's t and k, ReCU's tau, ...).
+
+    Raises:
+        ValueError: when ``progress`` is outside [0, 1].
+    """
+    if not 0 <= progress <= 1:
+        raise ValueError(f'progress is a share of the training between 0 and 1, but got {progress}')
+    for module in model.modules():
+        if hasattr(module, 'set_progress'):
+            module.set_progress(progress)
+
+
+@torch.no_grad()
+def clip_latents_(model: nn.Module) -> None:
+    """Clip the latent weights of each layer whose method asks for it to ``[-latent_clip, latent_clip]``, in place."""
+    for module in model.modules():
+        if getattr(module, 'latent_clip', None) is not None:
+            module.weight.clamp_(-module.latent_clip, module.latent_clip)

@@ -1,0 +1,53 @@
+"""mmengine hooks of binary training."""
+
+from functools import partial
+
+from mmengine.dataset import worker_init_fn
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import set_random_seed
+
+from ..binarize import clip_latents_, set_progress
+from ..registry import HOOKS
+
+
+@HOOKS.register_module()
+class BinaryTrainingHook(Hook):
+    """Schedules of the binarizers before each iteration, latent clipping after it.
+
+    The progress is ``iter / max_iters``, a function of the iteration alone, so a resumed run continues exactly. Latents are
+    clipped only in layers whose method asks for it.
+    """
+
+    priority = 'ABOVE_NORMAL'  # before the EMA and checkpoint hooks see the weights
+
+    @staticmethod
+    def _model(runner):
+        return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        set_progress(self._model(runner), runner.iter / runner.max_iters)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        clip_latents_(self._model(runner))
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Seed all random numbers from ``(seed, epoch)`` at the start of each epoch, so that a resumed run repeats itself exactly.
+
+    Checkpoints hold no random states; without this, augmentation after a resume differs from the uninterrupted run. Workers
+    are given a new seed per epoch as well (mmengine gives them the same one each time), which needs
+    ``persistent_workers=False``: living workers would keep a state that a resume cannot restore.
+    """
+
+    def before_train_epoch(self, runner) -> None:
+        loader = runner.train_dataloader
+        if getattr(loader, 'persistent_workers', False):
+            runner.logger.warning('persistent_workers=True: after a resume the augmentation differs from an uninterrupted run; '
+                                  'set train_dataloader.persistent_workers=False for exact resume')
+        seed = (runner.seed + runner.epoch * 1_000_003) % 2**32
+        set_random_seed(seed)
+        if loader.num_workers > 0:
+            loader.worker_init_fn = partial(worker_init_fn, num_workers=loader.num_workers, rank=get_rank(), seed=seed)

@@ -1,0 +1,17 @@
+"""Transforms that say what is wrong with a file."""
+
+from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
+
+from ...registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class LoadImageFromFile(MMCVLoadImageFromFile):
+    """mmcv's ``LoadImageFromFile``; an image that cannot be read raises ``OSError`` with its path and what to do."""
+
+    def transform(self, results: dict) -> dict | None:
+        try:
+            return super().transform(results)
+        except Exception as error:
+            raise OSError(f'the image {results["img_path"]!r} cannot be read ({error or type(error).__name__}): restore the file, '
+                          'or take it out of the annotation file') from error

@@ -1,0 +1,118 @@
+"""What binary convolutions and binary linear layers share."""
+
+import torch
+from torch import Tensor, nn
+
+from ..binarize import ActivationBinarizer, build_method
+from ..binarize.activations import per_channel
+
+CHECKED_NUMEL = 256
+
+
+class BinaryLayer(nn.Module):
+    """Mixin of the latent layers: binarizers, epilogue, folded factors, the way to the packed layer.
+
+    A subclass lists this mixin first and ``nn.Conv2d`` or ``nn.Linear`` directly after it: mmengine's ``init_cfg`` looks at
+    the class and its direct bases only.
+
+    Attributes:
+        activation (ActivationBinarizer): binarizer of the input.
+        weight_binarizer (WeightBinarizer): binarizer of ``weight``, the latent weight.
+        latent_clip (float | None): bound of the latents, see :func:`bnn_plugins.binarize.clip_latents_`.
+        folded_scale (Tensor | None): ``[O]``, a following norm's factor after ``fuse_conv_bn``.
+    """
+
+    channel_dim: int
+    packed_class: type[nn.Module] | None = None  # set by bnn_plugins.deploy
+
+    def _init_binary(self, in_channels: int, out_channels: int, method: str | dict) -> None:
+        bundle = build_method(method)
+        self.method = method
+        self.activation: ActivationBinarizer = bundle.activation(in_channels, self.channel_dim)
+        self.weight_binarizer = bundle.weight(out_channels, self.weight[0].numel())
+        self.latent_clip = bundle.latent_clip
+        self.register_buffer('folded_scale', None)
+        self._sign_checked = not (self.activation.bits == 1 and self.activation.signed)
+
+    def _levels(self, x: Tensor) -> Tensor:
+        levels = self.activation(x)
+        if self.training and not self._sign_checked and not torch.compiler.is_compiling():
+            self._sign_checked = True
+            self._refuse_constant_sign(x, levels)
+        return levels
+
+    def _refuse_constant_sign(self, x: Tensor, levels: Tensor) -> None:
+        if x.numel() < CHECKED_NUMEL or not bool((levels > 0).all()) or bool(x.amin() == x.amax()):
+            return
+        raise ValueError(
+            f'{self}: the input of this binary layer is never below its threshold, so its sign is always +1 and nothing can be '
+            "learned. A ReLU before it? Use type='bnn_plugins.binarized' (it replaces the ReLU), a native backbone such as "
+            "'bnn_plugins.BNNResNet', or set pre_norm=True on this layer.")
+
+    def _epilogue(self, acc: Tensor, scale: Tensor | None, bias: Tensor | None, factor: Tensor | None = None) -> Tensor:
+        scale = output_scale(scale, self.activation.step, self.folded_scale, factor)
+        return epilogue(acc, scale, bias, self.channel_dim)
+
+    def fold_(self, factor: Tensor) -> None:
+        """Multiply the output by ``factor`` ``[O]`` from now on (a following norm's affine factor)."""
+        self.folded_scale = factor if self.folded_scale is None else self.folded_scale * factor
+
+    def _fold_factor(self, weight: Tensor) -> Tensor | None:
+        """``f`` with ``weight == f * self.weight`` for each filter, ``[O]``; ``None`` when there is no such factor.
+
+        mmcv's ``fuse_conv_bn`` and ``efficient_conv_bn_eval`` multiply a convolution's weight by the norm's factor. The sign
+        would lose it, so it is recovered and applied to the output. Differentiable in the factor only.
+        """
+        new, old = weight.flatten(1), self.weight.flatten(1)
+        norm = (old * old.detach()).sum(1)
+        factor = (new * old.detach()).sum(1) / norm
+        exact = torch.allclose(new, factor[:, None] * old, rtol=1e-4, atol=1e-12)
+        return factor if exact and bool((norm > 0).all()) else None
+
+    def __setattr__(self, name: str, value) -> None:
+        if name == 'weight' and isinstance(value, nn.Parameter) and 'weight' in getattr(self, '_parameters', {}):
+            if value.shape == self.weight.shape and hasattr(self, 'weight_binarizer'):
+                factor = self._fold_factor(value)
+                if factor is not None:
+                    self.fold_(factor.detach())
+                    return
+        super().__setattr__(name, value)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if prefix + 'weight_bits' in state_dict:
+            self.become_packed_()
+            self._load_from_state_dict(state_dict, prefix, *args)  # the packed layer's
+            return
+        if prefix + 'folded_scale' in state_dict and self.folded_scale is None:
+            self.folded_scale = torch.empty_like(state_dict[prefix + 'folded_scale'])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def become_packed_(self) -> None:
+        """Turn into the packed layer, in place: bits of the latent weights, no latents (like torch's lazy modules do)."""
+        if self.packed_class is None:
+            raise RuntimeError('packed layers live in bnn_plugins.deploy: import bnn_plugins first')
+        self.packed_class.take_over_(self)
+
+
+def output_scale(*factors: Tensor | float | None) -> Tensor | float | None:
+    """The product of the factors of an accumulator, in this order (``None`` and 1.0 are left out); ``None`` for 1."""
+    scale = None
+    for factor in factors:
+        if factor is not None and not (isinstance(factor, float) and factor == 1.0):
+            scale = factor if scale is None else scale * factor
+    return scale
+
+
+def epilogue(acc: Tensor, scale: Tensor | float | None, bias: Tensor | None, channel_dim: int) -> Tensor:
+    """``acc * scale + bias`` per channel, in this order in the latent and in the packed layer.
+
+    Args:
+        acc: accumulators, ``[N, O, H, W]`` or ``[..., O]``.
+        scale: ``[O]``, ``[1]``, a number or ``None``.
+        bias: ``[O]`` or ``None``.
+    """
+    if scale is not None:
+        acc = acc * (per_channel(scale, acc.ndim, channel_dim) if isinstance(scale, Tensor) else scale)
+    if bias is not None:
+        acc = acc + per_channel(bias, acc.ndim, channel_dim)
+    return acc

@@ -1,0 +1,73 @@
+"""The binary convolution."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import BinaryLayer
+
+PAD_VALUES = (-1, 0, 1)
+
+
+def convolve_levels(conv, levels: Tensor, weight_levels: Tensor) -> Tensor:
+    """The convolution of ``conv`` (its stride, padding, pad_value, dilation, groups) on levels, ``[N, O, H', W']``."""
+    padding = conv.padding
+    if conv.pad_value != 0:
+        levels = F.pad(levels, conv._reversed_padding_repeated_twice, value=float(conv.pad_value))
+        padding = 0
+    return F.conv2d(levels, weight_levels, None, conv.stride, padding, conv.dilation, conv.groups)
+
+
+class BinaryConv2d(BinaryLayer, nn.Conv2d):
+    r"""A convolution of quantized activations with quantized weights; arguments of ``nn.Conv2d``, and:
+
+    .. math:: y = \alpha \cdot s \cdot (Q_a(x) \circledast Q_w(W)) + b
+
+    with the levels :math:`Q_a, Q_w` of the method, its weight scale :math:`\alpha` and activation step :math:`s`. The
+    convolution of levels is a sum of small integers, so it is exact in float32 and equals the packed layer's.
+
+    Args:
+        method: name from :func:`bnn_plugins.list_methods`, or ``dict(type=name, **options)``.
+        pad_value: what stands outside of the image after the sign: 0 (exact zero padding), -1 or +1.
+        pre_norm: put a batch norm without affine part before the sign (XNOR-Net's order), which makes the layer usable
+            behind a ReLU.
+
+    Shape: ``[N, C, H, W]`` -> ``[N, O, H', W']``.
+
+    Raises:
+        ValueError: for an unknown method, option or ``pad_value``, a ``padding_mode`` other than zeros, and, at the first
+            training step, when all inputs have the same sign.
+    """
+
+    channel_dim = 1
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
+                 padding_mode='zeros', device=None, dtype=None, *, method: str | dict = 'reactnet', pad_value: int = 0,
+                 pre_norm: bool = False):
+        if padding_mode != 'zeros':
+            raise ValueError(f'BinaryConv2d pads with the constant pad_value; padding_mode={padding_mode!r} is not supported')
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+                         device, dtype)
+        self._init_binary(in_channels, out_channels, method)
+        if pad_value not in PAD_VALUES:
+            raise ValueError(f'pad_value must be -1, 0 or 1, but got {pad_value!r}')
+        if pad_value != 0 and not (self.activation.signed and self.activation.bits == 1):
+            raise ValueError(f'pad_value={pad_value} needs -1/+1 activations; the method {method!r} has others: use pad_value=0')
+        self.pad_value = pad_value
+        # With no affine part the norm only moves the threshold to the running mean.
+        self.pre_norm = nn.BatchNorm2d(in_channels, affine=False) if pre_norm else None
+        self.to(device=device, dtype=dtype)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        factor = None
+        if weight is not self.weight:  # efficient_conv_bn_eval passes the weight times the norm's factor
+            factor = self._fold_factor(weight)
+            if factor is None:
+                raise ValueError(f'{self}: _conv_forward takes its own latent weight, or that times one factor per filter')
+        if self.pre_norm is not None:
+            input = self.pre_norm(input)
+        weight_levels, scale = self.weight_binarizer(self.weight)
+        acc = convolve_levels(self, self._levels(input), weight_levels)
+        return self._epilogue(acc, scale, bias, factor)
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, method={self.method!r}, pad_value={self.pad_value}'

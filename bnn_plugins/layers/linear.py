@@ -1,0 +1,34 @@
+"""The binary linear layer."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import BinaryLayer
+
+
+class BinaryLinear(BinaryLayer, nn.Linear):
+    r"""A linear layer of quantized activations and weights; arguments of ``nn.Linear``, and ``method``.
+
+    .. math:: y = \alpha \cdot s \cdot Q_w(W) Q_a(x) + b
+
+    as in :class:`BinaryConv2d`. Thresholds of the method are per input feature.
+
+    Shape: ``[..., in_features]`` -> ``[..., out_features]``.
+
+    Raises:
+        ValueError: for an unknown method or option, and, at the first training step, when all inputs have the same sign.
+    """
+
+    channel_dim = -1
+
+    def __init__(self, in_features, out_features, bias=True, device=None, dtype=None, *, method: str | dict = 'reactnet'):
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._init_binary(in_features, out_features, method)
+        self.to(device=device, dtype=dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight_levels, scale = self.weight_binarizer(self.weight)
+        return self._epilogue(F.linear(self._levels(input), weight_levels), scale, self.bias)
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, method={self.method!r}'

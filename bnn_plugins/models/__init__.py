@@ -1,0 +1,18 @@
+"""Native architectures, and the layers under their registry names. Needs mmengine and mmcv; necks also mmdet."""
+
+from importlib.util import find_spec
+
+from ..layers import BinaryConv2d, BinaryLinear
+from ..registry import MODELS
+from .backbones import BNNResNet
+from .blocks import BinaryConvModule
+
+__all__ = ['BNNResNet', 'BinaryConvModule']
+
+for layer in (BinaryConv2d, BinaryLinear):
+    MODELS.register_module(module=layer)
+
+if find_spec('mmdet') is not None:
+    from .necks import BNNFPN
+
+    __all__ += [BNNFPN.__name__]

@@ -1,0 +1,3 @@
+from .bnn_resnet import BNNResNet
+
+__all__ = ['BNNResNet']

@@ -1,0 +1,219 @@
+"""Binary ResNet with a shortcut around each binary convolution."""
+
+from collections.abc import Sequence
+
+import torch.utils.checkpoint as cp
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...binarize import build_method
+from ...layers import BinaryConv2d, build_act
+from ...registry import MODELS
+
+
+class BinaryBlock(BaseModule):
+    """Base of the residual blocks: builds the parts, runs under ``with_cp``.
+
+    A *unit* is ``act(norm(binary conv(x)) + shortcut(x))``: the real-valued stream goes around every sign (Liu et al. 2018,
+    Bi-Real Net, arXiv 1808.00278, fig. 3; with RPReLU as ``act`` it is ReActNet's, arXiv 2003.03488).
+    """
+
+    expansion: int
+
+    def __init__(self, conv_cfg: dict, act: str, norm_cfg: dict, with_cp: bool):
+        super().__init__()
+        self.conv_cfg, self.act, self.norm_cfg, self.with_cp = conv_cfg, act, norm_cfg, with_cp
+
+    def add_unit(self, index: int, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
+                 dilation: int = 1) -> None:
+        """Add ``conv{index}``, its norm (``bn{index}``) and ``act{index}``; names as in mmdet's ResNet."""
+        padding = dilation * (kernel_size // 2)
+        conv = BinaryConv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False, **self.conv_cfg)
+        name, norm = build_norm_layer(self.norm_cfg, out_channels, postfix=index)
+        setattr(self, f'norm{index}_name', name)
+        self.add_module(f'conv{index}', conv)
+        self.add_module(name, norm)
+        self.add_module(f'act{index}', build_act(self.act, out_channels))
+
+    def unit(self, index: int, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        norm = getattr(self, getattr(self, f'norm{index}_name'))
+        out = norm(getattr(self, f'conv{index}')(x))
+        return getattr(self, f'act{index}')(out if shortcut is None else out + shortcut)
+
+    def add_downsample(self, in_channels: int, out_channels: int, stride: int) -> None:
+        """The real-valued shortcut where the shape changes: average pooling, 1x1 convolution, norm (Bi-Real Net)."""
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False) if stride != 1 else nn.Identity()
+            self.downsample = nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False),
+                                            build_norm_layer(self.norm_cfg, out_channels)[1])
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        return x if self.downsample is None else self.downsample(x)
+
+    def run(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.with_cp and x.requires_grad:
+            return cp.checkpoint(self.run, x, use_reentrant=False)
+        return self.run(x)
+
+
+class BinaryBasicBlock(BinaryBlock):
+    """Two 3x3 units. ``[N, in, H, W]`` -> ``[N, planes, H/stride, W/stride]`` (rounded up)."""
+
+    expansion = 1
+
+    def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, **kwargs):
+        super().__init__(**kwargs)
+        self.add_unit(1, inplanes, planes, 3, stride, dilation)
+        self.add_unit(2, planes, planes, 3)
+        self.add_downsample(inplanes, planes, stride)
+
+    def run(self, x: Tensor) -> Tensor:
+        x = self.unit(1, x, self.shortcut(x))
+        return self.unit(2, x, x)
+
+
+class BinaryBottleneck(BinaryBlock):
+    """1x1, 3x3, 1x1 units. The 3x3 has its own shortcut where it keeps the shape; the block's goes around all three.
+
+    ``[N, in, H, W]`` -> ``[N, 4 * planes, H/stride, W/stride]`` (rounded up).
+    """
+
+    expansion = 4
+
+    def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, **kwargs):
+        super().__init__(**kwargs)
+        self.add_unit(1, inplanes, planes, 1)
+        self.add_unit(2, planes, planes, 3, stride, dilation)
+        self.add_unit(3, planes, planes * self.expansion, 1)
+        self.add_downsample(inplanes, planes * self.expansion, stride)
+        self.keeps_shape = stride == 1
+
+    def run(self, x: Tensor) -> Tensor:
+        out = self.unit(1, x, None)
+        out = self.unit(2, out, out if self.keeps_shape else None)
+        return self.unit(3, out, self.shortcut(x))
+
+
+@MODELS.register_module()
+class BNNResNet(BaseModule):
+    """ResNet-18/34/50 with binary 3x3 (and bottleneck 1x1) convolutions; stem and shortcuts stay real.
+
+    Takes the arguments of ``mmdet.ResNet`` that make sense here, so that a config changes ``type`` and adds ``method``;
+    parameter names are those of mmdet's ResNet (with ``avg_down=True``), so float checkpoints load as latents.
+
+    Args:
+        depth (int): 18, 34 or 50.
+        method (str | dict): see :func:`bnn_plugins.list_methods`.
+        act (str): non-linearity of the units; ``'auto'`` is the method's own (``Method.act``).
+        pad_value (int): what stands outside of the image after the sign: 0, -1 or 1.
+        in_channels, stem_channels, base_channels, num_stages, strides, dilations, out_indices, deep_stem, frozen_stages,
+            norm_cfg, norm_eval, with_cp, init_cfg: as in ``mmdet.ResNet``. ``norm_eval`` defaults to False and
+            ``frozen_stages`` to -1: frozen latents or statistics of a float network do not fit a binary one.
+        style (str): accepted for compatibility; the stride is always at the 3x3 convolution (``'pytorch'``).
+
+    Raises:
+        KeyError: for another depth. ValueError: for an unknown method or act, for ``style='caffe'``, and for
+            ``out_indices`` or ``frozen_stages`` outside of the stages.
+    """
+
+    arch_settings = {
+        18: (BinaryBasicBlock, (2, 2, 2, 2)),
+        34: (BinaryBasicBlock, (3, 4, 6, 3)),
+        50: (BinaryBottleneck, (3, 4, 6, 3)),
+    }
+
+    def __init__(self, depth: int, method: str | dict = 'reactnet', act: str = 'auto', pad_value: int = 0, in_channels: int = 3,
+                 stem_channels: int | None = None, base_channels: int = 64, num_stages: int = 4,
+                 strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
+                 out_indices: Sequence[int] = (0, 1, 2, 3), style: str = 'pytorch', deep_stem: bool = False,
+                 frozen_stages: int = -1, norm_cfg: dict | None = None, norm_eval: bool = False, with_cp: bool = False,
+                 init_cfg: dict | list | None = None):
+        super().__init__(init_cfg or [dict(type='Kaiming', layer='Conv2d'),
+                                      dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])])
+        if depth not in self.arch_settings:
+            raise KeyError(f'BNNResNet has depth {", ".join(map(str, self.arch_settings))}, but got {depth}')
+        if style != 'pytorch':
+            raise ValueError(f"BNNResNet strides at the 3x3 convolution: style must be 'pytorch', but got {style!r}")
+        if not 1 <= num_stages <= 4 or not len(strides) == len(dilations) == num_stages:
+            raise ValueError(f'BNNResNet has 1 to 4 stages with one stride and one dilation each, but got num_stages={num_stages}, '
+                             f'strides={tuple(strides)}, dilations={tuple(dilations)}')
+        if max(out_indices) >= num_stages or not -1 <= frozen_stages <= num_stages:
+            raise ValueError(f'out_indices={tuple(out_indices)} and frozen_stages={frozen_stages} do not fit {num_stages} stages')
+        self.depth = depth
+        self.out_indices = out_indices
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        norm_cfg = norm_cfg or dict(type='BN', requires_grad=True)
+        act = build_method(method).act if act == 'auto' else act
+        stem_channels = stem_channels or base_channels
+        self.stem = make_stem(in_channels, stem_channels, norm_cfg, act) if deep_stem else None
+        if not deep_stem:
+            self.conv1 = nn.Conv2d(in_channels, stem_channels, 7, 2, 3, bias=False)
+            self.norm1_name, norm = build_norm_layer(norm_cfg, stem_channels, postfix=1)
+            self.add_module(self.norm1_name, norm)
+            self.act1 = build_act(act, stem_channels)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+
+        block, blocks = self.arch_settings[depth]
+        common = dict(conv_cfg=dict(method=method, pad_value=pad_value), act=act, norm_cfg=norm_cfg, with_cp=with_cp)
+        self.res_layers = []
+        inplanes = stem_channels
+        for stage in range(num_stages):
+            planes = base_channels * 2**stage
+            layer = nn.Sequential()
+            for index in range(blocks[stage]):
+                layer.append(block(inplanes, planes, strides[stage] if index == 0 else 1, dilations[stage], **common))
+                inplanes = planes * block.expansion
+            self.res_layers.append(f'layer{stage + 1}')
+            self.add_module(self.res_layers[-1], layer)
+        self.feat_dim = inplanes
+        self._freeze_stages()
+
+    def _stem_modules(self) -> list[nn.Module]:
+        return [self.stem] if self.stem is not None else [self.conv1, getattr(self, self.norm1_name), self.act1]
+
+    def _freeze_stages(self) -> None:
+        frozen = self._stem_modules() if self.frozen_stages >= 0 else []
+        frozen += [getattr(self, name) for name in self.res_layers[:max(self.frozen_stages, 0)]]
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``[N, in_channels, H, W]`` -> one ``[N, C_i, H_i, W_i]`` for each of ``out_indices``; strides 4, 8, 16, 32."""
+        for module in self._stem_modules():
+            x = module(x)
+        x = self.maxpool(x)
+        outs = []
+        for index, name in enumerate(self.res_layers):
+            x = getattr(self, name)(x)
+            if index in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
+    def train(self, mode: bool = True):
+        """Training mode, except for frozen stages and, with ``norm_eval``, the norms."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+
+def make_stem(in_channels: int, out_channels: int, norm_cfg: dict, act: str) -> nn.Sequential:
+    """Three real 3x3 convolutions instead of the 7x7 (ResNet-D)."""
+    half = out_channels // 2
+    stem = nn.Sequential()
+    for inputs, outputs, stride in ((in_channels, half, 2), (half, half, 1), (half, out_channels, 1)):
+        stem.append(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False))
+        stem.append(build_norm_layer(norm_cfg, outputs)[1])
+        stem.append(build_act(act, outputs))
+    return stem

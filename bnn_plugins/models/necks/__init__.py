@@ -1,0 +1,3 @@
+from .bnn_fpn import BNNFPN
+
+__all__ = ['BNNFPN']

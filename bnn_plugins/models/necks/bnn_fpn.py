@@ -1,0 +1,42 @@
+"""Binary feature pyramid."""
+
+from mmdet.models.necks import FPN
+from torch import nn
+
+from ...registry import MODELS
+from ..blocks import BinaryConvModule
+
+
+@MODELS.register_module()
+class BNNFPN(FPN):
+    """``mmdet.FPN`` whose lateral, output and extra convolutions are binary, each with a norm and a shortcut.
+
+    Args:
+        method (str | dict): see :func:`bnn_plugins.list_methods`.
+        act (str): non-linearity after each convolution; default ``'identity'``: heads expect unbounded features of both
+            signs, as mmdet's FPN without ``act_cfg`` gives them.
+        pad_value (int): 0, -1 or 1.
+        norm_cfg (dict): defaults to batch norm: sums of signs need one.
+        other arguments: as in ``mmdet.FPN``, but for ``conv_cfg`` and ``act_cfg``, which must stay None.
+
+    Raises:
+        ValueError: when ``conv_cfg`` or ``act_cfg`` is given.
+    """
+
+    def __init__(self, in_channels: list[int], out_channels: int, num_outs: int, method: str | dict = 'reactnet',
+                 act: str = 'identity', pad_value: int = 0, norm_cfg: dict | None = None, conv_cfg: dict | None = None,
+                 act_cfg: dict | None = None, init_cfg: dict | list | None = None, **kwargs):
+        if conv_cfg is not None or act_cfg is not None:
+            raise ValueError('BNNFPN makes its own binary convolutions: use method= and act= instead of conv_cfg= and act_cfg=')
+        super().__init__(list(in_channels), out_channels, num_outs,
+                         init_cfg=init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform'), **kwargs)
+        common = dict(method=method, pad_value=pad_value, norm_cfg=norm_cfg or dict(type='BN', requires_grad=True), act=act)
+        # FPN has decided how many convolutions there are and their shapes; only the kind changes.
+        for convs in (self.lateral_convs, self.fpn_convs):
+            for index, module in enumerate(convs):
+                convs[index] = to_binary(module.conv, common)
+
+
+def to_binary(conv: nn.Conv2d, common: dict) -> BinaryConvModule:
+    """A :class:`BinaryConvModule` of the shape of ``conv``."""
+    return BinaryConvModule(conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0], conv.padding[0], **common)

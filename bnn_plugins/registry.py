@@ -1,0 +1,21 @@
+"""Registries of the scope ``bnn_plugins``, children of mmengine's.
+
+``type='bnn_plugins.X'`` in any OpenMMLab config imports this module and then the ``locations`` below: no
+``custom_imports`` is needed.
+"""
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import Registry
+
+SCOPE = 'bnn_plugins'
+
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['bnn_plugins.models', 'bnn_plugins.hosts.mmdet'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['bnn_plugins.engine'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry('optimizer wrapper constructor', parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, scope=SCOPE,
+                                      locations=['bnn_plugins.engine'])
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=['bnn_plugins.hosts.mmdet.datasets'])
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=['bnn_plugins.hosts.mmdet.transforms'])
