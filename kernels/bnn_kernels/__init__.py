@@ -1,0 +1,25 @@
+"""1-bit operators for torch: signs packed into int32 words, exact integer results.
+
+layout.py has the bits, ops.py the operators, dispatch.py the backends, README.md the arithmetic.
+"""
+
+from .dispatch import available_backends, last_backend, selection, set_backend
+from .layout import LAYOUT_VERSION, WORD_BITS, pack_weight, transpose_weight, unpack_weight
+from .ops import binary_conv2d, binary_conv_transpose2d, binary_linear, pack_activations, pack_features
+
+__all__ = [
+    'LAYOUT_VERSION',
+    'WORD_BITS',
+    'available_backends',
+    'binary_conv2d',
+    'binary_conv_transpose2d',
+    'binary_linear',
+    'last_backend',
+    'pack_activations',
+    'pack_features',
+    'pack_weight',
+    'selection',
+    'set_backend',
+    'transpose_weight',
+    'unpack_weight',
+]

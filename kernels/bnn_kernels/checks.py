@@ -1,0 +1,143 @@
+"""What a call must look like and the shape of what it returns: one function per operator, with the operator's own arguments.
+
+The fake kernels, the real ones and the reference all start here, so eager, compiled and exported code raise the same
+sentences. Sizes may be symbolic. TypeError: a wrong dtype. ValueError: everything else.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .layout import words_per_group
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+TERMS_LIMIT = 2**24  # float32 holds every integer up to here: the +-1 convolution of the latent model is exact below it
+Shape = tuple[int, ...]
+
+
+def pack_activations(x: Tensor, threshold: Tensor | None, groups: int) -> Shape:
+    """`x` [N, C, H, W] -> [N, H, W, groups * words]."""
+    if x.dim() != 4:
+        raise ValueError(f'pack_activations takes x [N, C, H, W], got {list(x.shape)}: use pack_features for [..., C].')
+    batch, channels, height, width = x.shape
+    _check_floats(x, threshold, channels)
+    return batch, height, width, groups * words_per_group(channels, groups)
+
+
+def pack_features(x: Tensor, threshold: Tensor | None) -> Shape:
+    """`x` [..., C] -> [..., words]."""
+    if x.dim() < 1:
+        raise ValueError('pack_features takes x [..., C], got a tensor without dimensions: give it a feature dimension.')
+    *lead, channels = x.shape
+    _check_floats(x, threshold, channels)
+    return *lead, words_per_group(channels)
+
+
+def binary_conv2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
+                  dilation: Sequence[int], groups: int, pad_value: int) -> Shape:
+    """[N, H, W, groups * words], [O, kH, kW, words] -> [N, O, H', W']."""
+    check_pad_value(pad_value)
+    outputs = _check_conv(x_words, w_words, channels, stride, padding, dilation, groups)
+    batch, *image, _ = x_words.shape
+    kernel = w_words.shape[1:3]
+    sizes = [(i + 2 * p - d * (k - 1) - 1) // s + 1
+             for i, k, s, p, d in zip(image, kernel, stride, padding, dilation, strict=True)]
+    _check_output(sizes, image, kernel)
+    return batch, outputs, *sizes
+
+
+def binary_conv_transpose2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
+                            output_padding: Sequence[int], dilation: Sequence[int], groups: int) -> Shape:
+    """[N, H, W, groups * words], [O, kH, kW, words] -> [N, O, H', W']."""
+    outputs = _check_conv(x_words, w_words, channels, stride, padding, dilation, groups)
+    _check_pair('output_padding', output_padding, 0)
+    if any(o >= s and o >= d for o, s, d in zip(output_padding, stride, dilation, strict=True)):
+        raise ValueError(f'output_padding={list(output_padding)} must be smaller than stride={list(stride)} or '
+                         f'dilation={list(dilation)}: choose a smaller one.')
+    batch, *image, _ = x_words.shape
+    kernel = w_words.shape[1:3]
+    sizes = [(i - 1) * s - 2 * p + d * (k - 1) + o + 1
+             for i, k, s, p, o, d in zip(image, kernel, stride, padding, output_padding, dilation, strict=True)]
+    _check_output(sizes, image, kernel)
+    return batch, outputs, *sizes
+
+
+def binary_linear(x_words: Tensor, w_words: Tensor, features: int) -> Shape:
+    """[..., words], [O, words] -> [..., O]."""
+    if x_words.dim() < 1 or w_words.dim() != 2:
+        raise ValueError(f'binary_linear takes x_words [..., words] and w_words [O, words], got {list(x_words.shape)} and '
+                         f'{list(w_words.shape)}: pack with pack_features and pack_weight.')
+    _check_words('x_words', x_words, words_per_group(features), features, 1, 'pack_features')
+    _check_words('w_words', w_words, words_per_group(features), features, 1, 'pack_weight')
+    _check_device(x_words, w_words, 'w_words')
+    _check_terms(features)
+    return *x_words.shape[:-1], w_words.shape[0]
+
+
+def check_pad_value(pad_value: int) -> int:
+    if pad_value not in (0, -1, 1):
+        raise ValueError(f'pad_value must be 0, -1 or 1, got {pad_value}: 0 leaves out-of-image taps out of the sum.')
+    return int(pad_value)
+
+
+def _check_conv(x_words, w_words, channels, stride, padding, dilation, groups) -> int:
+    """Checks what both convolutions share and returns the number of output channels."""
+    if x_words.dim() != 4 or w_words.dim() != 4:
+        raise ValueError(f'x_words must be [N, H, W, groups * words] and w_words [O, kH, kW, words], got '
+                         f'{list(x_words.shape)} and {list(w_words.shape)}: pack with pack_activations and pack_weight.')
+    words = words_per_group(channels, groups)
+    _check_words('x_words', x_words, groups * words, channels, groups, 'pack_activations')
+    _check_words('w_words', w_words, words, channels, groups, 'pack_weight')
+    _check_device(x_words, w_words, 'w_words')
+    _check_pair('stride', stride, 1)
+    _check_pair('padding', padding, 0)
+    _check_pair('dilation', dilation, 1)
+    outputs, height, width, _ = w_words.shape
+    if outputs % groups:
+        raise ValueError(f'groups={groups} does not divide the {outputs} output channels of w_words: '
+                         f'choose a group count that does.')
+    _check_terms(height * width * (channels // groups))
+    return outputs
+
+
+def _check_floats(x: Tensor, threshold: Tensor | None, channels: int) -> None:
+    if x.dtype not in FLOATS:
+        raise TypeError(f'x must be float32, float16, bfloat16 or float64, got {x.dtype}: convert it with x.float().')
+    if threshold is None:
+        return
+    if threshold.dtype not in FLOATS:
+        raise TypeError(f'threshold must be floating point, got {threshold.dtype}: convert it with threshold.float().')
+    if threshold.numel() != 1 and list(threshold.shape) != [channels]:
+        raise ValueError(f'threshold must have one element or one per channel, [{channels}], got {list(threshold.shape)}: '
+                         f'flatten it, or select the channels.')
+    _check_device(x, threshold, 'threshold', 'x')
+
+
+def _check_words(name: str, words: Tensor, expected: int, channels: int, groups: int, packer: str) -> None:
+    if words.dtype != torch.int32:
+        raise TypeError(f'{name} must be int32 words, got {words.dtype}: pack it with {packer}.')
+    if words.shape[-1] != expected:
+        raise ValueError(f'{name} has {words.shape[-1]} words in its last dimension, but {channels} channels in {groups} '
+                         f'group(s) take {expected}: pack it with {packer} and the same groups.')
+
+
+def _check_device(first: Tensor, second: Tensor, second_name: str, first_name: str = 'x_words') -> None:
+    if first.device != second.device:
+        raise ValueError(f'{first_name} is on {first.device} and {second_name} on {second.device}: move both to one device.')
+
+
+def _check_pair(name: str, pair: Sequence[int], least: int) -> None:
+    if len(pair) != 2 or any(value < least for value in pair):
+        raise ValueError(f'{name} must be an int or a pair of ints, each at least {least}, got {list(pair)}.')
+
+
+def _check_terms(terms: int) -> None:
+    if terms >= TERMS_LIMIT:
+        raise ValueError(f'one output sums {terms} terms, the limit is 2**24 - 1: split the channels and add the results.')
+
+
+def _check_output(sizes: Sequence[int], image: Sequence[int], kernel: Sequence[int]) -> None:
+    if any(size < 1 for size in sizes):
+        raise ValueError(f'the output would be empty ({sizes[0]} x {sizes[1]}) for an image of {image[0]} x {image[1]} and a '
+                         f'kernel of {kernel[0]} x {kernel[1]}: enlarge the image, or change padding, dilation or kernel.')

@@ -1,0 +1,137 @@
+"""Which backend runs a call. Nothing falls back in silence: who stands aside says why, who ran can be asked for."""
+
+import importlib
+import os
+import threading
+from difflib import get_close_matches
+from functools import cache
+from typing import NamedTuple
+
+from torch import Tensor
+
+# In order of preference, one line per backend: name -> 'module:class', imported when it is first asked for.
+BACKENDS = {
+    'reference': 'bnn_kernels.reference:Reference',
+}
+
+
+class Backend:
+    """Base of all backends. Operators are methods, named and called as in `bnn_kernels.ops`; a backend has those it can run.
+
+    Arguments arrive checked by `bnn_kernels.checks`, pairs as (height, width). A result is int32 and has the shape that the
+    function of `checks` returns: [N, O, H', W'] in channels-last memory, everything else contiguous.
+    """
+
+    name: str
+
+    def available(self) -> tuple[bool, str]:
+        """(True, '') or (False, reason): can this machine run it at all? Asked once per process."""
+        return True, ''
+
+    def supports(self, op: str, **call) -> tuple[bool, str]:
+        """(True, '') or (False, reason) for this very call. An override asks `super()` first.
+
+        `call` holds the operator's arguments by name, tensors included: look at their metadata only.
+        """
+        if not hasattr(self, op):
+            return False, f'{self.name} does not implement {op}'
+        return True, ''
+
+
+class Selection(NamedTuple):
+    """The outcome of one selection."""
+
+    backend: str | None  # the one that runs the call, None where none can
+    refusals: dict[str, str]  # the ones preferred to it, each with its reason
+
+
+class set_backend:
+    """Forces a backend by name for the whole process; None chooses automatically. In a `with` statement, until its end.
+
+    The environment variable BNN_KERNELS_BACKEND sets the initial choice. A forced backend that cannot run a call raises there.
+    Call it outside compiled functions: the choice is made when an operator runs, compiled or not.
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: the backend is not available on this machine; its reason is given.
+    """
+
+    def __init__(self, name: str | None):
+        global _forced
+        if name is not None:
+            backend, reason = _load(_path(name))
+            if backend is None:
+                raise RuntimeError(f'Backend {name!r} is not available: {reason}. set_backend(None) chooses automatically.')
+        self.previous, _forced = _forced, name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        global _forced
+        _forced = self.previous
+
+
+def available_backends() -> dict[str, str]:
+    """Every known backend in order of preference, with 'available' or the reason why it is not."""
+    loaded = {name: _load(path) for name, path in BACKENDS.items()}
+    return {name: 'available' if backend else reason for name, (backend, reason) in loaded.items()}
+
+
+def last_backend(op: str | None = None) -> str | None:
+    """Name of the backend that ran last in this thread, or that ran operator `op` last; None before the first call."""
+    return getattr(_last, op or 'any', None)
+
+
+def selection(op: str, **call) -> Selection:
+    """Which backend would run this call, and why those preferred to it would not. `call`: the operator's arguments by name."""
+    refusals = {}
+    for name in BACKENDS if _forced is None else [_forced]:
+        backend, reason = _load(_path(name))
+        if backend is not None:
+            able, reason = backend.supports(op, **call)
+            if able:
+                return Selection(name, refusals)
+        refusals[name] = reason
+    return Selection(None, refusals)
+
+
+def run(op: str, **call) -> Tensor:
+    """Runs one operator, with checked arguments, on the first backend that can.
+
+    Raises RuntimeError with the reason of every backend asked where none can, which for a forced one is that one.
+    """
+    name, refusals = selection(op, **call)
+    if name is None:
+        reasons = '; '.join(f'{name}: {reason}' for name, reason in refusals.items())
+        if _forced is not None:
+            raise RuntimeError(f'The forced backend cannot run {op} here ({reasons}). set_backend(None) lets all be asked.')
+        raise RuntimeError(f'No backend can run {op} here ({reasons}).')
+    result = getattr(_load(BACKENDS[name])[0], op)(**call)
+    setattr(_last, op, name)
+    _last.any = name
+    return result
+
+
+_forced: str | None = os.environ.get('BNN_KERNELS_BACKEND') or None  # looked up at the first call: importing stays light
+_last = threading.local()
+
+
+def _path(name: str) -> str:
+    if name not in BACKENDS:
+        nearest = get_close_matches(name, BACKENDS, n=1, cutoff=0)
+        raise ValueError(f'Unknown backend {name!r} in set_backend or BNN_KERNELS_BACKEND: did you mean {nearest[0]!r}? '
+                         f'Known are {", ".join(BACKENDS)}.')
+    return BACKENDS[name]
+
+
+@cache
+def _load(path: str) -> tuple[Backend | None, str]:
+    """The backend, or None and the reason: its own, or what went wrong when it was imported."""
+    module, _, name = path.partition(':')
+    try:
+        backend = getattr(importlib.import_module(module), name)()
+        able, reason = backend.available()
+    except Exception as error:
+        return None, f'{type(error).__name__}: {error}'
+    return (backend if able else None), reason

@@ -1,0 +1,161 @@
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import bnn_kernels as bk
+from bnn_kernels import dispatch
+
+WORDS = torch.zeros(2, 2, dtype=torch.int32)
+
+
+def linear(features=64):
+    return bk.binary_linear(WORDS, WORDS, features)
+
+
+class Picky(dispatch.Backend):
+    """Runs binary_linear, and only for whole words."""
+
+    name = 'picky'
+
+    def supports(self, op, **call):
+        able, reason = super().supports(op, **call)
+        if able and call['features'] % 32:
+            return False, f"picky wants whole words, not {call['features']} features"
+        return able, reason
+
+    def binary_linear(self, x_words, w_words, features):
+        return torch.full((len(x_words), len(w_words)), 7, dtype=torch.int32)
+
+
+class Absent(dispatch.Backend):
+    name = 'absent'
+
+    def available(self):
+        return False, 'this machine has no unicorn'
+
+
+@pytest.fixture(autouse=True)
+def backends(monkeypatch):
+    """Three more backends in front of the reference, one line each, as a kernel author would add them."""
+    monkeypatch.setattr(dispatch, 'BACKENDS', {
+        'broken': 'a_module_that_is_missing:Backend',
+        'absent': f'{__name__}:Absent',
+        'picky': f'{__name__}:Picky',
+        **dispatch.BACKENDS,
+    })
+    monkeypatch.setattr(dispatch, '_forced', None)
+
+
+def test_available_backends_give_their_reasons():
+    assert bk.available_backends() == {
+        'broken': "ModuleNotFoundError: No module named 'a_module_that_is_missing'",
+        'absent': 'this machine has no unicorn',
+        'picky': 'available',
+        'reference': 'available',
+    }
+
+
+def test_the_preferred_backend_that_can_runs():
+    assert linear(64).unique().tolist() == [7]
+    assert bk.last_backend() == 'picky'
+    assert linear(63).unique().tolist() == [63]
+    assert bk.last_backend() == 'reference'
+
+
+def test_selection_explains():
+    chosen = bk.selection('binary_linear', x_words=WORDS, w_words=WORDS, features=63)
+    assert chosen.backend == 'reference'
+    assert chosen.refusals['absent'] == 'this machine has no unicorn'
+    assert chosen.refusals['picky'] == 'picky wants whole words, not 63 features'
+    chosen = bk.selection('pack_features', x=torch.ones(3), threshold=None)
+    assert chosen.refusals['picky'] == 'picky does not implement pack_features'
+
+
+def test_last_backend_by_operator_and_thread():
+    linear()
+    bk.pack_features(torch.ones(3))
+    assert (bk.last_backend(), bk.last_backend('binary_linear')) == ('reference', 'picky')
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(bk.last_backend()))
+    thread.start()
+    thread.join()
+    assert seen == [None]
+
+
+def test_forced_backend_runs_or_raises_its_reason():
+    bk.set_backend('reference')
+    assert linear(64).unique().tolist() == [64]
+    bk.set_backend('picky')
+    before = bk.last_backend()
+    with pytest.raises(RuntimeError, match=r'forced backend .* binary_linear .*picky: picky wants whole words, not 63 f'):
+        linear(63)
+    with pytest.raises(RuntimeError, match='picky does not implement pack_features'):
+        bk.pack_features(torch.ones(3))
+    assert bk.last_backend() == before
+    bk.set_backend(None)
+    assert linear(63).unique().tolist() == [63]
+
+
+def test_set_backend_as_a_context():
+    with bk.set_backend('picky'), bk.set_backend('reference'):
+        linear()
+        assert bk.last_backend() == 'reference'
+    assert dispatch._forced is None
+    with pytest.raises(ZeroDivisionError), bk.set_backend('reference'):
+        raise ZeroDivisionError
+    assert dispatch._forced is None
+
+
+def test_set_backend_refuses_what_cannot_be():
+    with pytest.raises(ValueError, match=r"Unknown backend 'referense' .* did you mean 'reference'"):
+        bk.set_backend('referense')
+    with pytest.raises(RuntimeError, match="'absent' is not available: this machine has no unicorn"):
+        bk.set_backend('absent')
+    assert dispatch._forced is None
+
+
+def test_no_backend_at_all_gives_every_reason(monkeypatch):
+    monkeypatch.setattr(dispatch, 'BACKENDS', {'absent': f'{__name__}:Absent', 'picky': f'{__name__}:Picky'})
+    with pytest.raises(RuntimeError, match=r'No backend can run binary_linear .*absent: .*unicorn; picky: picky wants'):
+        linear(63)
+
+
+def test_the_choice_is_made_when_compiled_code_runs():
+    compiled = torch.compile(linear, fullgraph=True, backend='eager')
+    assert compiled().unique().tolist() == [7]
+    with bk.set_backend('reference'):
+        assert compiled().unique().tolist() == [64]
+        assert bk.last_backend() == 'reference'
+
+
+def python(code, **environment):
+    return subprocess.run([sys.executable, '-c', code], env=os.environ | environment, capture_output=True, text=True)
+
+
+def test_environment_variable_sets_the_first_choice():
+    use = 'import bnn_kernels as bk, torch; bk.pack_features(torch.ones(3)); print(bk.last_backend())'
+    assert python(use, BNN_KERNELS_BACKEND='reference').stdout == 'reference\n'
+    failed = python(use, BNN_KERNELS_BACKEND='refernce')
+    assert "Unknown backend 'refernce' in set_backend or BNN_KERNELS_BACKEND: did you mean 'reference'?" in failed.stderr
+
+
+def test_readme_example_runs():
+    readme = Path(__file__).parents[2] / 'kernels' / 'README.md'
+    example = re.search(r'```python\n(.+?)```', readme.read_text(), re.DOTALL)[1]
+    scope = {}
+    exec(example, scope)
+    assert scope['y'].shape == (1, 64, 14, 14)
+
+
+def test_import_is_light():
+    code = ('import sys, torch; before = set(sys.modules); import bnn_kernels; '
+            'print(*sorted(m for m in set(sys.modules) - before if not m.startswith("bnn_kernels.")))')
+    loaded = python(code)
+    assert loaded.stdout == 'bnn_kernels\n', loaded.stderr
+    assert 'bnn_kernels.reference' not in python('import sys, bnn_kernels; print(*sys.modules)').stdout
