@@ -1,6 +1,19 @@
-"""Binary (1-bit) detectors and diffusion models through their config."""
+"""Binary (1-bit) detectors and diffusion models through their config: train, pack into bits, run the bits.
 
-from .hosts import mmcv_ext
+Three verbs: :func:`binarize_` makes a float model binary, :func:`pack_` turns a trained one into bits, :func:`summarize`
+counts what it costs. In an OpenMMLab config, ``type='bnn_plugins.X'`` is enough.
+"""
+
+from .analysis import Summary, summarize
+from .binarize import clip_latents_, list_estimators, list_methods, register_method, set_progress
+from .convert import BinarizationReport, BNNConfig, binarize_
+from .deploy import load_packed_, pack_, save_packed
+from .hosts.doors import open_doors
 from .version import __version__
 
-mmcv_ext.install()
+__all__ = [
+    'BNNConfig', 'BinarizationReport', 'Summary', '__version__', 'binarize_', 'clip_latents_', 'list_estimators',
+    'list_methods', 'load_packed_', 'pack_', 'register_method', 'save_packed', 'set_progress', 'summarize',
+]
+
+open_doors()

@@ -64,7 +64,7 @@ class SignActivation(ActivationBinarizer):
         self.standardize = standardize
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.standardize and self.training:
+        if self.standardize and self.training and x.numel() > len(x):  # one number has no deviation
             x = x / (x.flatten(1).var(1) + 1e-5).sqrt().view(-1, *[1] * (x.ndim - 1))
         return self.estimator(x)
 

@@ -134,7 +134,8 @@ def irnet(t_min: float = 1e-1, t_max: float = 10.0) -> Method:
 @register_method('recu')
 def recu(tau_min: float = 0.85, tau_max: float = 0.99) -> Method:
     """ReCU, arXiv 2103.12369: rectified clamp unit on the weights, learned scale, ApproxSign activations."""
-    return Method(_sign('approx_sign', standardize=True), partial(ReCUWeight, tau_min=tau_min, tau_max=tau_max), act='hardtanh')
+    weight = partial(ReCUWeight, tau_min=tau_min, tau_max=tau_max)
+    return Method(_sign('approx_sign', standardize=True), weight, act='hardtanh')
 
 
 @register_method('reactnet')

@@ -119,7 +119,9 @@ class XNORWeight(WeightBinarizer):
         if weight.shape[1] > 1:
             weight = weight - weight.mean(1, keepdim=True)
         weight = weight.clamp(-1, 1)
-        return self.estimator(weight), weight.abs().flatten(1).mean(1)
+        levels = self.estimator(weight)
+        # sign(w) w is |w|, but with sign(0) = +1 in the gradient: a filter of zeros can leave zero.
+        return levels, (levels.detach() * weight).flatten(1).mean(1)
 
 
 class DoReFaWeight(WeightBinarizer):
@@ -196,12 +198,14 @@ class ReCUWeight(WeightBinarizer):
     def set_progress(self, progress: float) -> None:
         slope = (self.tau_max - self.tau_min) / (math.e - 1)
         self.tau = slope * math.exp(progress) + self.tau_min - slope
+        # Here and not in forward: a compiled forward would specialise on the logarithm and recompile for each value.
+        self.quantile = -math.log(2 - 2 * self.tau)
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         flat = weight.flatten(1)
         flat = flat - flat.mean(1, keepdim=True)
         if flat.shape[1] > 1:
             flat = flat * (2 * math.sqrt(2) / (flat.std(1, keepdim=True) + 1e-5))
-        bound = -flat.detach().abs().mean() * math.log(2 - 2 * self.tau)
+        bound = self.quantile * flat.detach().abs().mean()
         clamped = torch.minimum(torch.maximum(flat, -bound), bound)
         return self.estimator(clamped.view_as(weight)), self.alpha

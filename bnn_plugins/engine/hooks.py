@@ -45,8 +45,8 @@ class EpochSeedHook(Hook):
     def before_train_epoch(self, runner) -> None:
         loader = runner.train_dataloader
         if getattr(loader, 'persistent_workers', False):
-            runner.logger.warning('persistent_workers=True: after a resume the augmentation differs from an uninterrupted run; '
-                                  'set train_dataloader.persistent_workers=False for exact resume')
+            runner.logger.warning('persistent_workers=True: after a resume the augmentation differs from an uninterrupted '
+                                  'run; set train_dataloader.persistent_workers=False for exact resume')
         seed = (runner.seed + runner.epoch * 1_000_003) % 2**32
         set_random_seed(seed)
         if loader.num_workers > 0:

@@ -45,8 +45,8 @@ class BinaryLayer(nn.Module):
         if x.numel() < CHECKED_NUMEL or not bool((levels > 0).all()) or bool(x.amin() == x.amax()):
             return
         raise ValueError(
-            f'{self}: the input of this binary layer is never below its threshold, so its sign is always +1 and nothing can be '
-            "learned. A ReLU before it? Use type='bnn_plugins.binarized' (it replaces the ReLU), a native backbone such as "
+            f'{self}: the input of this binary layer is never below its threshold, so its sign is always +1 and nothing can '
+            "be learned. A ReLU before it? Use type='bnn_plugins.binarized' (it replaces the ReLU), a native backbone such as "
             "'bnn_plugins.BNNResNet', or set pre_norm=True on this layer.")
 
     def _epilogue(self, acc: Tensor, scale: Tensor | None, bias: Tensor | None, factor: Tensor | None = None) -> Tensor:

@@ -51,7 +51,7 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         if pad_value not in PAD_VALUES:
             raise ValueError(f'pad_value must be -1, 0 or 1, but got {pad_value!r}')
         if pad_value != 0 and not (self.activation.signed and self.activation.bits == 1):
-            raise ValueError(f'pad_value={pad_value} needs -1/+1 activations; the method {method!r} has others: use pad_value=0')
+            raise ValueError(f'pad_value={pad_value} needs -1/+1 activations; the method {method!r} has others: use 0')
         self.pad_value = pad_value
         # With no affine part the norm only moves the threshold to the running mean.
         self.pre_norm = nn.BatchNorm2d(in_channels, affine=False) if pre_norm else None

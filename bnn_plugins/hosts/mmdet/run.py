@@ -83,6 +83,7 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # mmengine's init_dist and its default wrapper both insist on a GPU.
         torch.distributed.init_process_group('gloo')
-        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', find_unused_parameters=cfg.get('find_unused_parameters', False))
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel',
+                                     find_unused_parameters=cfg.get('find_unused_parameters', False))
         print_log(f'no GPU: gloo on {os.environ["WORLD_SIZE"]} processes', logger='current')
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

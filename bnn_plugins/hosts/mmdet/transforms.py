@@ -13,5 +13,5 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         try:
             return super().transform(results)
         except Exception as error:
-            raise OSError(f'the image {results["img_path"]!r} cannot be read ({error or type(error).__name__}): restore the file, '
-                          'or take it out of the annotation file') from error
+            raise OSError(f'the image {results["img_path"]!r} cannot be read ({error or type(error).__name__}): restore '
+                          'the file, or take it out of the annotation file') from error

@@ -104,6 +104,8 @@ class BinaryBottleneck(BinaryBlock):
 class BNNResNet(BaseModule):
     """ResNet-18/34/50 with binary 3x3 (and bottleneck 1x1) convolutions; stem and shortcuts stay real.
 
+    The stem pools before its norm, so that the first sign is balanced.
+
     Takes the arguments of ``mmdet.ResNet`` that make sense here, so that a config changes ``type`` and adds ``method``;
     parameter names are those of mmdet's ResNet (with ``avg_down=True``), so float checkpoints load as latents.
 
@@ -128,8 +130,8 @@ class BNNResNet(BaseModule):
         50: (BinaryBottleneck, (3, 4, 6, 3)),
     }
 
-    def __init__(self, depth: int, method: str | dict = 'reactnet', act: str = 'auto', pad_value: int = 0, in_channels: int = 3,
-                 stem_channels: int | None = None, base_channels: int = 64, num_stages: int = 4,
+    def __init__(self, depth: int, method: str | dict = 'reactnet', act: str = 'auto', pad_value: int = 0,
+                 in_channels: int = 3, stem_channels: int | None = None, base_channels: int = 64, num_stages: int = 4,
                  strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
                  out_indices: Sequence[int] = (0, 1, 2, 3), style: str = 'pytorch', deep_stem: bool = False,
                  frozen_stages: int = -1, norm_cfg: dict | None = None, norm_eval: bool = False, with_cp: bool = False,
@@ -141,10 +143,10 @@ class BNNResNet(BaseModule):
         if style != 'pytorch':
             raise ValueError(f"BNNResNet strides at the 3x3 convolution: style must be 'pytorch', but got {style!r}")
         if not 1 <= num_stages <= 4 or not len(strides) == len(dilations) == num_stages:
-            raise ValueError(f'BNNResNet has 1 to 4 stages with one stride and one dilation each, but got num_stages={num_stages}, '
-                             f'strides={tuple(strides)}, dilations={tuple(dilations)}')
+            raise ValueError(f'BNNResNet has 1 to 4 stages with one stride and one dilation each, but got '
+                             f'num_stages={num_stages}, strides={tuple(strides)}, dilations={tuple(dilations)}')
         if max(out_indices) >= num_stages or not -1 <= frozen_stages <= num_stages:
-            raise ValueError(f'out_indices={tuple(out_indices)} and frozen_stages={frozen_stages} do not fit {num_stages} stages')
+            raise ValueError(f'out_indices={tuple(out_indices)}, frozen_stages={frozen_stages} do not fit {num_stages} stages')
         self.depth = depth
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
@@ -176,7 +178,9 @@ class BNNResNet(BaseModule):
         self._freeze_stages()
 
     def _stem_modules(self) -> list[nn.Module]:
-        return [self.stem] if self.stem is not None else [self.conv1, getattr(self, self.norm1_name), self.act1]
+        modules = [*self.stem] if self.stem is not None else [self.conv1, getattr(self, self.norm1_name), self.act1]
+        # Pooling before the last norm, as in XNOR-Net: maxima behind a norm are nearly all positive, their sign is no news.
+        return [*modules[:-2], self.maxpool, *modules[-2:]]
 
     def _freeze_stages(self) -> None:
         frozen = self._stem_modules() if self.frozen_stages >= 0 else []
@@ -189,7 +193,6 @@ class BNNResNet(BaseModule):
         """``[N, in_channels, H, W]`` -> one ``[N, C_i, H_i, W_i]`` for each of ``out_indices``; strides 4, 8, 16, 32."""
         for module in self._stem_modules():
             x = module(x)
-        x = self.maxpool(x)
         outs = []
         for index, name in enumerate(self.res_layers):
             x = getattr(self, name)(x)

@@ -27,7 +27,7 @@ class BNNFPN(FPN):
                  act: str = 'identity', pad_value: int = 0, norm_cfg: dict | None = None, conv_cfg: dict | None = None,
                  act_cfg: dict | None = None, init_cfg: dict | list | None = None, **kwargs):
         if conv_cfg is not None or act_cfg is not None:
-            raise ValueError('BNNFPN makes its own binary convolutions: use method= and act= instead of conv_cfg= and act_cfg=')
+            raise ValueError('BNNFPN makes its own binary convolutions: use method= and act=, not conv_cfg= and act_cfg=')
         super().__init__(list(in_channels), out_channels, num_outs,
                          init_cfg=init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform'), **kwargs)
         common = dict(method=method, pad_value=pad_value, norm_cfg=norm_cfg or dict(type='BN', requires_grad=True), act=act)
@@ -39,4 +39,5 @@ class BNNFPN(FPN):
 
 def to_binary(conv: nn.Conv2d, common: dict) -> BinaryConvModule:
     """A :class:`BinaryConvModule` of the shape of ``conv``."""
-    return BinaryConvModule(conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0], conv.padding[0], **common)
+    return BinaryConvModule(conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0], conv.padding[0],
+                            **common)

@@ -1,5 +1,5 @@
 # From scratch: AdamW, linear warm-up, cosine. No decay on latents, thresholds and scales (BinaryOptimWrapperConstructor).
-max_epochs = 60
+max_epochs = 40
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=10)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -1,0 +1,28 @@
+# Two commands do everything on a fresh machine: make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two processes share the cores in the tests; more threads than cores make torch on a CPU slower, not faster.
+TEST_ENV := OMP_NUM_THREADS=1
+
+.PHONY: install demo test lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: constraints.txt pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[mmdet,report,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/python tools/demo.py
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+test: lint
+	$(TEST_ENV) $(BIN)/pytest --numprocesses 2
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info work_dirs

@@ -1,0 +1,216 @@
+"""What a model costs: parameters, operations, memory, layer by layer.
+
+Convention of the binary literature (Bi-Real Net, ReActNet): ``OPs = FLOPs + BOPs / 64``, where FLOPs are the real
+multiply-accumulates (one each, not two) of convolutions and linear layers, and BOPs the binary ones; a layer with w-bit
+weights and a-bit activations counts ``w * a`` BOPs per multiply-accumulate, a layer with real activations counts FLOPs.
+Norms, activations and resizing are not counted. All per image.
+"""
+
+import copy
+import csv
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor, nn
+
+import bnn_kernels
+
+from ..convert.trace import trace
+from ..deploy import PackedLayer, pack_
+from ..deploy.file import serialize
+from ..layers import BinaryLayer
+
+COUNTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, BinaryLayer, PackedLayer)
+BOPS_PER_OP = 64
+
+
+@dataclass
+class SummaryRow:
+    """One layer, or all layers together in :attr:`Summary.totals`.
+
+    Attributes:
+        name, kind: dotted name, class name.
+        output: shape of the last output, ``''`` where the layer did not run.
+        bits: ``'1x1'`` (weights x activations), ``'32x32'`` for real layers.
+        params_binary, params_float: numbers of quantized weights and of real parameters.
+        flops, bops, ops: per image, see the module's convention.
+        bytes_float: of all its parameters and buffers in float32 (the float twin's memory).
+        bytes_latent: as they are in training. bytes_packed: as they are in the packed file (without its header).
+    """
+
+    name: str
+    kind: str
+    output: str = ''
+    bits: str = '32x32'
+    params_binary: int = 0
+    params_float: int = 0
+    flops: int = 0
+    bops: int = 0
+    ops: float = 0.0
+    bytes_float: int = 0
+    bytes_latent: int = 0
+    bytes_packed: int = 0
+
+
+@dataclass
+class Summary:
+    """The result of :func:`bnn_plugins.summarize`; rich shows it as a table.
+
+    Attributes:
+        rows: convolutions and linear layers in the order of the model, and ``(others)``: norms, activations, scales.
+        totals: their sum.
+        bytes_file: predicted size of the packed file, header included.
+        backend: the backend that ran packed layers, or ``'latent'``.
+    """
+
+    rows: list[SummaryRow]
+    totals: SummaryRow
+    bytes_file: int
+    backend: str
+
+    @property
+    def binary_share(self) -> float:
+        """Share of the multiply-accumulates that are binary."""
+        work = self.totals.bops + self.totals.flops
+        return self.totals.bops / work if work else 0.0
+
+    @property
+    def compression(self) -> float:
+        """Float bytes over packed bytes, of the whole model."""
+        return self.totals.bytes_float / self.totals.bytes_packed
+
+    @property
+    def layer_compression(self) -> float:
+        """The same of the binarized layers alone."""
+        binary = [row for row in self.rows if row.params_binary]
+        packed = sum(row.bytes_packed for row in binary)
+        return sum(row.bytes_float for row in binary) / packed if packed else 1.0
+
+    def to_csv(self, path: str | Path) -> Path:
+        """One line per layer and one for the totals."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open('w', newline='') as file:
+            writer = csv.DictWriter(file, [f.name for f in fields(SummaryRow)])
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in [*self.rows, self.totals])
+        return path
+
+    def __rich__(self) -> Table:
+        table = Table(title='Summary', caption=self.caption(), box=SIMPLE_HEAD, show_footer=True)
+        names = ('layer', 'type', 'bits', 'output', 'binary weights', 'float params', 'BOPs (M)', 'FLOPs (M)', 'OPs (M)',
+                 'latent', 'packed')
+        for name, total in zip(names, cells(self.totals), strict=True):
+            left = name in ('layer', 'type')
+            table.add_column(name, total, justify='left' if left else 'right', no_wrap=True)
+        for row in self.rows:
+            table.add_row(*cells(row))
+        return table
+
+    def caption(self) -> str:
+        return (f'OPs = FLOPs + BOPs / {BOPS_PER_OP}, per image; one FLOP is one real multiply-accumulate. '
+                f'{self.binary_share:.1%} of the multiply-accumulates are binary. Binarized layers: '
+                f'{self.layer_compression:.1f}x smaller; whole model: {size(self.totals.bytes_float)} float, '
+                f'{size(self.totals.bytes_packed)} packed ({self.compression:.1f}x), predicted file {self.bytes_file:,} bytes. Ran: {self.backend}.')
+
+
+def cells(row: SummaryRow) -> list[str]:
+    """A row of the table for people."""
+    millions = [f'{count / 1e6:,.2f}' for count in (row.bops, row.flops, row.ops)]
+    return [row.name, row.kind, row.bits, row.output, f'{row.params_binary:,}', f'{row.params_float:,}', *millions,
+            size(row.bytes_latent), size(row.bytes_packed)]
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    for unit in ('B', 'KiB', 'MiB'):
+        if count < 1024:
+            return f'{count:.0f} B' if unit == 'B' else f'{count:.1f} {unit}'
+        count /= 1024
+    return f'{count:.1f} GiB'
+
+
+def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: dict | None = None) -> Summary:
+    """Count parameters, operations and bytes of a latent, packed or float model.
+
+    Args:
+        model: stays as it is; it runs once, in evaluation mode.
+        inputs: what to call it with, a tensor (``[N, C, H, W]`` for image models) or a tuple of arguments.
+        config, meta: what the packed file will carry, for the prediction of its size.
+    """
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    training = model.training
+    model.eval()
+    try:
+        traces = trace(model, lambda: model(*inputs), lambda module: isinstance(module, COUNTED))
+    finally:
+        model.train(training)
+    packed = copy.deepcopy(model)
+    if any(isinstance(module, BinaryLayer) for module in packed.modules()):
+        pack_(packed)
+    has_bits = any(isinstance(module, PackedLayer) for module in packed.modules())
+    batch = next((x.shape[0] for x in inputs if isinstance(x, Tensor)), 1)
+
+    latent_tensors, packed_tensors = model.state_dict(), packed.state_dict()
+    rows = []
+    for name, module in model.named_modules():
+        if isinstance(module, COUNTED):
+            row = layer_row(name, module, traces.get(name), batch)
+            row.bytes_latent = take_bytes(latent_tensors, name)
+            row.bytes_packed = take_bytes(packed_tensors, name)
+            rows.append(row)
+    rest = sum(tensor.nbytes for tensor in latent_tensors.values())
+    rows.append(SummaryRow('(others)', 'norms, activations, ...', bits='', bytes_float=rest, bytes_latent=rest,
+                           bytes_packed=sum(tensor.nbytes for tensor in packed_tensors.values()),
+                           params_float=sum(tensor.numel() for tensor in latent_tensors.values())))
+    totals = SummaryRow('total', type(model).__name__, bits='')
+    for field in fields(SummaryRow):
+        if field.type in (int, float):
+            setattr(totals, field.name, sum(getattr(row, field.name) for row in rows))
+    ran_packed = any(isinstance(module, PackedLayer) for module in model.modules())
+    backend = bnn_kernels.last_backend() if ran_packed else 'latent'
+    file_size = len(serialize(packed, config, meta)) if has_bits else totals.bytes_packed
+    return Summary(rows, totals, file_size, backend)
+
+
+def layer_row(name: str, module: nn.Module, record, batch: int) -> SummaryRow:
+    """The row of one layer, without its measured bytes."""
+    row = SummaryRow(name, type(module).__name__)
+    macs = record.macs // batch if record else 0
+    row.output = 'x'.join(map(str, record.output_shape[1:])) if record else ''
+    weights = weight_count(module)
+    others = 0 if module.bias is None else module.bias.numel()
+    row.bytes_float = 4 * (weights + others)
+    if isinstance(module, BinaryLayer | PackedLayer):
+        w_bits = module.w_bits if isinstance(module, PackedLayer) else module.weight_binarizer.bits
+        a_bits = module.activation.bits
+        row.bits = f'{w_bits}x{a_bits}'
+        row.params_binary = weights
+        own = sum(p.numel() for p in module.parameters())
+        own += sum(b.numel() for name, b in module.named_buffers() if name != 'weight_bits')
+        row.params_float = own - (0 if isinstance(module, PackedLayer) else weights)
+        if a_bits < 32:
+            row.bops = macs * w_bits * a_bits
+        else:
+            row.flops = macs
+    else:
+        row.params_float = weights + others
+        row.flops = macs
+    row.ops = row.flops + row.bops / BOPS_PER_OP
+    return row
+
+
+def weight_count(module: nn.Module) -> int:
+    """Number of weights, from the shape attributes (a packed layer has only their bits)."""
+    if hasattr(module, 'in_features'):
+        return module.in_features * module.out_features
+    kernel_height, kernel_width = module.kernel_size
+    return module.in_channels * module.out_channels // module.groups * kernel_height * kernel_width
+
+
+def take_bytes(tensors: dict[str, Tensor], name: str) -> int:
+    """Remove the tensors under ``name`` and return their bytes."""
+    own = [key for key in tensors if key.startswith(f'{name}.' if name else '')]
+    return sum(tensors.pop(key).nbytes for key in own)

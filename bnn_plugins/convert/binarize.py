@@ -1,0 +1,86 @@
+"""``binarize_``: swap the layers of a float model for binary ones, in place."""
+
+from torch import nn
+
+from ..layers import BinaryConv2d, BinaryLayer, BinaryLinear, build_act
+from .config import BNNConfig
+from .report import BinarizationReport, LayerRow
+from .rules import ATTENTION_CLASSES, candidates, check_rules, decide, with_parents
+
+NON_NEGATIVE = (nn.ReLU, nn.ReLU6)
+
+
+def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationReport:
+    """Make a float model binary, in place: its own module tree and parameters stay, layers change their kind.
+
+    Latent weights are the float weights. ReLUs are replaced when the method takes signs of activations, for the sign of a
+    non-negative number is constant.
+
+    Args:
+        model: any module; convolutions and linear layers inside of it are candidates.
+        cfg: a :class:`BNNConfig`, a dict of its fields, or a method's name.
+
+    Returns:
+        which layers became binary or stayed float, with the reason.
+
+    Raises:
+        ValueError: for an unknown key, method or pattern, when ``model`` itself is a bare layer, or when nothing in it can
+            become binary.
+    """
+    if not isinstance(cfg, BNNConfig):
+        cfg = BNNConfig.from_dict({'method': cfg} if isinstance(cfg, str) else cfg)
+    found = candidates(model)
+    if found and found[0].name == '':
+        raise ValueError(f'binarize_ changes the children of a model; for a single {type(model).__name__} build the binary '
+                         'layer itself: bnn_plugins.layers.BinaryConv2d or BinaryLinear')
+    check_rules(cfg.rules, [c.name for c in found])
+
+    report = BinarizationReport()
+    takes_signs = False
+    for candidate in found:
+        layer = candidate.module
+        kind = type(layer).__name__
+        if isinstance(layer, BinaryLayer):
+            binary, reason = True, 'binary already'
+        else:
+            binary, reason = decide(candidate, cfg.rules)
+            if binary and getattr(layer, 'padding_mode', 'zeros') != 'zeros':
+                binary, reason = False, f'padding_mode={layer.padding_mode!r}: only a constant can be padded after the sign'
+            if binary:
+                layer = to_binary(layer, cfg)
+                replace_(model, candidate.name, layer)
+                takes_signs |= layer.activation.signed and layer.activation.bits == 1
+        report.rows.append(LayerRow(candidate.name, kind, binary, reason, layer.weight.numel()))
+    if not report.binary:
+        raise ValueError(f'nothing in this {type(model).__name__} became binary:\n{report}')
+    if takes_signs and cfg.replacement_act != 'keep':
+        replace_relus_(model, cfg.replacement_act, report)
+    return report
+
+
+def to_binary(layer: nn.Conv2d | nn.Linear, cfg: BNNConfig) -> BinaryConv2d | BinaryLinear:
+    """The binary layer of the same shape, with the same parameters (as latents), mode, device and dtype."""
+    where = dict(device=layer.weight.device, dtype=layer.weight.dtype)
+    if isinstance(layer, nn.Linear):
+        new = BinaryLinear(layer.in_features, layer.out_features, layer.bias is not None, method=cfg.method, **where)
+    else:
+        new = BinaryConv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
+                           layer.dilation, layer.groups, layer.bias is not None, method=cfg.method,
+                           pad_value=cfg.pad_value, **where)
+    new._parameters.update(weight=layer.weight, bias=layer.bias)
+    return new.train(layer.training)
+
+
+def replace_relus_(model: nn.Module, act: str, report: BinarizationReport) -> None:
+    """Replace each ReLU that may feed a sign; channel attention keeps its own."""
+    for name, module, parents in with_parents(model):
+        if type(module) in NON_NEGATIVE and not ATTENTION_CLASSES & set(parents):
+            new = build_act(act, 1)
+            replace_(model, name, new)
+            report.replaced[name] = (f'{type(module).__name__} -> {type(new).__name__}: a sign behind it would always be +1')
+
+
+def replace_(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` where ``model`` has ``name``."""
+    parent, _, child = name.rpartition('.')
+    setattr(model.get_submodule(parent), child, module)

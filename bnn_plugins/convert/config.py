@@ -1,0 +1,68 @@
+"""The one serialisable description of a binary model."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+
+from ..binarize import build_method, check_keys
+from ..layers import build_act
+from ..layers.conv import PAD_VALUES
+
+
+@dataclass
+class BNNConfig:
+    """How a float model becomes binary; the same object in an mmengine config, a diffusers ``config.json`` and Python.
+
+    Attributes:
+        method: a name from :func:`bnn_plugins.list_methods` or ``dict(type=name, **options)``.
+        expand: expanding-and-shrinking; not available in this version, must be ``None``.
+        rules: ``{pattern: 'binary' | 'float'}`` over module names, first match wins, before the built-in rules; patterns as
+            in :mod:`fnmatch` (``'layer4.*'``). A pattern that matches no layer is an error.
+        pad_value: what stands outside of the image after the sign: 0, -1 or 1.
+        act: what replaces a ReLU that would feed signs: ``'auto'`` (the method's own where it needs no channel count, else
+            ``'hardtanh'``), ``'hardtanh'``, ``'identity'``, ``'prelu'`` (one slope) or ``'keep'``.
+
+    Raises:
+        ValueError: for an unknown method, option or value. TypeError: for a value of the wrong kind.
+    """
+
+    method: str | dict = 'reactnet'
+    expand: dict | None = None
+    rules: dict[str, str] = field(default_factory=dict)
+    pad_value: int = 0
+    act: str = 'auto'
+
+    def __post_init__(self):
+        build_method(self.method)
+        self.rules = dict(self.rules or {})
+        for pattern, kind in self.rules.items():
+            if kind not in ('binary', 'float'):
+                raise ValueError(f"rules[{pattern!r}] must be 'binary' or 'float', but got {kind!r}")
+        if self.expand is not None:
+            raise ValueError('expand: expanding-and-shrinking is not available in this version; leave it None')
+        if self.pad_value not in PAD_VALUES:
+            raise ValueError(f'pad_value must be -1, 0 or 1, but got {self.pad_value!r}')
+        if self.act not in ('auto', 'keep', 'rprelu'):
+            build_act(self.act, 1)
+        if self.act == 'rprelu':
+            raise ValueError("act='rprelu' has one shift per channel, which a replaced ReLU does not know: use 'prelu' or "
+                             "'hardtanh'")
+
+    @classmethod
+    def from_dict(cls, values: dict) -> 'BNNConfig':
+        """The inverse of :meth:`to_dict`; an unknown key raises ``ValueError`` and names the nearest known one."""
+        check_keys('key of BNNConfig', values, [f.name for f in fields(cls)])
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True)
+
+    @property
+    def replacement_act(self) -> str:
+        """The non-linearity that stands in for a ReLU: a name of :func:`build_act`, or ``'keep'``."""
+        if self.act != 'auto':
+            return self.act
+        own = build_method(self.method).act
+        return {'relu': 'keep', 'rprelu': 'prelu', 'identity': 'hardtanh'}.get(own, own)

@@ -1,0 +1,108 @@
+"""What became binary, what stayed float, and why."""
+
+import copy
+import io
+from dataclasses import dataclass, field
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..layers import BinaryLayer
+from .trace import trace
+
+# A sign that is the same for more than this share of its inputs carries next to no information.
+ONE_SIDED = 0.99
+
+
+@dataclass
+class LayerRow:
+    """One convolution or linear layer.
+
+    Attributes:
+        name, kind: dotted name, class name.
+        binary: whether it has 1-bit (or k-bit) weights now. reason: why, or why not.
+        parameters: number of its weights.
+        macs, sign_balance: filled by :meth:`BinarizationReport.measure`.
+    """
+
+    name: str
+    kind: str
+    binary: bool
+    reason: str
+    parameters: int
+    macs: int | None = None
+    sign_balance: float | None = None
+
+    @property
+    def one_sided(self) -> bool:
+        return self.sign_balance is not None and not 1 - ONE_SIDED <= self.sign_balance <= ONE_SIDED
+
+
+@dataclass
+class BinarizationReport:
+    """The result of :func:`bnn_plugins.binarize_`. ``print(report)`` and rich both show it as a table.
+
+    Attributes:
+        rows: every convolution and linear layer, in the order of the model.
+        replaced: ``{name of a replaced activation: 'ReLU -> Hardtanh: reason'}``.
+    """
+
+    rows: list[LayerRow] = field(default_factory=list)
+    replaced: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> 'BinarizationReport':
+        """The report of a model that is binary already, natively or by ``binarize_``."""
+        return cls([LayerRow(name, type(layer).__name__, isinstance(layer, BinaryLayer), '', layer.weight.numel())
+                    for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)])
+
+    @property
+    def binary(self) -> list[LayerRow]:
+        return [row for row in self.rows if row.binary]
+
+    def measure(self, model: nn.Module, *inputs: Tensor, batch_stats: bool = False) -> 'BinarizationReport':
+        """Run a copy of ``model`` on ``inputs`` once, in evaluation mode, and fill in MACs and sign balance; returns itself.
+
+        Args:
+            batch_stats: let batch norms use the statistics of this batch, as in training: running ones of an untrained model
+                say nothing about its signs.
+        """
+        model = copy.deepcopy(model).eval()
+        if batch_stats:
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.train()
+        traces = trace(model, lambda: model(*inputs), lambda m: isinstance(m, nn.Conv2d | nn.Linear | BinaryLayer))
+        for row in self.rows:
+            if row.name in traces:
+                row.macs, row.sign_balance = traces[row.name].macs, traces[row.name].sign_balance
+        return self
+
+    def __rich__(self) -> Table:
+        table = Table(title='Binarization report', caption=self.summary(), box=SIMPLE_HEAD)
+        measured = any(row.macs is not None for row in self.rows)
+        for column in ('layer', 'type', 'bits', 'reason', *(('MACs', '+1 share') if measured else ())):
+            table.add_column(column, justify='right' if column in ('MACs', '+1 share') else 'left', overflow='fold')
+        for row in self.rows:
+            cells = [row.name, row.kind, 'binary' if row.binary else 'float', row.reason]
+            if measured:
+                balance = '' if row.sign_balance is None else f'{row.sign_balance:.1%}{" one-sided!" if row.one_sided else ""}'
+                cells += ['' if row.macs is None else f'{row.macs:,}', balance]
+            table.add_row(*cells)
+        for name, what in self.replaced.items():
+            table.add_row(name, 'activation', 'replaced', what, *(('', '') if measured else ()))
+        return table
+
+    def summary(self) -> str:
+        weights = sum(row.parameters for row in self.rows)
+        share = sum(row.parameters for row in self.binary) / weights if weights else 0.0
+        return (f'{len(self.binary)} of {len(self.rows)} layers binary, {share:.1%} of their weights; '
+                f'{len(self.replaced)} activations replaced')
+
+    def __str__(self) -> str:
+        console = Console(width=140, file=io.StringIO())
+        console.print(self)
+        return console.file.getvalue()

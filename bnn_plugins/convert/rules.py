@@ -1,0 +1,118 @@
+"""Which modules of a float model become binary and which stay float, each with a reason that can be printed."""
+
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+Reason = str | None
+
+STEM_NAMES = {'stem', 'conv_stem', 'patch_embed', 'focus', 'conv_in'}
+SHORTCUT_NAMES = {'downsample', 'shortcut', 'conv_shortcut', 'skip', 'residual'}
+PREDICTION_NAMES = {
+    'retina_cls', 'retina_reg', 'conv_cls', 'conv_reg', 'conv_obj', 'conv_centerness', 'atss_cls', 'atss_reg',
+    'atss_centerness', 'gfl_cls', 'gfl_reg', 'rtm_cls', 'rtm_reg', 'rtm_obj', 'rpn_cls', 'rpn_reg', 'fc_cls', 'fc_reg',
+    'cls_score', 'bbox_pred',
+    'convs_pred', 'multi_level_conv_cls', 'multi_level_conv_reg', 'multi_level_conv_obj', 'cls_branches', 'reg_branches',
+    'heatmap_head', 'wh_head', 'offset_head', 'conv_logits', 'fc', 'classifier', 'conv_out',
+}
+ATTENTION_CLASSES = {'SELayer', 'SqueezeExcite', 'SEModule', 'ChannelAttention', 'SplitAttentionConv2d', 'DyReLU'}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A convolution or linear layer of the float model.
+
+    Attributes:
+        name: its dotted name. parents: class names of the modules that contain it, outermost first.
+    """
+
+    name: str
+    module: nn.Module
+    parents: tuple[str, ...]
+
+    @property
+    def parts(self) -> list[str]:
+        return self.name.split('.')
+
+
+def reads_image(c: Candidate) -> Reason:
+    if isinstance(c.module, nn.Conv2d) and c.module.in_channels <= 4:
+        return f'reads the image ({c.module.in_channels} channels)'
+    return 'part of the stem' if STEM_NAMES & set(c.parts) else None
+
+
+def depthwise(c: Candidate) -> Reason:
+    if isinstance(c.module, nn.Conv2d) and c.module.groups == c.module.in_channels > 1:
+        return f'depthwise: sums of only {c.module.weight[0].numel()} signs'
+    return None
+
+
+def real_shortcut(c: Candidate) -> Reason:
+    if isinstance(c.module, nn.Conv2d) and c.module.kernel_size == (1, 1) and SHORTCUT_NAMES & set(c.parts):
+        return 'shortcut: carries the real-valued stream'
+    return None
+
+
+def prediction(c: Candidate) -> Reason:
+    return 'prediction layer' if PREDICTION_NAMES & set(c.parts) else None
+
+
+def box_head(c: Candidate) -> Reason:
+    return 'fully connected layer of a box head' if 'shared_fcs' in c.parts else None
+
+
+def channel_attention(c: Candidate) -> Reason:
+    return 'channel attention: its input is a vector of means' if ATTENTION_CLASSES & set(c.parents) else None
+
+
+def own_forward(c: Candidate) -> Reason:
+    """Deformable convolutions, quantized linears and the like compute something else with their weight."""
+    cls = type(c.module)
+    return None if cls in (nn.Conv2d, nn.Linear) else f'{cls.__name__} has a forward of its own'
+
+
+BUILT_IN: tuple[Callable[[Candidate], Reason], ...] = (
+    reads_image, depthwise, real_shortcut, prediction, box_head, channel_attention,
+)
+
+
+def candidates(model: nn.Module) -> list[Candidate]:
+    """All convolutions and linear layers, in the order of ``named_modules``."""
+    return [Candidate(name, module, parents) for name, module, parents in with_parents(model)
+            if isinstance(module, nn.Conv2d | nn.Linear)]
+
+
+def with_parents(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...]]]:
+    """``named_modules()`` with the class names of the modules around each, outermost first."""
+    classes: dict[str, tuple[str, ...]] = {}
+    for name, module in list(model.named_modules()):
+        parents = classes[name.rpartition('.')[0]] if name else ()
+        classes[name] = (*parents, type(module).__name__)
+        yield name, module, parents
+
+
+def decide(candidate: Candidate, rules: dict[str, str]) -> tuple[bool, str]:
+    """``(binary, reason)`` for one layer: what cannot be converted stays float, then the user's rules, then the built-in."""
+    reason = own_forward(candidate)
+    if reason is not None:
+        return False, reason
+    for pattern, kind in rules.items():
+        if fnmatchcase(candidate.name, pattern):
+            return kind == 'binary', f'rule {pattern!r}'
+    for rule in BUILT_IN:
+        reason = rule(candidate)
+        if reason is not None:
+            return False, reason
+    return True, 'default'
+
+
+def check_rules(rules: dict[str, str], names: list[str]) -> None:
+    """Raise ``ValueError`` for a pattern that matches no layer, naming the nearest layer."""
+    for pattern in rules:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+            hint = f'; the nearest name is {near[0]!r}' if near else ''
+            raise ValueError(f'rules: the pattern {pattern!r} matches no convolution or linear layer{hint}')

@@ -1,0 +1,141 @@
+"""The packed file: safetensors with a schema version, the layout version, a checksum and the config. No code, no pickle."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from bnn_kernels import LAYOUT_VERSION
+
+from .pack import pack_
+from .packed import PackedLayer
+
+FORMAT = 'bnn_plugins.packed'
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """The checked content of a packed file.
+
+    Attributes:
+        tensors: the state dict. layers: ``{layer name: signature}`` of the packed layers.
+        config: text of the config that the model was built from, or ''. meta: what else the writer stored (class names, ...).
+    """
+
+    tensors: dict[str, Tensor]
+    layers: dict[str, str]
+    config: str
+    meta: dict
+
+
+def save_packed(model: nn.Module, path: str | Path, config: str = '', meta: dict | None = None) -> Path:
+    """Write a packed model.
+
+    Args:
+        model: after :func:`pack_`.
+        config: text of the config, so that the file alone is enough to build the model again.
+        meta: JSON-serialisable extras.
+
+    Raises:
+        ValueError: when the model is not packed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(serialize(model, config, meta))
+    return path
+
+
+def serialize(model: nn.Module, config: str = '', meta: dict | None = None) -> bytes:
+    """The bytes of a packed file; see :func:`save_packed`."""
+    layers = {name: module.signature() for name, module in model.named_modules() if isinstance(module, PackedLayer)}
+    if not layers:
+        raise ValueError(f'this {type(model).__name__} has no packed layer: call pack_ first')
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    metadata = {'format': FORMAT, 'schema_version': str(SCHEMA_VERSION), 'layout_version': str(LAYOUT_VERSION),
+                'layers': json.dumps(layers), 'config': config, 'meta': json.dumps(meta or {})}
+    metadata['checksum'] = checksum(tensors, metadata)
+    return save(tensors, metadata)
+
+
+def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all tensors and over the other metadata."""
+    digest = hashlib.sha256()
+    for key in sorted(set(metadata) - {'checksum'}):
+        digest.update(f'{key}={metadata[key]}\0'.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\0'.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b'')
+    return digest.hexdigest()
+
+
+def read_packed(path: str | Path) -> PackedFile:
+    """Read and check a packed file.
+
+    Raises:
+        FileNotFoundError: when there is none. ValueError: when it is cut short, altered, no packed file, or newer.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'the packed file {str(path)!r} does not exist')
+    try:
+        with safe_open(str(path), framework='pt') as file:
+            metadata = file.metadata() or {}
+            if metadata.get('format') != FORMAT:
+                raise ValueError(f'{path} is a safetensors file, but not a packed model of bnn_plugins: write one with '
+                                 'tools/pack.py')
+            check_versions(path, metadata)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is cut short or damaged ({error}): copy or pack it again') from error
+    if checksum(tensors, metadata) != metadata.get('checksum'):
+        raise ValueError(f'{path} was altered after it was written (its checksum does not fit): copy or pack it again')
+    return PackedFile(tensors, json.loads(metadata['layers']), metadata['config'], json.loads(metadata['meta']))
+
+
+def check_versions(path: str | Path, metadata: dict[str, str]) -> None:
+    """Raise ``ValueError`` for a file of another version."""
+    for what, known in (('schema_version', SCHEMA_VERSION), ('layout_version', LAYOUT_VERSION)):
+        found = metadata.get(what, '')
+        if found != str(known):
+            newer = found.isdigit() and int(found) > known
+            advice = 'update bnn_plugins' if newer else 'pack the checkpoint again'
+            raise ValueError(f'{path} has {what} {found or "none"}, this version of bnn_plugins reads {known}: {advice}')
+
+
+def load_packed_(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load a packed file into a model built from the same config, latent or packed, in place; returns it in evaluation mode.
+
+    Raises:
+        ValueError: when the file is damaged (see :func:`read_packed`) or for another config.
+    """
+    file = read_packed(path)
+    if not any(isinstance(module, PackedLayer) for module in model.modules()):
+        pack_(model)
+    layers = {name: module.signature() for name, module in model.named_modules() if isinstance(module, PackedLayer)}
+    for name in sorted(layers.keys() | file.layers.keys()):
+        if layers.get(name) != file.layers.get(name):
+            raise ValueError(f'{path} is for another config: the layer {name!r} is "{layers.get(name, "not binary")}" in '
+                             f'the model, but "{file.layers.get(name, "not binary")}" in the file')
+    missing, unexpected = model.load_state_dict(attach_signatures(file), strict=False)
+    if missing or unexpected:
+        raise ValueError(f'{path} is for another config: ' + '; '.join(
+            f'{len(names)} tensors {what}, such as {names[0]!r}' for what, names in
+            (('missing in the file', missing), ('unknown to the model', unexpected)) if names))
+    return model.eval()
+
+
+class _StateDict(dict):
+    """A state dict with torch's ``_metadata``."""
+
+
+def attach_signatures(file: PackedFile) -> dict[str, Tensor]:
+    """The state dict of a file; each packed layer finds its signature in its local metadata and compares it."""
+    state_dict = _StateDict(file.tensors)
+    state_dict._metadata = {name: {'bnn_layer': signature} for name, signature in file.layers.items()}
+    return state_dict

@@ -1,0 +1,25 @@
+"""``pack_``: from latent layers to packed ones, in place."""
+
+from torch import nn
+
+from ..layers import BinaryLayer
+from .packed import PackedLayer
+
+
+def pack_(model: nn.Module) -> nn.Module:
+    """Replace the latents of every binary layer by bits, in place, and switch to evaluation mode; returns ``model``.
+
+    The packed model computes what the latent model computes in evaluation mode: the accumulators are the same integers and
+    the epilogue is written in the same order.
+
+    Raises:
+        ValueError: when the model has no binary layer, or is packed already.
+    """
+    latent = [module for module in model.modules() if isinstance(module, BinaryLayer)]
+    if not latent:
+        packed = any(isinstance(module, PackedLayer) for module in model.modules())
+        raise ValueError(f'this {type(model).__name__} is packed already' if packed else
+                         f'this {type(model).__name__} has no binary layer: binarize_ it first')
+    for module in latent:
+        module.become_packed_()
+    return model.eval()

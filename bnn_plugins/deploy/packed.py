@@ -1,0 +1,162 @@
+"""Packed layers: bits, integer arithmetic, no latent weights.
+
+A packed layer is a latent layer that has changed its class (as torch's lazy modules do), so that it keeps its place, its
+attributes and its activation binarizer. Bits of k-bit values are *planes* of one-bit values:
+
+- a k-bit weight is :math:`\\sum_j 2^j s_j` with signs :math:`s_j` (its levels are odd integers),
+- a k-bit unsigned activation is :math:`\\sum_i 2^i b_i` with :math:`b_i \\in \\{0, 1\\}`. As :math:`b = (1 + s) / 2`, its
+  convolution is :math:`(s \\circledast w + \\sum w) / 2`, where a tap outside of the image (b = 0) counts as s = -1.
+
+Both make any bit width a sum of one-bit operators, in integers.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bnn_kernels
+
+from ..layers import BinaryConv2d, BinaryLinear
+from ..layers.base import epilogue, output_scale
+from ..layers.conv import convolve_levels
+
+
+class PackedLayer(nn.Module):
+    """What packed convolutions and packed linear layers share.
+
+    Attributes:
+        weight_bits: int32 ``[w_bits, O, ...]``, layout of ``bnn_kernels.layout``.
+        weight_scale: ``[O]``, ``[1]`` or ``None``. folded_scale: ``[O]`` or ``None``. bias: ``[O]`` or ``None``.
+        activation: the latent layer's binarizer (its thresholds).
+    """
+
+    @classmethod
+    @torch.no_grad()
+    def take_over_(cls, layer: nn.Module) -> None:
+        """Turn a latent layer into its packed form, in place."""
+        layer.eval()
+        levels, scale = layer.weight_binarizer(layer.weight)
+        bits = layer.weight_binarizer.bits
+        number = ((levels + 2 ** bits - 1) / 2).to(torch.int32)
+        planes = [bnn_kernels.pack_weight(((number >> plane) & 1) * 2.0 - 1) for plane in range(bits)]
+        layer.__class__ = cls
+        del layer._parameters['weight'], layer._modules['weight_binarizer']
+        layer.register_buffer('weight_bits', torch.stack(planes))
+        layer.register_buffer('weight_scale', None if scale is None else scale.detach().clone())
+        layer.requires_grad_(False)
+
+    @property
+    def w_bits(self) -> int:
+        return self.weight_bits.shape[0]
+
+    def signature(self) -> str:
+        """What must be the same for two packed layers to compute the same with the same bits."""
+        raise NotImplementedError
+
+    def _weight(self) -> Tensor:
+        """The levels as floats, for methods with real activations."""
+        planes = [bnn_kernels.unpack_weight(words, self._fan()) * 2 ** j for j, words in enumerate(self.weight_bits)]
+        return torch.stack(planes).sum(0)
+
+    def _accumulate(self, x: Tensor) -> Tensor:
+        """The int32 accumulators of signed or unsigned activations, plane by plane."""
+        if self.activation.signed:
+            words = self._pack(x, self.activation.threshold())
+            return sum(self._binary(words, w, self.pad_value) * 2 ** j for j, w in enumerate(self.weight_bits))
+        levels = self.activation(x).to(torch.int32)
+        total = 0
+        for i in range(self.activation.bits):
+            words = self._pack(((levels >> i) & 1) * 2.0 - 1, None)
+            for j, w in enumerate(self.weight_bits):
+                total = total + (self._binary(words, w, -1) + self._plane_sums(w)) // 2 * 2 ** (i + j)
+        return total
+
+    def _epilogue(self, acc: Tensor, dtype: torch.dtype) -> Tensor:
+        scale = output_scale(self.weight_scale, self.activation.step, self.folded_scale)
+        return epilogue(acc.to(dtype), scale, self.bias, self.channel_dim)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        found = local_metadata.get('bnn_layer')
+        if found is not None and found != self.signature():
+            raise ValueError(f'the packed file is for another config: the layer {prefix[:-1]!r} is "{self.signature()}" in '
+                             f'the model, but "{found}" in the file')
+        for name in ('weight_scale', 'folded_scale'):
+            value = state_dict.get(prefix + name)
+            if value is not None and getattr(self, name) is None:
+                setattr(self, name, torch.empty_like(value))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class PackedConv2d(PackedLayer):
+    """The packed :class:`BinaryConv2d`. ``[N, C, H, W]`` -> ``[N, O, H', W']``."""
+
+    channel_dim = 1
+
+    def _fan(self) -> int:
+        return self.in_channels // self.groups
+
+    def _pack(self, x: Tensor, threshold: Tensor | None) -> Tensor:
+        return bnn_kernels.pack_activations(x, threshold, self.groups)
+
+    def _plane_sums(self, w: Tensor) -> Tensor:
+        return bnn_kernels.unpack_weight(w, self._fan()).sum((1, 2, 3)).to(torch.int32).view(-1, 1, 1)
+
+    def _binary(self, words: Tensor, w: Tensor, pad_value: int) -> Tensor:
+        top, bottom, left, right = self._margins()
+        if top != bottom or left != right:
+            raise ValueError(f"{self}: padding='same' with an even kernel is not symmetric; packed operators need that")
+        return bnn_kernels.binary_conv2d(words, w, self.in_channels, self.stride, (top, left), self.dilation,
+                                         self.groups, pad_value)
+
+    def _margins(self) -> tuple[int, int, int, int]:
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        return top, bottom, left, right
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.pre_norm is not None:
+            input = self.pre_norm(input)
+        if self.activation.bits == 32:
+            return self._epilogue(convolve_levels(self, input, self._weight()), input.dtype)
+        return self._epilogue(self._accumulate(input), torch.float32)
+
+    def signature(self) -> str:
+        return (f'conv {self.in_channels}->{self.out_channels} kernel {tuple(self.kernel_size)} stride {tuple(self.stride)} '
+                f'padding {self.padding} dilation {tuple(self.dilation)} groups {self.groups} pad_value {self.pad_value} '
+                f'method {self.method}')
+
+    def extra_repr(self) -> str:
+        return f'{self.signature()}, weight bits {self.w_bits}'
+
+
+class PackedLinear(PackedLayer):
+    """The packed :class:`BinaryLinear`. ``[..., in_features]`` -> ``[..., out_features]``."""
+
+    channel_dim = -1
+    pad_value = 0
+
+    def _fan(self) -> int:
+        return self.in_features
+
+    def _pack(self, x: Tensor, threshold: Tensor | None) -> Tensor:
+        return bnn_kernels.pack_features(x, threshold)
+
+    def _plane_sums(self, w: Tensor) -> Tensor:
+        return bnn_kernels.unpack_weight(w, self._fan()).sum(1).to(torch.int32)
+
+    def _binary(self, words: Tensor, w: Tensor, pad_value: int) -> Tensor:
+        return bnn_kernels.binary_linear(words, w, self.in_features)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.activation.bits == 32:
+            return self._epilogue(F.linear(input, self._weight()), input.dtype)
+        return self._epilogue(self._accumulate(input), torch.float32)
+
+    def signature(self) -> str:
+        return f'linear {self.in_features}->{self.out_features} method {self.method}'
+
+    def extra_repr(self) -> str:
+        return f'{self.signature()}, weight bits {self.w_bits}'
+
+
+BinaryConv2d.packed_class = PackedConv2d
+BinaryLinear.packed_class = PackedLinear

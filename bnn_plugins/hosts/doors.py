@@ -1,0 +1,25 @@
+"""What ``import bnn_plugins`` arranges in the hosts, without importing them.
+
+- ``mmcv._ext`` can be imported where mmcv has no compiled operators (:mod:`.mmcv_ext`).
+- mmengine reads packed ``.safetensors`` wherever it reads a checkpoint: ``Runner``, ``DetInferencer``, ``init_detector``.
+"""
+
+import wrapt
+
+from . import mmcv_ext
+
+
+def open_doors() -> None:
+    """Arrange everything; a second call changes nothing."""
+    mmcv_ext.install()
+    wrapt.register_post_import_hook(register_packed_files, 'mmengine.runner.checkpoint')
+
+
+def register_packed_files(checkpoint) -> None:
+    """Add the packed file to the schemes of ``mmengine.runner.checkpoint``."""
+
+    def load_from_packed(filename, map_location=None):
+        from .mmdet.pack import load_from_packed
+        return load_from_packed(filename, map_location)
+
+    checkpoint.CheckpointLoader.register_scheme(prefixes=r'.*\.safetensors$', loader=load_from_packed, force=True)

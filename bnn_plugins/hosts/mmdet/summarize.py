@@ -1,0 +1,50 @@
+"""The summary of a detector's config."""
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from rich.console import Console
+from torch import nn
+
+from ...analysis import Summary, summarize
+from ...convert import BinarizationReport
+from .pack import build_model
+from .run import load_config
+
+# Layer names of detectors are long: a table that wraps cannot be read at all, long lines can.
+MIN_WIDTH = 180
+
+
+def detector_inputs(model: nn.Module, shape: Sequence[int], seed: int = 0) -> tuple:
+    """One random image ``[1, 3, H, W]`` and its sample, as ``model(*inputs)`` takes them (``mode='tensor'``)."""
+    from mmdet.structures import DetDataSample
+    height, width = shape
+    shapes = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
+    meta = dict(dict.fromkeys(shapes, (height, width)), scale_factor=(1.0, 1.0))
+    channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
+    image = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
+    return image, [DetDataSample(metainfo=meta)]
+
+
+def summarize_config(cfg: Config, shape: Sequence[int]) -> tuple[nn.Module, Summary]:
+    """Build the model of ``cfg`` and count it on one image of ``shape`` (height, width)."""
+    model = build_model(cfg)
+    return model, summarize(model, detector_inputs(model, shape), config=cfg.pretty_text)
+
+
+def print_summary(config: str, shape: Sequence[int] = (800, 1333), csv: str | None = None, signs: bool = False,
+                  cfg_options: dict | None = None) -> Summary:
+    """Print the summary table; ``csv`` also writes it, ``signs`` adds the binarization report with the balance of signs."""
+    MMLogger.get_instance('mmengine', log_level='WARNING')
+    cfg = load_config(config, cfg_options=cfg_options)
+    model, summary = summarize_config(cfg, shape)
+    console = Console(width=max(Console().width, MIN_WIDTH))
+    if signs:
+        model.init_weights()
+        console.print(BinarizationReport.of(model).measure(model, *detector_inputs(model, shape), batch_stats=True))
+    console.print(summary)
+    if csv:
+        console.print(f'{summary.to_csv(csv)} written')
+    return summary

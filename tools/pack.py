@@ -1,0 +1,24 @@
+#!/usr/bin/env python
+"""Pack a checkpoint: bits, scales, float remainder and the config in one .safetensors file."""
+
+import argparse
+
+import bnn_plugins  # noqa: F401  (before mmdet: it provides what an mmcv without compiled operators lacks)
+from mmengine.config import DictAction
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='.pth checkpoint of tools/train.py')
+    parser.add_argument('out', help='.safetensors file to write')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value')
+    args = parser.parse_args()
+
+    from bnn_plugins.hosts.mmdet import pack_checkpoint
+    path = pack_checkpoint(**vars(args))
+    print(f'{path}: {path.stat().st_size:,} bytes')
+
+
+if __name__ == '__main__':
+    main()
