@@ -29,7 +29,7 @@ class RPReLU(nn.Module):
         if self.channel_dim == 1:
             x = F.prelu(x, self.slope.to(x.dtype))
         else:
-            x = torch.where(x >= 0, x, self.slope * x)
+            x = torch.where(x > 0, x, self.slope * x)
         return x + per_channel(self.zeta, x.ndim, self.channel_dim)
 
     def extra_repr(self) -> str:

@@ -45,9 +45,10 @@ class BinaryLayer(nn.Module):
         if x.numel() < CHECKED_NUMEL or not bool((levels > 0).all()) or bool(x.amin() == x.amax()):
             return
         raise ValueError(
-            f'{self}: the input of this binary layer is never below its threshold, so its sign is always +1 and nothing can '
-            "be learned. A ReLU before it? Use type='bnn_plugins.binarized' (it replaces the ReLU), a native backbone such as "
-            "'bnn_plugins.BNNResNet', or set pre_norm=True on this layer.")
+            f'{type(self).__name__}({self.extra_repr()}): the input of this binary layer is never below its threshold, so '
+            "its sign is always +1 and nothing can be learned. A ReLU before it? Use type='bnn_plugins.binarized' (it replaces "
+            "the ReLU), a native backbone such as 'bnn_plugins.BNNResNet', or a norm before the sign (pre_norm=True of "
+            'BinaryConv2d).')
 
     def _epilogue(self, acc: Tensor, scale: Tensor | None, bias: Tensor | None, factor: Tensor | None = None) -> Tensor:
         scale = output_scale(scale, self.activation.step, self.folded_scale, factor)
@@ -63,17 +64,22 @@ class BinaryLayer(nn.Module):
         mmcv's ``fuse_conv_bn`` and ``efficient_conv_bn_eval`` multiply a convolution's weight by the norm's factor. The sign
         would lose it, so it is recovered and applied to the output. Differentiable in the factor only.
         """
-        new, old = weight.flatten(1), self.weight.flatten(1)
+        limits = torch.finfo(weight.dtype)  # the product was rounded to this
+        new, old = (w.flatten(1).to(torch.promote_types(w.dtype, torch.float32)) for w in (weight, self.weight))
         norm = (old * old.detach()).sum(1)
         factor = (new * old.detach()).sum(1) / norm
-        exact = torch.allclose(new, factor[:, None] * old, rtol=1e-4, atol=1e-12)
-        return factor if exact and bool((norm > 0).all()) else None
+        exact = torch.allclose(new, factor[:, None] * old, rtol=max(1e-4, 2 * limits.eps),
+                               atol=max(1e-12, limits.tiny * limits.eps))
+        return factor.to(weight.dtype) if exact and bool((norm > 0).all()) else None
+
+    def _is_comparable(self, weight: Tensor) -> bool:
+        return weight.shape == self.weight.shape and weight.device == self.weight.device and not weight.is_meta
 
     def __setattr__(self, name: str, value) -> None:
         if name == 'weight' and isinstance(value, nn.Parameter) and 'weight' in getattr(self, '_parameters', {}):
-            if value.shape == self.weight.shape and hasattr(self, 'weight_binarizer'):
+            if self._is_comparable(value) and hasattr(self, 'weight_binarizer'):
                 factor = self._fold_factor(value)
-                if factor is not None:
+                if factor is not None and not bool((factor == 1).all()):  # all ones: tied or reloaded, an assignment
                     self.fold_(factor.detach())
                     return
         super().__setattr__(name, value)

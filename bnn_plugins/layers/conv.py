@@ -58,6 +58,8 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         self.to(device=device, dtype=dtype)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.ndim != 4:
+            raise ValueError(f'BinaryConv2d takes [N, C, H, W], but got {tuple(input.shape)}')
         factor = None
         if weight is not self.weight:  # efficient_conv_bn_eval passes the weight times the norm's factor
             factor = self._fold_factor(weight)

@@ -1,0 +1,174 @@
+"""The formulas of the papers in numpy, written without a look at ``bnn_plugins.binarize``.
+
+Each weight formula takes latents ``w`` ``[O, ...]`` and the gradient ``g`` that the binary weight ``W_b = scale * levels``
+receives, and returns ``(levels, scale, dw)``; ReCU's also the gradient of its learned scale. Each activation formula takes
+``x`` and the gradient ``g`` of the value (level times step) and returns ``(levels, dx)``.
+"""
+
+import numpy as np
+
+
+def sign(x):
+    return np.where(np.asarray(x) < 0, -1.0, 1.0)
+
+
+# ---- surrogate gradients: name -> formula of (x, ...) ----------------------------------------------------------------------
+
+
+def ede_factors(progress, t_min=0.1, t_max=10.0):
+    """IR-Net: t = Tmin * 10^(p log10(Tmax / Tmin)), k = max(1 / t, 1)."""
+    t = t_min ** (1 - progress) * t_max**progress
+    return t, max(1 / t, 1)
+
+
+def ede(x, progress=0.0, t_min=0.1, t_max=10.0):
+    t, k = ede_factors(progress, t_min, t_max)
+    return k * t / np.cosh(np.minimum(np.abs(t * x), 300)) ** 2
+
+
+def approx_sign(x):
+    return np.where(x < -1, 0, np.where(x < 0, 2 + 2 * x, np.where(x < 1, 2 - 2 * x, 0)))
+
+
+def clipped(x, clip=1.0):
+    return ((x >= -clip) & (x <= clip)).astype(float)
+
+
+def swish_sign(x, beta=5.0):
+    """Derivative of 2 s(bx) (1 + bx (1 - s(bx))) - 1 with the logistic function s; BNN+ eq. 4."""
+    u = np.clip(beta * x, -600, 600)
+    s, c = 1 / (1 + np.exp(-u)), 1 / (1 + np.exp(u))
+    return beta * 2 * (s * c * (1 + u * c) + s * (c - u * s * c))
+
+
+def soft_sign(x, beta=1.0):
+    return beta / (1 + beta * np.abs(x)) ** 2
+
+
+def tanh(x, beta=1.0):
+    return beta / np.cosh(np.minimum(np.abs(beta * x), 300)) ** 2
+
+
+SURROGATES = {'ste': np.ones_like, 'clipped_ste': clipped, 'approx_sign': approx_sign, 'ede': ede, 'swish_sign': swish_sign,
+              'soft_sign': soft_sign, 'tanh': tanh}
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------------
+
+
+def along(values, w):
+    """``[O]`` or ``[1]`` next to ``w``, ``[O, ...]``."""
+    return np.reshape(values, (-1,) + (1,) * (w.ndim - 1))
+
+
+def filter_axes(w):
+    return tuple(range(1, w.ndim))
+
+
+def sign_weight(w, g):
+    return sign(w), None, g
+
+
+def hard_binary(w, g):
+    """Liu's HardBinaryConv: the gradient is not multiplied by alpha."""
+    return sign(w), np.abs(w).mean(filter_axes(w)), g * clipped(w)
+
+
+def xnor(w, g):
+    """Exact gradient: alpha 1{|W| <= 1} g + sign(W)/n sum(g sign(W)), then through the clip and the centring."""
+    centred = w - w.mean(1, keepdims=True) if w.shape[1] > 1 else w
+    clip = np.clip(centred, -1, 1)
+    n = w[0].size
+    alpha = np.abs(clip).mean(filter_axes(w))
+    s = sign(clip)
+    d = along(alpha, w) * clipped(clip) * g + s / n * (g * s).sum(filter_axes(w), keepdims=True)
+    d = d * clipped(centred)
+    return s, alpha, d - d.mean(1, keepdims=True) if w.shape[1] > 1 else d
+
+
+def dorefa(w, g, w_bits=1, **_):
+    if w_bits == 1:
+        return sign(w), np.abs(w).mean().reshape(1), g
+    top = 2**w_bits - 1
+    t = np.tanh(w)
+    m = np.abs(t).max()
+    levels = 2 * np.round(top * (t / (2 * m) + 0.5)) - top
+    # W_b = 2 q(u) - 1 with the identity through q, u = t / 2m + 1/2.
+    dt = g / m
+    peak = np.unravel_index(np.abs(t).argmax(), t.shape)
+    dt[peak] -= (g * t).sum() / m**2 * np.sign(t[peak])
+    return levels, np.array([1 / top]), dt * (1 - t**2)
+
+
+def standardise(w, factor=1.0):
+    """``factor * (w - mean) / std`` per filter with the unbiased std, and the way back for a gradient."""
+    axes, n = filter_axes(w), w[0].size
+    centred = w - w.mean(axes, keepdims=True)
+    std = np.sqrt((centred**2).sum(axes, keepdims=True) / (n - 1))
+    out = factor * centred / (std + 1e-5)
+
+    def back(d):
+        d = factor * d
+        dc = d / (std + 1e-5) - centred * (d * centred).sum(axes, keepdims=True) / ((std + 1e-5) ** 2 * std * (n - 1))
+        return dc - dc.mean(axes, keepdims=True)
+
+    return out, back
+
+
+def irnet(w, g, progress=0.0, **ede_range):
+    w_hat, back = standardise(w)
+    scale = 2.0 ** np.round(np.log2(np.abs(w_hat).mean(filter_axes(w))))
+    return sign(w_hat), scale, back(along(scale, w) * g * ede(w_hat, progress, **ede_range))
+
+
+def recu_tau(progress, tau_min=0.85, tau_max=0.99):
+    """tau = A e^p + B, through (0, tau_min) and (1, tau_max)."""
+    return tau_min + (tau_max - tau_min) * np.expm1(progress) / np.expm1(1)
+
+
+def recu(w, g, alpha, progress=0.0):
+    w1, back = standardise(w, 2 * np.sqrt(2))
+    bound = -np.abs(w1).mean() * np.log(2 - 2 * recu_tau(progress))
+    dw = back(along(alpha, w) * g * clipped(w1, bound))
+    return sign(np.clip(w1, -bound, bound)), alpha, dw, (g * sign(w1)).sum(filter_axes(w))
+
+
+WEIGHTS = {'binaryconnect': sign_weight, 'binarynet': sign_weight, 'xnor': xnor, 'dorefa': dorefa, 'bireal': hard_binary,
+           'irnet': irnet, 'recu': recu, 'reactnet': hard_binary}
+
+
+# ---- activations -----------------------------------------------------------------------------------------------------------
+
+
+def float_activation(x, g):
+    return x, g
+
+
+def clipped_activation(x, g):
+    return sign(x), g * clipped(x)
+
+
+def approx_activation(x, g):
+    return sign(x), g * approx_sign(x)
+
+
+def ede_activation(x, g, progress=0.0):
+    return sign(x), g * ede(x, progress)
+
+
+def dorefa_activation(x, g, a_bits=1, **_):
+    return np.round((2**a_bits - 1) * np.clip(x, 0, 1)), g * ((x >= 0) & (x <= 1))
+
+
+def recu_activation(x, g):
+    """Division by sqrt(var + 1e-5) of each sample (no centring), then ApproxSign."""
+    axes, n = filter_axes(x), x[0].size
+    centred = x - x.mean(axes, keepdims=True)
+    r = np.sqrt((centred**2).sum(axes, keepdims=True) / (n - 1) + 1e-5)
+    d = g * approx_sign(x / r)
+    return sign(x), d / r - centred / ((n - 1) * r**3) * (d * x).sum(axes, keepdims=True)
+
+
+ACTIVATIONS = {'binaryconnect': float_activation, 'binarynet': clipped_activation, 'xnor': clipped_activation,
+               'dorefa': dorefa_activation, 'bireal': approx_activation, 'irnet': ede_activation, 'recu': recu_activation,
+               'reactnet': approx_activation}

@@ -1,0 +1,240 @@
+"""Weight binarizers: levels, scale and the gradient of the latents against the formulas of the papers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bnn_plugins.binarize import (
+    DoReFaWeight,
+    ReCUWeight,
+    SignWeight,
+    StochasticSignWeight,
+    build_method,
+    list_methods,
+    set_progress,
+)
+
+from . import oracle
+
+SPECS = [*list_methods(), *(dict(type='dorefa', w_bits=bits) for bits in (2, 3, 4, 8)), dict(type='irnet', t_min=1e-3)]
+SCHEDULED = ('irnet', 'recu')
+SHAPES = [(5, 4, 3, 3), (3, 1, 3, 3), (6, 8), (2, 3, 1, 1)]
+EVERY = [*list_methods(), dict(type='binaryconnect', stochastic=True), dict(type='dorefa', w_bits=2, a_bits=2)]
+
+
+def formula(spec):
+    options = dict(type=spec) if isinstance(spec, str) else dict(spec)
+    return options.pop('type'), options
+
+
+def weight_binarizer(spec, shape, dtype=torch.float64):
+    return build_method(spec).weight(shape[0], math.prod(shape[1:])).to(dtype)
+
+
+def binary_weight(levels, scale):
+    """W_b = scale * levels."""
+    return levels if scale is None else levels * scale.view(-1, *[1] * (levels.ndim - 1))
+
+
+def test_every_method_has_a_formula():
+    assert set(list_methods()) == set(oracle.WEIGHTS), 'write the formula of a new method in oracle.py'
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize(('spec', 'progress'), [(spec, progress) for spec in SPECS for progress in
+                                                ((0.0, 0.7, 1.0) if formula(spec)[0] in SCHEDULED else (0.0,))], ids=str)
+def test_formula(spec, shape, progress):
+    name, options = formula(spec)
+    if name in SCHEDULED:
+        options['progress'] = progress
+    binarizer = weight_binarizer(spec, shape)
+    set_progress(binarizer, progress)
+    if name == 'recu':
+        binarizer.alpha.data.uniform_(-1, 2)
+        options['alpha'] = binarizer.alpha.detach().numpy()
+    # Latents on both sides of the clipping points, some exactly at them.
+    w = 1.3 * torch.randn(shape, dtype=torch.float64)
+    if name not in SCHEDULED:  # those standardise first
+        w.view(-1)[:3] = torch.tensor([1.0, -1.0, 0.0])
+    w.requires_grad_()
+    g = torch.randn(shape, dtype=torch.float64)
+
+    levels, scale = binarizer(w)
+    binary_weight(levels, scale).backward(g)
+    expected_levels, expected_scale, dw, *dalpha = oracle.WEIGHTS[name](w.detach().numpy(), g.numpy().copy(), **options)
+
+    np.testing.assert_array_equal(levels.detach().numpy(), expected_levels)
+    if expected_scale is None:
+        assert scale is None
+    else:
+        np.testing.assert_allclose(scale.detach().numpy(), expected_scale, rtol=1e-12)
+    np.testing.assert_allclose(w.grad.numpy(), dw, rtol=1e-8, atol=1e-12)
+    if dalpha:
+        np.testing.assert_allclose(binarizer.alpha.grad.numpy(), dalpha[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize('spec', EVERY, ids=str)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('training', [True, False])
+def test_levels_are_exact_in_every_dtype(spec, dtype, training):
+    binarizer = weight_binarizer(spec, (6, 5, 3, 3), dtype).train(training)
+    for needs_grad in (True, False):
+        levels, scale = binarizer(torch.randn(6, 5, 3, 3).to(dtype).requires_grad_(needs_grad))
+        assert levels.dtype == dtype
+        assert scale is None or (scale.dtype == dtype and scale.shape in [(6,), (1,)])
+        if binarizer.bits == 1:
+            assert set(levels.flatten().tolist()) == {-1.0, 1.0}
+        else:
+            top = 2**binarizer.bits - 1
+            assert set(levels.flatten().tolist()) <= set(range(-top, top + 1, 2))
+
+
+def test_hard_binary_conv_is_not_multiplied_by_alpha():
+    """Two filters whose magnitudes differ 100 times get the same gradient; outside of [-1, 1] it is zero."""
+    binarizer = SignWeight('clipped_ste', 'channel')
+    w = torch.tensor([[0.5, -0.7, 1.0, -1.01], [0.005, -0.007, 0.01, -0.0101]], requires_grad=True)
+    g = torch.tensor([[1.0, 2.0, 3.0, 4.0]]).repeat(2, 1)
+    binary_weight(*binarizer(w)).backward(g)
+    torch.testing.assert_close(w.grad, torch.tensor([[1.0, 2.0, 3.0, 0.0], [1.0, 2.0, 3.0, 4.0]]))
+
+
+def test_xnor_gradient_by_hand():
+    """alpha 1{|W| <= 1} g + sign(W)/n sum(g sign(W)) on a depthwise filter (not centred), n = 2."""
+    w = torch.tensor([[[[0.2, -0.6]]]], requires_grad=True)
+    levels, scale = build_method('xnor').weight(1, 2)(w)
+    binary_weight(levels, scale).backward(torch.tensor([[[[1.0, 3.0]]]]))
+    alpha, mixed = 0.4, (1.0 * 1 + 3.0 * -1) / 2
+    torch.testing.assert_close(w.grad.flatten(), torch.tensor([alpha * 1 + mixed, alpha * 3 - mixed]))
+
+
+@pytest.mark.parametrize(('progress', 'tau'), [(0.0, 0.85), (0.5, 0.9028), (1.0, 0.99)])
+def test_recu_clamps_at_the_laplace_quantile(progress, tau):
+    """Of Laplace distributed latents, the share 2 (1 - tau) lies beyond the quantiles and gets no gradient of its own."""
+    n = 2000
+    binarizer = ReCUWeight(1, n).double()
+    set_progress(binarizer, progress)
+    assert binarizer.tau == pytest.approx(tau, abs=1e-4)
+    quantiles = (torch.arange(n, dtype=torch.float64) + 0.5) / n - 0.5
+    w = (-0.3 * quantiles.sign() * torch.log1p(-2 * quantiles.abs())).view(1, n).requires_grad_()
+    levels, scale = binarizer(w)
+    value = binary_weight(levels, scale)[0]
+    indices = range(0, n, 5)
+    clamped = [not torch.autograd.grad(value[i], w, retain_graph=True)[0].any() for i in indices]
+    assert np.mean(clamped) == pytest.approx(2 * (1 - tau), abs=0.015)
+
+
+@pytest.mark.parametrize('tau', [dict(tau_min=0.5), dict(tau_max=1.0), dict(tau_min=0.9, tau_max=0.8)])
+def test_recu_refuses_impossible_quantiles(tau):
+    with pytest.raises(ValueError, match=r'0\.5 < tau_min <= tau_max < 1'):
+        build_method(dict(type='recu', **tau)).weight(4, 9)
+
+
+def test_recu_alpha_keeps_the_variance():
+    alpha = build_method('recu').weight(5, 64).alpha
+    assert alpha.requires_grad
+    torch.testing.assert_close(alpha.detach(), torch.full((5,), 1 / 8))
+
+
+@pytest.mark.parametrize('shape', [(4, 3, 3, 3), (4, 1, 3, 3), (3, 1, 1, 1), (4, 1), (1, 1), (2, 5)])
+@pytest.mark.parametrize('spec', EVERY, ids=str)
+@pytest.mark.parametrize('fill', ['zero filter', 'all zero', 'constant', 'tiny'])
+def test_degenerate_filters_stay_finite(spec, shape, fill):
+    binarizer = weight_binarizer(spec, shape, torch.float32)
+    w = torch.randn(shape)
+    if fill == 'zero filter':
+        w[0] = 0
+    else:
+        w = {'all zero': torch.zeros(shape), 'constant': torch.full(shape, 0.3), 'tiny': 1e-30 * w}[fill]
+    w.requires_grad_()
+    levels, scale = binarizer(w)
+    binary_weight(levels, scale).backward(torch.randn(shape))
+    assert levels.isfinite().all()
+    assert scale is None or scale.isfinite().all()
+    assert w.grad.isfinite().all()
+    if binarizer.bits == 1:
+        assert (levels.abs() == 1).all()
+
+
+@pytest.mark.parametrize('name', ['bireal', 'xnor', 'dorefa', 'reactnet'])
+def test_magnitude_scale_is_equivariant(name):
+    """Latents twice as large: same levels, twice the scale."""
+    binarizer = weight_binarizer(name, (4, 6), torch.float64)
+    w = 0.1 * torch.randn(4, 6, dtype=torch.float64)
+    levels, scale = binarizer(w)
+    doubled, double_scale = binarizer(2 * w)
+    assert torch.equal(levels, doubled)
+    torch.testing.assert_close(2 * scale, double_scale)
+
+
+class TestStochastic:
+    """BinaryConnect: +1 with probability clip((w + 1) / 2, 0, 1) in training, the sign in evaluation."""
+
+    values = [-1.5, -1.0, -0.6, 0.0, 0.2, 0.9, 1.0, 2.0]
+
+    def test_frequency(self):
+        draws = 20000
+        w = torch.tensor(self.values).expand(draws, -1).contiguous()
+        levels, scale = StochasticSignWeight()(w)
+        assert scale is None
+        assert set(levels.flatten().tolist()) == {-1.0, 1.0}
+        share = (levels > 0).double().mean(0).numpy()
+        p = np.clip((np.array(self.values) + 1) / 2, 0, 1)
+        # 5 standard deviations; exact where the probability is 0 or 1.
+        assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / draws)).all()
+
+    def test_draws_are_independent(self):
+        levels, _ = StochasticSignWeight()(torch.zeros(2, 20000))
+        correlation = (levels[0] * levels[1]).mean().item()
+        assert abs(correlation) < 5 / 20000**0.5
+        again, _ = StochasticSignWeight()(torch.zeros(2, 20000))
+        assert not torch.equal(levels, again)
+
+    def test_gradient_is_the_identity(self):
+        w = torch.tensor(self.values, requires_grad=True)
+        g = torch.randn(len(self.values))
+        StochasticSignWeight()(w)[0].backward(g)
+        assert torch.equal(w.grad, g)
+
+    def test_evaluation_is_the_sign(self):
+        binarizer = StochasticSignWeight().eval()
+        w = torch.randn(100, 9)
+        w[0, :2] = torch.tensor([0.0, -0.0])
+        levels, _ = binarizer(w)
+        np.testing.assert_array_equal(levels.numpy(), oracle.sign(w.numpy()))
+        assert torch.equal(levels, binarizer(w)[0])
+
+    def test_follows_the_seed(self):
+        w = torch.zeros(100)
+        torch.manual_seed(3)
+        first = StochasticSignWeight()(w)[0]
+        torch.manual_seed(3)
+        assert torch.equal(first, StochasticSignWeight()(w)[0])
+
+
+@given(bits=st.integers(2, 8), seed=st.integers(0, 2**16), spread=st.floats(1e-3, 5))
+def test_dorefa_levels_are_odd_integers_and_reach_the_top(bits, seed, spread):
+    w = spread * torch.randn(4, 9, generator=torch.Generator().manual_seed(seed))
+    levels, scale = DoReFaWeight(bits)(w)
+    top = 2**bits - 1
+    assert levels.abs().max() == top, 'the largest latent is the largest level'
+    assert torch.equal(levels, levels.round())
+    assert (levels % 2 == 1).all()  # in Python's sense: -3 % 2 == 1
+    assert scale.item() == pytest.approx(1 / top)
+    flat = w.flatten()
+    order = flat.argsort()
+    assert (levels.flatten()[order].diff() >= 0).all(), 'monotone'
+
+
+@pytest.mark.parametrize('bits', [0, 9, 32])
+def test_dorefa_refuses_other_widths(bits):
+    with pytest.raises(ValueError, match='2 to 8 bits'):
+        build_method(dict(type='dorefa', w_bits=bits)).weight(4, 9)
+
+
+def test_unknown_scale():
+    with pytest.raises(ValueError, match="'none', 'channel' or 'layer'"):
+        SignWeight(scale='filter')
