@@ -113,7 +113,8 @@ class Summary:
         return (f'OPs = FLOPs + BOPs / {BOPS_PER_OP}, per image; one FLOP is one real multiply-accumulate. '
                 f'{self.binary_share:.1%} of the multiply-accumulates are binary. Binarized layers: '
                 f'{self.layer_compression:.1f}x smaller; whole model: {size(self.totals.bytes_float)} float, '
-                f'{size(self.totals.bytes_packed)} packed ({self.compression:.1f}x), predicted file {self.bytes_file:,} bytes. Ran: {self.backend}.')
+                f'{size(self.totals.bytes_packed)} packed ({self.compression:.1f}x), file of {self.bytes_file:,} bytes. '
+                f'Ran: {self.backend}.')
 
 
 def cells(row: SummaryRow) -> list[str]:

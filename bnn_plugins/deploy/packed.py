@@ -117,7 +117,9 @@ class PackedConv2d(PackedLayer):
             input = self.pre_norm(input)
         if self.activation.bits == 32:
             return self._epilogue(convolve_levels(self, input, self._weight()), input.dtype)
-        return self._epilogue(self._accumulate(input), torch.float32)
+        # In the input's memory format, as a latent convolution: float layers behind it sum in an order that depends on it.
+        acc = self._accumulate(input).contiguous(memory_format=memory_format(input))
+        return self._epilogue(acc, torch.float32)
 
     def signature(self) -> str:
         return (f'conv {self.in_channels}->{self.out_channels} kernel {tuple(self.kernel_size)} stride {tuple(self.stride)} '
@@ -126,6 +128,12 @@ class PackedConv2d(PackedLayer):
 
     def extra_repr(self) -> str:
         return f'{self.signature()}, weight bits {self.w_bits}'
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Channels-last where ``x`` is that and not also plain contiguous."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 class PackedLinear(PackedLayer):

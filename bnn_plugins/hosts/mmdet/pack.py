@@ -7,7 +7,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from ...deploy import PackedFile, attach_signatures, pack_, read_packed, save_packed
+from ...deploy import attach_signatures, pack_, read_packed, save_packed
 from .run import load_config
 
 
@@ -29,39 +29,11 @@ def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | 
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f'the checkpoint {checkpoint!r} does not exist')
     cfg = load_config(config, cfg_options=cfg_options)
+    text = cfg.pretty_text  # building moves parts of the config around
     model = build_model(cfg)
     loaded = load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
     dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
-    return save_packed(pack_(model), out, cfg.pretty_text, {'dataset_meta': dataset_meta})
-
-
-def check_config(cfg: Config, path: str) -> PackedFile:
-    """Read a packed file and compare its model config with that of ``cfg``.
-
-    Raises:
-        ValueError: when they differ; the first differing key is named.
-    """
-    file = read_packed(path)
-    if file.config:
-        difference = first_difference(Config.fromstring(file.config, '.py').model.to_dict(), cfg.model.to_dict(), 'model')
-        if difference:
-            raise ValueError(f'{path} is for another config: {difference}')
-    return file
-
-
-def first_difference(packed, given, path: str) -> str | None:
-    """Where two nested configs differ, in words; ``None`` when they do not."""
-    if isinstance(packed, dict) and isinstance(given, dict):
-        for key in [*packed, *(key for key in given if key not in packed)]:
-            absent = 'absent'
-            found = first_difference(packed.get(key, absent), given.get(key, absent), f'{path}.{key}')
-            if found:
-                return found
-        return None
-    if isinstance(packed, list | tuple) and isinstance(given, list | tuple) and len(packed) == len(given):
-        pairs = enumerate(zip(packed, given, strict=True))
-        return next(filter(None, (first_difference(a, b, f'{path}[{i}]') for i, (a, b) in pairs)), None)
-    return None if packed == given else f'{path} is {packed!r} in the file, but {given!r} in the config'
+    return save_packed(pack_(model), out, text, {'dataset_meta': dataset_meta})
 
 
 def load_from_packed(filename: str, map_location=None) -> dict:

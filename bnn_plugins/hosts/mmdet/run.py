@@ -6,8 +6,13 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+import bnn_kernels
+
+from ...deploy import load_packed_
 
 
 def load_config(config: str, work_dir: str | None = None, cfg_options: dict | None = None, launcher: str = 'none') -> Config:
@@ -66,16 +71,28 @@ def test(config: str, checkpoint: str, work_dir: str | None = None, out: str | N
 
     Returns:
         the metrics, ``{'coco/bbox_mAP_50': ..., ...}``.
+
+    Raises:
+        FileNotFoundError: when the config or the checkpoint does not exist. ValueError: when a packed file is damaged or for
+            another config.
     """
     cfg = load_config(config, work_dir, cfg_options, launcher)
-    cfg.load_from = checkpoint
+    packed = checkpoint.endswith('.safetensors')
+    cfg.load_from = None if packed else checkpoint
     if show or show_dir:
         hook = cfg.default_hooks.setdefault('visualization', dict(type='DetVisualizationHook'))
         hook.update(draw=True, show=show, wait_time=wait_time, test_out_dir=show_dir)
     if out:
         cfg.test_evaluator = [cfg.test_evaluator] if isinstance(cfg.test_evaluator, dict) else list(cfg.test_evaluator)
         cfg.test_evaluator.append(dict(type='DumpDetResults', out_file_path=out))
-    return build_runner(cfg).test()
+    runner = build_runner(cfg)
+    if packed:
+        # Checks more than mmengine's loading does: the file and the model must have the same layers.
+        load_packed_(runner.model.module if is_model_wrapper(runner.model) else runner.model, checkpoint)
+    metrics = runner.test()
+    if packed:
+        print_log(f'packed layers ran on the backend {bnn_kernels.last_backend()!r}', logger='current')
+    return metrics
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -30,8 +30,9 @@ def detector_inputs(model: nn.Module, shape: Sequence[int], seed: int = 0) -> tu
 
 def summarize_config(cfg: Config, shape: Sequence[int]) -> tuple[nn.Module, Summary]:
     """Build the model of ``cfg`` and count it on one image of ``shape`` (height, width)."""
+    text = cfg.pretty_text  # as tools/pack.py stores it: building moves parts of the config around
     model = build_model(cfg)
-    return model, summarize(model, detector_inputs(model, shape), config=cfg.pretty_text)
+    return model, summarize(model, detector_inputs(model, shape), config=text)
 
 
 def print_summary(config: str, shape: Sequence[int] = (800, 1333), csv: str | None = None, signs: bool = False,
