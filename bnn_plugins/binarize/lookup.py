@@ -1,7 +1,9 @@
 """Names in configs: an unknown one raises and names the nearest known one."""
 
 import difflib
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
@@ -18,3 +20,21 @@ def check_keys(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
     for name in given:
         if name not in known:
             raise ValueError(unknown(kind, name, known))
+
+
+def checked_arguments(init: Callable) -> Callable:
+    """Decorator of ``__init__``: an unknown keyword raises ``TypeError`` that names the nearest known one.
+
+    Registries hand the keys of a config over as keywords, so this is where a misspelt key arrives.
+    """
+    known = [name for name, parameter in inspect.signature(init).parameters.items()
+             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)][1:]
+
+    @functools.wraps(init)
+    def checked(self, *args, **kwargs):
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(unknown(f'argument of {type(self).__name__}', name, known))
+        init(self, *args, **kwargs)
+
+    return checked

@@ -18,6 +18,8 @@ PREDICTION_NAMES = {
     'convs_pred', 'multi_level_conv_cls', 'multi_level_conv_reg', 'multi_level_conv_obj', 'cls_branches', 'reg_branches',
     'heatmap_head', 'wh_head', 'offset_head', 'conv_logits', 'fc', 'classifier', 'conv_out',
 }
+# mmcv's Conv2d and Linear only add a case for empty inputs, which torch has handled itself since 1.5.
+TRANSPARENT_MODULES = {'mmcv.cnn.bricks.wrappers'}
 ATTENTION_CLASSES = {'SELayer', 'SqueezeExcite', 'SEModule', 'ChannelAttention', 'SplitAttentionConv2d', 'DyReLU'}
 
 
@@ -69,9 +71,13 @@ def channel_attention(c: Candidate) -> Reason:
 
 
 def own_forward(c: Candidate) -> Reason:
-    """Deformable convolutions, quantized linears and the like compute something else with their weight."""
+    """Deformable convolutions, quantized linear layers and the like compute something else with their weight."""
     cls = type(c.module)
-    return None if cls in (nn.Conv2d, nn.Linear) else f'{cls.__name__} has a forward of its own'
+    base = nn.Linear if isinstance(c.module, nn.Linear) else nn.Conv2d
+    if cls.__name__ == 'NonDynamicallyQuantizableLinear':
+        return 'nn.MultiheadAttention uses its weight without calling it'
+    plain = cls.forward is base.forward and getattr(cls, '_conv_forward', None) is getattr(base, '_conv_forward', None)
+    return None if plain or cls.__module__ in TRANSPARENT_MODULES else f'{cls.__name__} has a forward of its own'
 
 
 BUILT_IN: tuple[Callable[[Candidate], Reason], ...] = (

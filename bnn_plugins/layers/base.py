@@ -46,9 +46,9 @@ class BinaryLayer(nn.Module):
             return
         raise ValueError(
             f'{type(self).__name__}({self.extra_repr()}): the input of this binary layer is never below its threshold, so '
-            "its sign is always +1 and nothing can be learned. A ReLU before it? Use type='bnn_plugins.binarized' (it replaces "
-            "the ReLU), a native backbone such as 'bnn_plugins.BNNResNet', or a norm before the sign (pre_norm=True of "
-            'BinaryConv2d).')
+            "its sign is always +1 and nothing can be learned. A ReLU before it? Use type='bnn_plugins.binarized' (it "
+            "replaces the ReLU), a native backbone such as 'bnn_plugins.BNNResNet', or a norm before the sign (pre_norm=True "
+            'of BinaryConv2d).')
 
     def _epilogue(self, acc: Tensor, scale: Tensor | None, bias: Tensor | None, factor: Tensor | None = None) -> Tensor:
         scale = output_scale(scale, self.activation.step, self.folded_scale, factor)

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..binarize.lookup import checked_arguments
 from .base import BinaryLayer
 
 PAD_VALUES = (-1, 0, 1)
@@ -40,6 +41,7 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
 
     channel_dim = 1
 
+    @checked_arguments
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
                  padding_mode='zeros', device=None, dtype=None, *, method: str | dict = 'reactnet', pad_value: int = 0,
                  pre_norm: bool = False):

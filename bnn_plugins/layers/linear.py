@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..binarize.lookup import checked_arguments
 from .base import BinaryLayer
 
 
@@ -21,6 +22,7 @@ class BinaryLinear(BinaryLayer, nn.Linear):
 
     channel_dim = -1
 
+    @checked_arguments
     def __init__(self, in_features, out_features, bias=True, device=None, dtype=None, *, method: str | dict = 'reactnet'):
         super().__init__(in_features, out_features, bias, device, dtype)
         self._init_binary(in_features, out_features, method)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...binarize import build_method
+from ...binarize.lookup import checked_arguments
 from ...layers import BinaryConv2d, build_act
 from ...registry import MODELS
 
@@ -120,8 +121,8 @@ class BNNResNet(BaseModule):
         style (str): accepted for compatibility; the stride is always at the 3x3 convolution (``'pytorch'``).
 
     Raises:
-        KeyError: for another depth. ValueError: for an unknown method or act, for ``style='caffe'``, and for
-            ``out_indices`` or ``frozen_stages`` outside of the stages.
+        KeyError: for another depth. TypeError: for an unknown argument. ValueError: for an unknown method or act, for
+            ``style='caffe'``, and for ``out_indices`` or ``frozen_stages`` outside of the stages.
     """
 
     arch_settings = {
@@ -130,6 +131,7 @@ class BNNResNet(BaseModule):
         50: (BinaryBottleneck, (3, 4, 6, 3)),
     }
 
+    @checked_arguments
     def __init__(self, depth: int, method: str | dict = 'reactnet', act: str = 'auto', pad_value: int = 0,
                  in_channels: int = 3, stem_channels: int | None = None, base_channels: int = 64, num_stages: int = 4,
                  strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),

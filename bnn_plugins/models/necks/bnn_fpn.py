@@ -1,8 +1,11 @@
 """Binary feature pyramid."""
 
+import inspect
+
 from mmdet.models.necks import FPN
 from torch import nn
 
+from ...binarize import check_keys
 from ...registry import MODELS
 from ..blocks import BinaryConvModule
 
@@ -20,12 +23,13 @@ class BNNFPN(FPN):
         other arguments: as in ``mmdet.FPN``, but for ``conv_cfg`` and ``act_cfg``, which must stay None.
 
     Raises:
-        ValueError: when ``conv_cfg`` or ``act_cfg`` is given.
+        ValueError: for an unknown argument, or when ``conv_cfg`` or ``act_cfg`` is given.
     """
 
     def __init__(self, in_channels: list[int], out_channels: int, num_outs: int, method: str | dict = 'reactnet',
                  act: str = 'identity', pad_value: int = 0, norm_cfg: dict | None = None, conv_cfg: dict | None = None,
                  act_cfg: dict | None = None, init_cfg: dict | list | None = None, **kwargs):
+        check_keys('argument of BNNFPN', kwargs, inspect.signature(FPN).parameters)
         if conv_cfg is not None or act_cfg is not None:
             raise ValueError('BNNFPN makes its own binary convolutions: use method= and act=, not conv_cfg= and act_cfg=')
         super().__init__(list(in_channels), out_channels, num_outs,
