@@ -47,7 +47,7 @@ class EpochSeedHook(Hook):
         if getattr(loader, 'persistent_workers', False):
             runner.logger.warning('persistent_workers=True: after a resume the augmentation differs from an uninterrupted '
                                   'run; set train_dataloader.persistent_workers=False for exact resume')
-        seed = (runner.seed + runner.epoch * 1_000_003) % 2**32
+        seed = (runner.seed + runner.epoch * 1_000_003) % 2**31  # numpy takes 32 bits; workers add their number
         set_random_seed(seed)
         if loader.num_workers > 0:
             loader.worker_init_fn = partial(worker_init_fn, num_workers=loader.num_workers, rank=get_rank(), seed=seed)

@@ -51,6 +51,15 @@ class BinaryBlock(BaseModule):
             self.downsample = nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False),
                                             build_norm_layer(self.norm_cfg, out_channels)[1])
 
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # Without avg_down (torchvision's, mmdet's default) the 1x1 convolution is at index 0 and its norm at 1.
+        if f'{prefix}downsample.0.weight' in state_dict:
+            for index in (1, 0):
+                old, new = f'{prefix}downsample.{index}.', f'{prefix}downsample.{index + 1}.'
+                for name in [name for name in state_dict if name.startswith(old)]:
+                    state_dict[name.replace(old, new, 1)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def shortcut(self, x: Tensor) -> Tensor:
         return x if self.downsample is None else self.downsample(x)
 
@@ -108,7 +117,8 @@ class BNNResNet(BaseModule):
     The stem pools before its norm, so that the first sign is balanced.
 
     Takes the arguments of ``mmdet.ResNet`` that make sense here, so that a config changes ``type`` and adds ``method``;
-    parameter names are those of mmdet's ResNet (with ``avg_down=True``), so float checkpoints load as latents.
+    parameter names are those of mmdet's ResNet with ``avg_down=True``, so float checkpoints load as latents (those without
+    ``avg_down``, torchvision's too).
 
     Args:
         depth (int): 18, 34 or 50.
@@ -147,7 +157,7 @@ class BNNResNet(BaseModule):
         if not 1 <= num_stages <= 4 or not len(strides) == len(dilations) == num_stages:
             raise ValueError(f'BNNResNet has 1 to 4 stages with one stride and one dilation each, but got '
                              f'num_stages={num_stages}, strides={tuple(strides)}, dilations={tuple(dilations)}')
-        if max(out_indices) >= num_stages or not -1 <= frozen_stages <= num_stages:
+        if not set(out_indices) <= set(range(num_stages)) or not -1 <= frozen_stages <= num_stages:
             raise ValueError(f'out_indices={tuple(out_indices)}, frozen_stages={frozen_stages} do not fit {num_stages} stages')
         self.depth = depth
         self.out_indices = out_indices

@@ -34,11 +34,12 @@ class BNNFPN(FPN):
             raise ValueError('BNNFPN makes its own binary convolutions: use method= and act=, not conv_cfg= and act_cfg=')
         super().__init__(list(in_channels), out_channels, num_outs,
                          init_cfg=init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform'), **kwargs)
-        common = dict(method=method, pad_value=pad_value, norm_cfg=norm_cfg or dict(type='BN', requires_grad=True), act=act)
+        norm_cfg = norm_cfg or dict(type='BN', requires_grad=True)
+        common = dict(method=method, pad_value=pad_value, act=act)
         # FPN has decided how many convolutions there are and their shapes; only the kind changes.
-        for convs in (self.lateral_convs, self.fpn_convs):
+        for convs, norm in ((self.lateral_convs, None if self.no_norm_on_lateral else norm_cfg), (self.fpn_convs, norm_cfg)):
             for index, module in enumerate(convs):
-                convs[index] = to_binary(module.conv, common)
+                convs[index] = to_binary(module.conv, dict(common, norm_cfg=norm))
 
 
 def to_binary(conv: nn.Conv2d, common: dict) -> BinaryConvModule:
