@@ -1,6 +1,7 @@
-"""Training with mmengine: hooks and optimizer constructors."""
+"""Training with mmengine: hooks, optimizer settings, mixed precision on a CPU."""
 
+from .amp import BFloat16OptimWrapper
 from .hooks import BinaryTrainingHook, EpochSeedHook
 from .optimizers import BinaryOptimWrapperConstructor
 
-__all__ = ['BinaryOptimWrapperConstructor', 'BinaryTrainingHook', 'EpochSeedHook']
+__all__ = ['BFloat16OptimWrapper', 'BinaryOptimWrapperConstructor', 'BinaryTrainingHook', 'EpochSeedHook']

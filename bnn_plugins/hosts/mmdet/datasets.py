@@ -31,10 +31,9 @@ class CheckedDatasetMixin:
 
     def parse_data_info(self, *args, **kwargs):
         info = super().parse_data_info(*args, **kwargs)
-        if isinstance(info, dict) and 'instances' in info:
-            kept = [i for i in info['instances'] if i['bbox'][2] > i['bbox'][0] and i['bbox'][3] > i['bbox'][1]]
-            self.dropped_boxes += len(info['instances']) - len(kept)
-            info['instances'] = kept
+        kept = [i for i in info['instances'] if i['bbox'][2] > i['bbox'][0] and i['bbox'][3] > i['bbox'][1]]
+        self.dropped_boxes += len(info['instances']) - len(kept)
+        info['instances'] = kept
         return info
 
 
@@ -50,3 +49,8 @@ class VOCDataset(CheckedDatasetMixin, MMDetVOCDataset):
 @DATASETS.register_module()
 class CocoDataset(CheckedDatasetMixin, MMDetCocoDataset):
     """mmdet's ``CocoDataset``; see :class:`CheckedDatasetMixin`."""
+
+    def parse_data_info(self, raw_data_info: dict) -> dict:
+        # The parent drops such boxes in silence.
+        self.dropped_boxes += sum(min(annotation['bbox'][2:]) <= 0 for annotation in raw_data_info['raw_ann_info'])
+        return super().parse_data_info(raw_data_info)

@@ -47,12 +47,11 @@ def train(config: str, work_dir: str | None = None, resume: str | None = None, a
     """
     cfg = load_config(config, work_dir, cfg_options, launcher)
     if amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        # bfloat16 has the exponent range of float32: nothing to scale; a CPU has no float16 convolution.
         if torch.cuda.is_available():
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
             cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
         else:
-            cfg.optim_wrapper.setdefault('dtype', 'bfloat16')
+            cfg.optim_wrapper.type = 'bnn_plugins.BFloat16OptimWrapper'
     if auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')
@@ -100,7 +99,7 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # mmengine's init_dist and its default wrapper both insist on a GPU.
         torch.distributed.init_process_group('gloo')
-        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel',
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
                                      find_unused_parameters=cfg.get('find_unused_parameters', False))
         print_log(f'no GPU: gloo on {os.environ["WORLD_SIZE"]} processes', logger='current')
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

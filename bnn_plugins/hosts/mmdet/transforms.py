@@ -13,5 +13,6 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         try:
             return super().transform(results)
         except Exception as error:
-            raise OSError(f'the image {results["img_path"]!r} cannot be read ({error or type(error).__name__}): restore '
+            what = ' '.join(str(error).split()) or type(error).__name__
+            raise OSError(f'the image {results["img_path"]!r} cannot be read ({what}): restore '
                           'the file, or take it out of the annotation file') from error

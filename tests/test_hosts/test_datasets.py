@@ -1,0 +1,86 @@
+"""Datasets that say what is wrong: missing folders, unreadable images, boxes of no size."""
+
+import json
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
+
+import bnn_plugins  # noqa: F401  (before mmdet: it provides what an mmcv without compiled operators lacks)
+
+BCCD = Path('data/bccd/BCCD')
+CLASSES = ('RBC', 'WBC', 'Platelets')
+OBJECT = ('<object><name>RBC</name><difficult>0</difficult><bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax>'
+          '<ymax>{3}</ymax></bndbox></object>')
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope('mmdet')
+
+
+@pytest.fixture
+def voc(tmp_path) -> Path:
+    """Two images in Pascal VOC layout; the first has a box of width 0, the second one of height 0 and one of each kind."""
+    boxes = {'a': [(10, 10, 30, 40), (5, 5, 5, 20)], 'b': [(1, 1, 9, 9), (4, 8, 20, 8), (20, 20, 40, 41)]}
+    for folder in ('JPEGImages', 'Annotations'):
+        (tmp_path / folder).mkdir()
+    for name, values in boxes.items():
+        cv2.imwrite(str(tmp_path / f'JPEGImages/{name}.jpg'), np.zeros((48, 64, 3), np.uint8))
+        (tmp_path / f'Annotations/{name}.xml').write_text(
+            '<annotation><size><width>64</width><height>48</height></size>' + ''.join(OBJECT.format(*v) for v in values) +
+            '</annotation>')
+    (tmp_path / 'list.txt').write_text('a\nb\n')
+    return tmp_path
+
+
+def build_voc(root: Path, **kwargs):
+    return DATASETS.build(dict(type='bnn_plugins.VOCDataset', data_root=str(root), data_prefix=dict(sub_data_root=''),
+                               metainfo=dict(classes=CLASSES), pipeline=[], **dict(dict(ann_file='list.txt'), **kwargs)))
+
+
+def test_boxes_of_no_size_are_dropped_and_counted(voc, caplog):
+    with caplog.at_level(logging.INFO):
+        dataset = build_voc(voc)
+    assert dataset.dropped_boxes == 2
+    assert [len(dataset.get_data_info(i)['instances']) for i in range(2)] == [1, 2]
+
+
+def test_boxes_of_no_size_in_coco_are_dropped_and_counted(tmp_path):
+    (tmp_path / 'images').mkdir()
+    boxes = [[1, 1, 10, 10], [5, 5, 0, 7], [5, 5, 7, 0], [2, 2, 4, 4]]
+    annotations = [dict(id=i, image_id=0, category_id=0, bbox=box, area=box[2] * box[3], iscrowd=0)
+                   for i, box in enumerate(boxes)]
+    images = [dict(id=0, file_name='x.png', width=32, height=32)]
+    (tmp_path / 'ann.json').write_text(json.dumps(dict(images=images, categories=[dict(id=0, name='RBC')],
+                                                       annotations=annotations)))
+    dataset = DATASETS.build(dict(type='bnn_plugins.CocoDataset', data_root=str(tmp_path), ann_file='ann.json',
+                                  data_prefix=dict(img='images/'), metainfo=dict(classes=('RBC',)), pipeline=[]))
+    assert dataset.dropped_boxes == 2
+    assert len(dataset.get_data_info(0)['instances']) == 2
+
+
+@pytest.mark.parametrize(('root', 'ann_file', 'missing'), [('nowhere', 'list.txt', 'nowhere'), ('.', 'no.txt', 'no.txt')])
+def test_a_missing_folder_or_list_is_named(voc, root, ann_file, missing):
+    with pytest.raises(FileNotFoundError, match=rf'{missing}.* does not exist: set data_root'):
+        build_voc(voc / root, ann_file=ann_file)
+
+
+@pytest.mark.parametrize('content', [None, b'', b'no image'], ids=['absent', 'empty', 'garbage'])
+def test_an_unreadable_image_is_named(voc, content):
+    path = voc / 'JPEGImages/a.jpg'
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    load = TRANSFORMS.build(dict(type='bnn_plugins.LoadImageFromFile'))
+    with pytest.raises(OSError, match=r'a\.jpg.* cannot be read .*: restore the file, or take it out of the annotation file'):
+        load(build_voc(voc).get_data_info(0))
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason=f'BCCD is not at {BCCD}')
+def test_bccd_has_two_boxes_of_no_size():
+    splits = [build_voc(BCCD, ann_file=f'ImageSets/Main/{split}.txt') for split in ('train', 'val', 'test')]
+    assert sum(split.dropped_boxes for split in splits) == 2
