@@ -7,8 +7,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-import bnn_plugins  # noqa: F401  (before any test imports mmdet: it provides what an mmcv without compiled operators lacks)
-
 import bnn_plugins  # noqa: F401  before mmdet, which needs mmcv._ext or its stand-in
 
 settings.register_profile('bnn_plugins', deadline=None, max_examples=25, database=None, derandomize=True)

@@ -13,7 +13,6 @@ import bnn_plugins
 from bnn_plugins.layers import BinaryConv2d, BinaryLayer
 
 # What the note on detection found conv_cfg not to reach, and what it reaches: config, input, number of binary layers.
-BASIC = dict(block='BASIC', num_blocks=(1,) * 4, num_channels=(8, 16, 32, 64))
 IMAGE = (2, 3, 64, 64)
 MODULES = {
     'ResNet': (dict(type='mmdet.ResNet', depth=18, base_channels=8, norm_eval=False, zero_init_residual=False), IMAGE, 16),
