@@ -11,4 +11,6 @@ setup(
     version=version.group(1),
     packages=find_packages(include=['bnn_plugins*']) + find_packages('kernels', include=['bnn_kernels*']),
     package_dir={'bnn_kernels': 'kernels/bnn_kernels'},
+    # .mim links to configs and tools: OpenMMLab's convention for finding them in an installed package.
+    package_data={'bnn_plugins': ['.mim/**/*.py', '.mim/**/*.yml', 'hosts/mmdet/*.j2']},
 )

@@ -74,8 +74,8 @@ def run(config: str, seed: int, work_dir: Path, threads: int) -> Row:
         file = pack_checkpoint(config, str(checkpoint), str(work_dir / 'packed.safetensors'))
         packed, size = test(config, str(file), str(work_dir / 'packed'))['pascal_voc/mAP'], file.stat().st_size
     weights = sum(value.nbytes for value in content['state_dict'].values())
-    return Row(Path(config).stem, str(method), seed, epochs, val, latent, packed, weights, size, round(seconds / 60, 1), threads,
-               processor(), torch.__version__, version('onedl-mmdetection'), version('bnn_plugins'))
+    return Row(Path(config).stem, str(method), seed, epochs, val, latent, packed, weights, size, round(seconds / 60, 1),
+               threads, processor(), torch.__version__, version('onedl-mmdetection'), version('bnn_plugins'))
 
 
 def main():

@@ -1,6 +1,7 @@
 """What ``import bnn_plugins`` arranges in the hosts, without importing them.
 
 - ``mmcv._ext`` can be imported where mmcv has no compiled operators (:mod:`.mmcv_ext`).
+- ``_base_ = 'bnn_plugins::detection/...'`` finds the configs of the installed package.
 - mmengine reads packed ``.safetensors`` wherever it reads a checkpoint: ``Runner``, ``DetInferencer``, ``init_detector``.
 """
 
@@ -13,6 +14,12 @@ def open_doors() -> None:
     """Arrange everything; a second call changes nothing."""
     mmcv_ext.install()
     wrapt.register_post_import_hook(register_packed_files, 'mmengine.runner.checkpoint')
+    wrapt.register_post_import_hook(register_configs, 'mmengine.config.utils')
+
+
+def register_configs(config_utils) -> None:
+    """Add the package to those whose configs ``_base_ = 'package::path'`` may name."""
+    config_utils.MODULE2PACKAGE['bnn_plugins'] = 'bnn_plugins'
 
 
 def register_packed_files(checkpoint) -> None:

@@ -6,11 +6,14 @@ import sys
 import mmdet.models  # noqa: F401
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 import bnn_plugins
 from bnn_plugins.layers import BinaryConv2d, BinaryLayer
+
+from .conftest import REPOSITORY
 
 # What the note on detection found conv_cfg not to reach, and what it reaches: config, input, number of binary layers.
 IMAGE = (2, 3, 64, 64)
@@ -138,3 +141,14 @@ print(torch.equal(bnn_plugins.pack_(model)(x), y), bnn_plugins.summarize(model, 
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.split() == ['True', '1152'], done.stderr
+
+
+def test_configs_of_the_package_can_be_inherited(tmp_path):
+    (tmp_path / 'mine.py').write_text("_base_ = 'bnn_plugins::detection/retinanet_bnn-r18_fpn_bccd.py'\n")
+    assert Config.fromfile(tmp_path / 'mine.py').model.backbone.type == 'bnn_plugins.BNNResNet'
+
+
+@pytest.mark.parametrize('config', sorted((REPOSITORY / 'configs/detection').glob('*.py')), ids=lambda path: path.stem)
+def test_every_config_builds_and_is_listed(config):
+    assert f'Config: configs/detection/{config.name}' in (config.parent / 'metafile.yml').read_text()
+    assert MODELS.build(Config.fromfile(config).model)

@@ -97,7 +97,7 @@ def test_a_packed_file_for_another_config_is_refused(trained, digits, tmp_path):
     with pytest.raises(ValueError, match=r"another config: the layer 'backbone.layer1.0.conv1' is .conv 12->12 .* in the"):
         evaluate(config, packed, str(tmp_path), cfg_options=wider)
     other = on_digits(digits, **{'model.backbone.method': 'xnor'})
-    with pytest.raises(ValueError, match=r'another config: the layer .* method xnor. in the model, but .* method reactnet. in'):
+    with pytest.raises(ValueError, match=r'the layer .* method xnor. in the model, but .* method reactnet. in the file'):
         evaluate(config, packed, str(tmp_path), cfg_options=other)
 
 
