@@ -48,7 +48,7 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
                 binary, reason = False, f'padding_mode={layer.padding_mode!r}: only a constant can be padded after the sign'
             if binary:
                 layer = to_binary(layer, cfg)
-                replace_(model, candidate.name, layer)
+                replace_(model, candidate.module, layer)
                 takes_signs |= layer.activation.signed and layer.activation.bits == 1
         report.rows.append(LayerRow(candidate.name, kind, binary, reason, layer.weight.numel()))
     if not report.binary:
@@ -75,12 +75,14 @@ def replace_relus_(model: nn.Module, act: str, report: BinarizationReport) -> No
     """Replace each ReLU that may feed a sign; channel attention keeps its own."""
     for name, module, parents in with_parents(model):
         if type(module) in NON_NEGATIVE and not ATTENTION_CLASSES & set(parents):
-            new = build_act(act, 1)
-            replace_(model, name, new)
+            new = build_act(act, 1).to(next(model.parameters())).train(module.training)  # device and dtype of the model
+            replace_(model, module, new)
             report.replaced[name] = (f'{type(module).__name__} -> {type(new).__name__}: a sign behind it would always be +1')
 
 
-def replace_(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` where ``model`` has ``name``."""
-    parent, _, child = name.rpartition('.')
-    setattr(model.get_submodule(parent), child, module)
+def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``model`` has ``old``: a layer that heads share has several names."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() skips a second name
+            if child is old:
+                setattr(parent, name, new)

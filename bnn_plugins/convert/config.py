@@ -3,9 +3,10 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 
-from ..binarize import build_method, check_keys
-from ..layers import build_act
-from ..layers.conv import PAD_VALUES
+from ..binarize import build_method, check_keys, unknown
+from ..layers import BinaryConv2d
+
+ACTS = ('auto', 'hardtanh', 'identity', 'keep', 'prelu')
 
 
 @dataclass
@@ -16,7 +17,8 @@ class BNNConfig:
         method: a name from :func:`bnn_plugins.list_methods` or ``dict(type=name, **options)``.
         expand: expanding-and-shrinking; not available in this version, must be ``None``.
         rules: ``{pattern: 'binary' | 'float'}`` over module names, first match wins, before the built-in rules; patterns as
-            in :mod:`fnmatch` (``'layer4.*'``). A pattern that matches no layer is an error.
+            in :mod:`fnmatch` (``'layer4.*'``). A pattern that matches no layer is an error. Pairs ``[(pattern, kind), ...]``
+            say the same and keep their order where mmengine writes a config: it sorts the keys of a dict.
         pad_value: what stands outside of the image after the sign: 0, -1 or 1.
         act: what replaces a ReLU that would feed signs: ``'auto'`` (the method's own where it needs no channel count, else
             ``'hardtanh'``), ``'hardtanh'``, ``'identity'``, ``'prelu'`` (one slope) or ``'keep'``.
@@ -32,20 +34,24 @@ class BNNConfig:
     act: str = 'auto'
 
     def __post_init__(self):
-        build_method(self.method)
-        self.rules = dict(self.rules or {})
+        # A layer is built: bits, estimators and pad values that none can have are refused before a model is touched.
+        BinaryConv2d(1, 1, 1, method=self.method, pad_value=self.pad_value, device='meta')
+        try:
+            self.rules = dict(self.rules or {})
+        except (TypeError, ValueError) as error:
+            raise TypeError(f'rules must be a dict or a list of (pattern, kind), but got {self.rules!r}') from error
         for pattern, kind in self.rules.items():
             if kind not in ('binary', 'float'):
                 raise ValueError(f"rules[{pattern!r}] must be 'binary' or 'float', but got {kind!r}")
         if self.expand is not None:
             raise ValueError('expand: expanding-and-shrinking is not available in this version; leave it None')
-        if self.pad_value not in PAD_VALUES:
-            raise ValueError(f'pad_value must be -1, 0 or 1, but got {self.pad_value!r}')
-        if self.act not in ('auto', 'keep', 'rprelu'):
-            build_act(self.act, 1)
         if self.act == 'rprelu':
             raise ValueError("act='rprelu' has one shift per channel, which a replaced ReLU does not know: use 'prelu' or "
                              "'hardtanh'")
+        if self.act == 'relu':
+            raise ValueError("act='relu' would replace a ReLU by a ReLU: use 'keep' to leave it where it is")
+        if self.act not in ACTS:
+            raise ValueError(unknown('act', self.act, ACTS))
 
     @classmethod
     def from_dict(cls, values: dict) -> 'BNNConfig':
@@ -57,7 +63,7 @@ class BNNConfig:
         return asdict(self)
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True)
+        return json.dumps(self.to_dict(), indent=2)  # not sorted: the first rule that matches wins
 
     @property
     def replacement_act(self) -> str:

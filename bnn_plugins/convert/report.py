@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -91,9 +92,9 @@ class BinarizationReport:
             if measured:
                 balance = '' if row.sign_balance is None else f'{row.sign_balance:.1%}{" one-sided!" if row.one_sided else ""}'
                 cells += ['' if row.macs is None else f'{row.macs:,}', balance]
-            table.add_row(*cells)
+            table.add_row(*map(Text, cells))  # Text: the brackets of a pattern are no markup
         for name, what in self.replaced.items():
-            table.add_row(name, 'activation', 'replaced', what, *(('', '') if measured else ()))
+            table.add_row(*map(Text, (name, 'activation', 'replaced', what)))
         return table
 
     def summary(self) -> str:

@@ -76,12 +76,14 @@ def own_forward(c: Candidate) -> Reason:
     base = nn.Linear if isinstance(c.module, nn.Linear) else nn.Conv2d
     if cls.__name__ == 'NonDynamicallyQuantizableLinear':
         return 'nn.MultiheadAttention uses its weight without calling it'
+    if 'weight' not in c.module._parameters:
+        return 'its weight is computed (spectral norm, weight norm or another parametrization)'
     plain = cls.forward is base.forward and getattr(cls, '_conv_forward', None) is getattr(base, '_conv_forward', None)
     return None if plain or cls.__module__ in TRANSPARENT_MODULES else f'{cls.__name__} has a forward of its own'
 
 
 BUILT_IN: tuple[Callable[[Candidate], Reason], ...] = (
-    reads_image, depthwise, real_shortcut, prediction, box_head, channel_attention,
+    channel_attention, reads_image, depthwise, real_shortcut, prediction, box_head,
 )
 
 
