@@ -1,5 +1,7 @@
 """What binary convolutions and binary linear layers share."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -84,20 +86,34 @@ class BinaryLayer(nn.Module):
                     return
         super().__setattr__(name, value)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         if prefix + 'weight_bits' in state_dict:
             self.become_packed_()
-            self._load_from_state_dict(state_dict, prefix, *args)  # the packed layer's
+            self._load_from_state_dict(state_dict, prefix, local_metadata, *args)  # the packed layer's
             return
+        if 'bnn_layer' in local_metadata:  # bnn_plugins.deploy says so for each module of a packed file
+            raise ValueError(f'the packed file is for another config: the layer {prefix[:-1]!r} is binary in the model, but '
+                             'not in the file')
         if prefix + 'folded_scale' in state_dict and self.folded_scale is None:
             self.folded_scale = torch.empty_like(state_dict[prefix + 'folded_scale'])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def become_packed_(self) -> None:
         """Turn into the packed layer, in place: bits of the latent weights, no latents (like torch's lazy modules do)."""
         if self.packed_class is None:
             raise RuntimeError('packed layers live in bnn_plugins.deploy: import bnn_plugins first')
         self.packed_class.take_over_(self)
+
+
+def summation(layer, levels: Tensor) -> AbstractContextManager:
+    """The context in which levels are summed. Autocast would round the sums: fast in training, but what is evaluated must be
+    what the bits compute."""
+    return nullcontext() if layer.training else torch.autocast(levels.device.type, enabled=False)
+
+
+def exact(layer, acc: Tensor) -> Tensor:
+    """The accumulators as the integers that they are: on a GPU a convolution may transform its input, which rounds."""
+    return acc.round() if acc.is_cuda and not layer.training and layer.activation.bits < 32 else acc
 
 
 def output_scale(*factors: Tensor | float | None) -> Tensor | float | None:

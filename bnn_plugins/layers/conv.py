@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..binarize.lookup import checked_arguments
-from .base import BinaryLayer
+from .base import BinaryLayer, exact, summation
 
 PAD_VALUES = (-1, 0, 1)
 
@@ -15,7 +15,9 @@ def convolve_levels(conv, levels: Tensor, weight_levels: Tensor) -> Tensor:
     if conv.pad_value != 0:
         levels = F.pad(levels, conv._reversed_padding_repeated_twice, value=float(conv.pad_value))
         padding = 0
-    return F.conv2d(levels, weight_levels, None, conv.stride, padding, conv.dilation, conv.groups)
+    with summation(conv, levels):
+        acc = F.conv2d(levels, weight_levels.to(levels.dtype), None, conv.stride, padding, conv.dilation, conv.groups)
+    return exact(conv, acc)
 
 
 class BinaryConv2d(BinaryLayer, nn.Conv2d):

@@ -4,7 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..binarize.lookup import checked_arguments
-from .base import BinaryLayer
+from .base import BinaryLayer, exact, summation
+
+
+def multiply_levels(linear, levels: Tensor, weight_levels: Tensor) -> Tensor:
+    """The product of levels ``[..., in_features]`` and ``[out_features, in_features]``, ``[..., out_features]``."""
+    with summation(linear, levels):
+        acc = F.linear(levels, weight_levels.to(levels.dtype))
+    return exact(linear, acc)
 
 
 class BinaryLinear(BinaryLayer, nn.Linear):
@@ -30,7 +37,7 @@ class BinaryLinear(BinaryLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         weight_levels, scale = self.weight_binarizer(self.weight)
-        return self._epilogue(F.linear(self._levels(input), weight_levels), scale, self.bias)
+        return self._epilogue(multiply_levels(self, self._levels(input), weight_levels), scale, self.bias)
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, method={self.method!r}'
