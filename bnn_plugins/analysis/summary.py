@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import bnn_kernels
 
-from ..convert.trace import trace
+from ..convert.trace import LayerTrace, trace
 from ..deploy import PackedLayer, pack_
 from ..deploy.file import serialize
 from ..layers import BinaryLayer
@@ -34,8 +34,8 @@ class SummaryRow:
         name, kind: dotted name, class name.
         output: shape of the last output, ``''`` where the layer did not run.
         bits: ``'1x1'`` (weights x activations), ``'32x32'`` for real layers.
-        params_binary, params_float: numbers of quantized weights and of real parameters.
-        flops, bops, ops: per image, see the module's convention.
+        params_binary, params_float: quantized weights, and real numbers beside them in the packed file (scales, biases, ...).
+        macs: multiply-accumulates of any kind. flops, bops, ops: see the module's convention. All per image.
         bytes_float: of all its parameters and buffers in float32 (the float twin's memory).
         bytes_latent: as they are in training. bytes_packed: as they are in the packed file (without its header).
     """
@@ -46,6 +46,7 @@ class SummaryRow:
     bits: str = '32x32'
     params_binary: int = 0
     params_float: int = 0
+    macs: int = 0
     flops: int = 0
     bops: int = 0
     ops: float = 0.0
@@ -73,8 +74,7 @@ class Summary:
     @property
     def binary_share(self) -> float:
         """Share of the multiply-accumulates that are binary."""
-        work = self.totals.bops + self.totals.flops
-        return self.totals.bops / work if work else 0.0
+        return 1 - self.totals.flops / self.totals.macs if self.totals.macs else 0.0
 
     @property
     def compression(self) -> float:
@@ -142,26 +142,25 @@ def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: 
         config, meta: what the packed file will carry, for the prediction of its size.
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    training = model.training
-    model.eval()
-    try:
-        traces = trace(model, lambda: model(*inputs), lambda module: isinstance(module, COUNTED))
-    finally:
-        model.train(training)
-    packed = copy.deepcopy(model)
-    if any(isinstance(module, BinaryLayer) for module in packed.modules()):
-        pack_(packed)
-    has_bits = any(isinstance(module, PackedLayer) for module in packed.modules())
+    twin = copy.deepcopy(model).eval()
+    traces = trace(twin, lambda: twin(*inputs), lambda module: isinstance(module, COUNTED))
+    if any(isinstance(module, BinaryLayer) for module in twin.modules()):
+        pack_(twin)
+    has_bits = any(isinstance(module, PackedLayer) for module in twin.modules())
     batch = next((x.shape[0] for x in inputs if isinstance(x, Tensor)), 1)
 
-    latent_tensors, packed_tensors = model.state_dict(), packed.state_dict()
-    rows = []
-    for name, module in model.named_modules():
+    layers: dict[nn.Module, list[str]] = {}  # a shared layer has several names and is in the file under each
+    for name, module in twin.named_modules(remove_duplicate=False):
         if isinstance(module, COUNTED):
-            row = layer_row(name, module, traces.get(name), batch)
-            row.bytes_latent = take_bytes(latent_tensors, name)
-            row.bytes_packed = take_bytes(packed_tensors, name)
-            rows.append(row)
+            layers.setdefault(module, []).append(name)
+    latent_tensors, packed_tensors = model.state_dict(), twin.state_dict()
+    rows = []
+    for module, names in layers.items():
+        row = layer_row(names[0], module, traces.get(names[0]), batch)
+        row.kind = type(model.get_submodule(names[0])).__name__
+        row.bytes_latent = sum(take_bytes(latent_tensors, name) for name in names)
+        row.bytes_packed = sum(take_bytes(packed_tensors, name) for name in names)
+        rows.append(row)
     rest = sum(tensor.nbytes for tensor in latent_tensors.values())
     rows.append(SummaryRow('(others)', 'norms, activations, ...', bits='', bytes_float=rest, bytes_latent=rest,
                            bytes_packed=sum(tensor.nbytes for tensor in packed_tensors.values()),
@@ -172,33 +171,27 @@ def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: 
             setattr(totals, field.name, sum(getattr(row, field.name) for row in rows))
     ran_packed = any(isinstance(module, PackedLayer) for module in model.modules())
     backend = bnn_kernels.last_backend() if ran_packed else 'latent'
-    file_size = len(serialize(packed, config, meta)) if has_bits else totals.bytes_packed
+    file_size = len(serialize(twin, config, meta)) if has_bits else totals.bytes_packed
     return Summary(rows, totals, file_size, backend)
 
 
-def layer_row(name: str, module: nn.Module, record, batch: int) -> SummaryRow:
-    """The row of one layer, without its measured bytes."""
+def layer_row(name: str, module: nn.Module, record: LayerTrace | None, batch: int) -> SummaryRow:
+    """The row of one layer, packed or real, without its measured bytes."""
     row = SummaryRow(name, type(module).__name__)
-    macs = record.macs // batch if record else 0
-    row.output = 'x'.join(map(str, record.output_shape[1:])) if record else ''
+    if record:
+        row.macs, row.output = record.macs // batch, 'x'.join(map(str, record.output_shape[1:]))
     weights = weight_count(module)
-    others = 0 if module.bias is None else module.bias.numel()
-    row.bytes_float = 4 * (weights + others)
-    if isinstance(module, BinaryLayer | PackedLayer):
-        w_bits = module.w_bits if isinstance(module, PackedLayer) else module.weight_binarizer.bits
-        a_bits = module.activation.bits
-        row.bits = f'{w_bits}x{a_bits}'
+    biases = 0 if module.bias is None else module.bias.numel()
+    row.bytes_float = 4 * (weights + biases)
+    row.params_float = weights + biases
+    row.flops = row.macs
+    if isinstance(module, PackedLayer):
+        bits = module.activation.bits
+        row.bits = f'{module.w_bits}x{bits}'
         row.params_binary = weights
-        own = sum(p.numel() for p in module.parameters())
-        own += sum(b.numel() for name, b in module.named_buffers() if name != 'weight_bits')
-        row.params_float = own - (0 if isinstance(module, PackedLayer) else weights)
-        if a_bits < 32:
-            row.bops = macs * w_bits * a_bits
-        else:
-            row.flops = macs
-    else:
-        row.params_float = weights + others
-        row.flops = macs
+        row.params_float = sum(t.numel() for key, t in module.state_dict().items() if key != 'weight_bits')
+        if bits < 32:
+            row.bops, row.flops = row.macs * module.w_bits * bits, 0
     row.ops = row.flops + row.bops / BOPS_PER_OP
     return row
 

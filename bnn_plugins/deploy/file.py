@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +26,13 @@ class PackedFile:
 
     Attributes:
         tensors: the state dict. layers: ``{layer name: signature}`` of the packed layers.
+        versions: ``{module name: version of its state}`` where torch has another than 1.
         config: text of the config that the model was built from, or ''. meta: what else the writer stored (class names, ...).
     """
 
     tensors: dict[str, Tensor]
     layers: dict[str, str]
+    versions: dict[str, int]
     config: str
     meta: dict
 
@@ -56,9 +59,12 @@ def serialize(model: nn.Module, config: str = '', meta: dict | None = None) -> b
     layers = {name: module.signature() for name, module in model.named_modules() if isinstance(module, PackedLayer)}
     if not layers:
         raise ValueError(f'this {type(model).__name__} has no packed layer: call pack_ first')
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    state_dict = model.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
+    versions = {name: local['version'] for name, local in state_dict._metadata.items() if local.get('version', 1) != 1}
     metadata = {'format': FORMAT, 'schema_version': str(SCHEMA_VERSION), 'layout_version': str(LAYOUT_VERSION),
-                'layers': json.dumps(layers), 'config': config, 'meta': json.dumps(meta or {})}
+                'layers': json.dumps(layers), 'versions': json.dumps(versions), 'config': config,
+                'meta': json.dumps(meta or {})}
     metadata['checksum'] = checksum(tensors, metadata)
     return save(tensors, metadata)
 
@@ -91,11 +97,13 @@ def read_packed(path: str | Path) -> PackedFile:
                                  'tools/pack.py')
             check_versions(path, metadata)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, UnicodeDecodeError) as error:
+        content = PackedFile(tensors, json.loads(metadata['layers']), json.loads(metadata['versions']), metadata['config'],
+                             json.loads(metadata['meta']))
+    except (SafetensorError, UnicodeDecodeError, json.JSONDecodeError, KeyError) as error:
         raise ValueError(f'{path} is cut short or damaged ({error}): copy or pack it again') from error
     if checksum(tensors, metadata) != metadata.get('checksum'):
         raise ValueError(f'{path} was altered after it was written (its checksum does not fit): copy or pack it again')
-    return PackedFile(tensors, json.loads(metadata['layers']), metadata['config'], json.loads(metadata['meta']))
+    return content
 
 
 def check_versions(path: str | Path, metadata: dict[str, str]) -> None:
@@ -103,7 +111,7 @@ def check_versions(path: str | Path, metadata: dict[str, str]) -> None:
     for what, known in (('schema_version', SCHEMA_VERSION), ('layout_version', LAYOUT_VERSION)):
         found = metadata.get(what, '')
         if found != str(known):
-            newer = found.isdigit() and int(found) > known
+            newer = found.isdecimal() and int(found) > known
             advice = 'update bnn_plugins' if newer else 'pack the checkpoint again'
             raise ValueError(f'{path} has {what} {found or "none"}, this version of bnn_plugins reads {known}: {advice}')
 
@@ -122,7 +130,10 @@ def load_packed_(model: nn.Module, path: str | Path) -> nn.Module:
         if layers.get(name) != file.layers.get(name):
             raise ValueError(f'{path} is for another config: the layer {name!r} is "{layers.get(name, "not binary")}" in '
                              f'the model, but "{file.layers.get(name, "not binary")}" in the file')
-    missing, unexpected = model.load_state_dict(attach_signatures(file), strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(attach_signatures(file), strict=False)
+    except RuntimeError as error:  # float parts of other shapes
+        raise ValueError(f'{path} is for another config: {error}') from error
     if missing or unexpected:
         raise ValueError(f'{path} is for another config: ' + '; '.join(
             f'{len(names)} tensors {what}, such as {names[0]!r}' for what, names in
@@ -130,12 +141,22 @@ def load_packed_(model: nn.Module, path: str | Path) -> nn.Module:
     return model.eval()
 
 
-class _StateDict(dict):
-    """A state dict with torch's ``_metadata``."""
+class _LocalMetadata(dict):
+    """What modules find when they are loaded, by name: the version of their state and the signature of a packed layer.
+
+    Also under names that the file does not have: a binary layer among them must refuse to stay as it is.
+    """
+
+    def __init__(self, file: PackedFile):
+        super().__init__()
+        self.layers, self.versions = file.layers, file.versions
+
+    def get(self, name: str, default: dict | None = None) -> dict:
+        return {'version': self.versions.get(name, 1), 'bnn_layer': self.layers.get(name)}
 
 
 def attach_signatures(file: PackedFile) -> dict[str, Tensor]:
     """The state dict of a file; each packed layer finds its signature in its local metadata and compares it."""
-    state_dict = _StateDict(file.tensors)
-    state_dict._metadata = {name: {'bnn_layer': signature} for name, signature in file.layers.items()}
+    state_dict = OrderedDict(file.tensors)
+    state_dict._metadata = _LocalMetadata(file)
     return state_dict

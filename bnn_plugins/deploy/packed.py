@@ -11,7 +11,6 @@ Both make any bit width a sum of one-bit operators, in integers.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bnn_kernels
@@ -19,6 +18,7 @@ import bnn_kernels
 from ..layers import BinaryConv2d, BinaryLinear
 from ..layers.base import epilogue, output_scale
 from ..layers.conv import convolve_levels
+from ..layers.linear import multiply_levels
 
 
 class PackedLayer(nn.Module):
@@ -53,10 +53,10 @@ class PackedLayer(nn.Module):
         """What must be the same for two packed layers to compute the same with the same bits."""
         raise NotImplementedError
 
-    def _weight(self) -> Tensor:
+    def _weight(self, dtype: torch.dtype) -> Tensor:
         """The levels as floats, for methods with real activations."""
         planes = [bnn_kernels.unpack_weight(words, self._fan()) * 2 ** j for j, words in enumerate(self.weight_bits)]
-        return torch.stack(planes).sum(0)
+        return torch.stack(planes).sum(0).to(dtype)
 
     def _accumulate(self, x: Tensor) -> Tensor:
         """The int32 accumulators of signed or unsigned activations, plane by plane."""
@@ -71,9 +71,9 @@ class PackedLayer(nn.Module):
                 total = total + (self._binary(words, w, -1) + self._plane_sums(w)) // 2 * 2 ** (i + j)
         return total
 
-    def _epilogue(self, acc: Tensor, dtype: torch.dtype) -> Tensor:
+    def _epilogue(self, acc: Tensor) -> Tensor:
         scale = output_scale(self.weight_scale, self.activation.step, self.folded_scale)
-        return epilogue(acc.to(dtype), scale, self.bias, self.channel_dim)
+        return epilogue(acc, scale, self.bias, self.channel_dim)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         found = local_metadata.get('bnn_layer')
@@ -85,6 +85,13 @@ class PackedLayer(nn.Module):
             if value is not None and getattr(self, name) is None:
                 setattr(self, name, torch.empty_like(value))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def method_text(method: str | dict) -> str:
+    """``'dorefa(a_bits=2, w_bits=1)'``: the order of the options says nothing, and mmengine's configs do not keep it."""
+    if isinstance(method, str):
+        return method
+    return f'{method["type"]}({", ".join(f"{key}={method[key]!r}" for key in sorted(method) if key != "type")})'
 
 
 class PackedConv2d(PackedLayer):
@@ -102,38 +109,37 @@ class PackedConv2d(PackedLayer):
         return bnn_kernels.unpack_weight(w, self._fan()).sum((1, 2, 3)).to(torch.int32).view(-1, 1, 1)
 
     def _binary(self, words: Tensor, w: Tensor, pad_value: int) -> Tensor:
-        top, bottom, left, right = self._margins()
-        if top != bottom or left != right:
-            raise ValueError(f"{self}: padding='same' with an even kernel is not symmetric; packed operators need that")
-        return bnn_kernels.binary_conv2d(words, w, self.in_channels, self.stride, (top, left), self.dilation,
-                                         self.groups, pad_value)
-
-    def _margins(self) -> tuple[int, int, int, int]:
         left, right, top, bottom = self._reversed_padding_repeated_twice
-        return top, bottom, left, right
+        acc = bnn_kernels.binary_conv2d(words, w, self.in_channels, self.stride, (bottom, right), self.dilation,
+                                        self.groups, pad_value)
+        # padding='same' with an even kernel pads one row or column more at the end: the first output is one too many.
+        return acc[..., bottom - top:, right - left:]
 
     def forward(self, input: Tensor) -> Tensor:
         if self.pre_norm is not None:
             input = self.pre_norm(input)
         if self.activation.bits == 32:
-            return self._epilogue(convolve_levels(self, input, self._weight()), input.dtype)
-        # In the input's memory format, as a latent convolution: float layers behind it sum in an order that depends on it.
-        acc = self._accumulate(input).contiguous(memory_format=memory_format(input))
-        return self._epilogue(acc, torch.float32)
+            return self._epilogue(convolve_levels(self, input, self._weight(input.dtype)))
+        # dtype and memory format of a latent convolution: float layers behind it sum in an order that depends on both.
+        return self._epilogue(self._accumulate(input).to(input.dtype, memory_format=memory_format(input)))
 
     def signature(self) -> str:
         return (f'conv {self.in_channels}->{self.out_channels} kernel {tuple(self.kernel_size)} stride {tuple(self.stride)} '
                 f'padding {self.padding} dilation {tuple(self.dilation)} groups {self.groups} pad_value {self.pad_value} '
-                f'method {self.method}')
+                f'method {method_text(self.method)}')
 
     def extra_repr(self) -> str:
         return f'{self.signature()}, weight bits {self.w_bits}'
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """Channels-last where ``x`` is that and not also plain contiguous."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
+    """That of the output of a torch convolution of ``x``: channels-last where the strides are in this order."""
+    least = 0
+    for dim in (1, 3, 2, 0):
+        if x.shape[dim] == 0 or x.stride(dim) < least or (dim == 0 and x.stride(1) == least):
+            return torch.contiguous_format
+        least = x.stride(dim) * x.shape[dim]
+    return torch.channels_last
 
 
 class PackedLinear(PackedLayer):
@@ -156,11 +162,11 @@ class PackedLinear(PackedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.activation.bits == 32:
-            return self._epilogue(F.linear(input, self._weight()), input.dtype)
-        return self._epilogue(self._accumulate(input), torch.float32)
+            return self._epilogue(multiply_levels(self, input, self._weight(input.dtype)))
+        return self._epilogue(self._accumulate(input).to(input.dtype))
 
     def signature(self) -> str:
-        return f'linear {self.in_features}->{self.out_features} method {self.method}'
+        return f'linear {self.in_features}->{self.out_features} method {method_text(self.method)}'
 
     def extra_repr(self) -> str:
         return f'{self.signature()}, weight bits {self.w_bits}'
