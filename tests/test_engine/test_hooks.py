@@ -192,12 +192,13 @@ class TestEpochSeedHook:
     @pytest.mark.parametrize('seed', [0, 2**31 - 1, 2**32 - 1])
     def test_large_seeds_leave_room_for_workers(self, seed):
         class State:
-            epoch, train_dataloader = 3000, torch.utils.data.DataLoader(torch.zeros(4), num_workers=3)
+            train_dataloader = torch.utils.data.DataLoader(torch.zeros(4), num_workers=3)
 
         State.seed = seed
-        EpochSeedHook().before_train_epoch(State)
-        for worker in range(3):
-            State.train_dataloader.worker_init_fn(worker)
+        for State.epoch in (0, 3000):
+            EpochSeedHook().before_train_epoch(State)
+            for worker in range(3):
+                State.train_dataloader.worker_init_fn(worker)
 
     def test_persistent_workers_are_reported(self):
         warnings = []

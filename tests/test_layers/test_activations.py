@@ -65,6 +65,7 @@ def test_low_precision_input(channel_dim):
     out.sum().backward()
     with torch.autocast('cpu', torch.bfloat16):
         assert act(torch.randn(5, 4)).isfinite().all()
+    assert act.bfloat16()(torch.randn(5, 4)).dtype == torch.float32, 'float32 input of a half precision model'
 
 
 @pytest.mark.parametrize(('name', 'cls'), [('identity', nn.Identity), ('hardtanh', nn.Hardtanh), ('relu', nn.ReLU),

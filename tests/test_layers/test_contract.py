@@ -78,19 +78,22 @@ def test_output_is_scale_times_convolution_of_levels(case, training):
     torch.testing.assert_close(out.double(), expected, rtol=1e-5 if layer.activation.bits == 32 else 5e-7, atol=2e-6)
 
 
-def test_epilogue_order_bit_for_bit(case):
-    """``acc * (scale * step) + bias`` in float32: the packed layer repeats these roundings exactly."""
+@pytest.mark.parametrize('folded', [False, True])
+def test_epilogue_order_bit_for_bit(case, folded):
+    """``acc * (scale * step * folded) + bias`` in float32: the packed layer repeats these roundings exactly."""
     layer = case.layer.eval()
     if layer.activation.bits == 32:  # real activations: the accumulator itself is rounded
         return
+    if folded:
+        layer.fold_(torch.randn(len(layer.weight)))
     levels, weight_levels, scale = levels_and_scale(case)
     out = torch.from_numpy(oracle.accumulators(layer, levels, weight_levels)).float()
     column = (1, -1, 1, 1) if out.ndim == 4 else (-1,)
-    if scale is not None:
-        step = layer.activation.step
-        out = out * (scale if step == 1 else scale * step).view(column)
-    elif layer.activation.step != 1:
-        out = out * layer.activation.step
+    factor = torch.ones(1) if scale is None else scale
+    factor = factor * layer.activation.step  # a product with 1 changes no bit
+    if folded:
+        factor = factor * layer.folded_scale
+    out = out * factor.view(column)
     if layer.bias is not None:
         out = out + layer.bias.view(column)
     assert torch.equal(layer(case.x), out)
@@ -155,6 +158,14 @@ def test_amp(case):
         assert grad.dtype == torch.float32, name
         assert grad.isfinite().all(), name
         assert grad.any(), name
+
+
+def test_amp_in_evaluation_changes_nothing(case):
+    """Training may round the sums; what is evaluated must be what the bits compute."""
+    layer = case.layer.eval()
+    exact = layer(case.x)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(layer(case.x), exact)
 
 
 def test_gradient_scaling_cancels(small_case):
