@@ -71,6 +71,11 @@ class PackedLayer(nn.Module):
                 total = total + (self._binary(words, w, -1) + self._plane_sums(w)) // 2 * 2 ** (i + j)
         return total
 
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """dtype of the latent layer's levels: a threshold in float32 lifts inputs in half precision."""
+        threshold = self.activation.threshold()
+        return x.dtype if threshold is None else torch.promote_types(x.dtype, threshold.dtype)
+
     def _epilogue(self, acc: Tensor) -> Tensor:
         scale = output_scale(self.weight_scale, self.activation.step, self.folded_scale)
         return epilogue(acc, scale, self.bias, self.channel_dim)
@@ -121,7 +126,7 @@ class PackedConv2d(PackedLayer):
         if self.activation.bits == 32:
             return self._epilogue(convolve_levels(self, input, self._weight(input.dtype)))
         # dtype and memory format of a latent convolution: float layers behind it sum in an order that depends on both.
-        return self._epilogue(self._accumulate(input).to(input.dtype, memory_format=memory_format(input)))
+        return self._epilogue(self._accumulate(input).to(self._dtype(input), memory_format=memory_format(input)))
 
     def signature(self) -> str:
         return (f'conv {self.in_channels}->{self.out_channels} kernel {tuple(self.kernel_size)} stride {tuple(self.stride)} '
@@ -163,7 +168,7 @@ class PackedLinear(PackedLayer):
     def forward(self, input: Tensor) -> Tensor:
         if self.activation.bits == 32:
             return self._epilogue(multiply_levels(self, input, self._weight(input.dtype)))
-        return self._epilogue(self._accumulate(input).to(input.dtype))
+        return self._epilogue(self._accumulate(input).to(self._dtype(input)))
 
     def signature(self) -> str:
         return f'linear {self.in_features}->{self.out_features} method {method_text(self.method)}'

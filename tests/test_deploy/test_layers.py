@@ -202,6 +202,19 @@ def test_other_dtypes(method, dtype):
     check(layer, special_(torch.randn(2, 37, dtype=dtype), threshold_of(layer), -1), integers=False)
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('method', METHODS, ids=str)
+def test_half_precision_inputs_of_a_float32_layer(method, dtype):
+    """As under autocast. Sums are large and odd, so that each rounding in half precision shows."""
+    for layer, _ in (build_conv(method, 0, in_channels=999, out_channels=5, kernel_size=3, size=(5, 5)),
+                     build_linear(method, features=(4001, 5))):
+        layer.weight.data.abs_()
+        x = torch.randn(2, *((999, 5, 5) if layer.channel_dim == 1 else (4001,))).add(3).to(dtype)
+        check(layer, x, integers=False)
+        with torch.autocast('cpu', torch.bfloat16):
+            check(layer, x, integers=False)
+
+
 @pytest.mark.parametrize('method', METHODS, ids=str)
 def test_channels_last(method):
     for kind in ('plain', 'strided', 'grouped', 'same_even', 'pre_norm'):
