@@ -1,6 +1,7 @@
 """The whole journey on one machine in minutes: make data, train a binary detector, pack it, run the bits, write a page."""
 
 import json
+import os
 import platform
 import time
 from dataclasses import asdict
@@ -59,7 +60,7 @@ def run_demo(work_dir: str = 'work_dirs/demo', data: str = DATA, config: str = C
     say(2, f'train {Path(config).stem}, {cfg.train_cfg.max_epochs} epochs')
     check_same_run(cfg, out / 'train' / Path(config).name)
     runner = train(config, str(out / 'train'), resume='auto', cfg_options=options)
-    checkpoint = find_latest_checkpoint(out / 'train')
+    checkpoint = os.path.relpath(find_latest_checkpoint(out / 'train'))
 
     say(3, 'evaluate the latent model on the test split')
     latent, latent_found = evaluate(config, checkpoint, out / 'latent', options)
@@ -93,7 +94,7 @@ def run_demo(work_dir: str = 'work_dirs/demo', data: str = DATA, config: str = C
         'Data': f'handwritten digits of scikit-learn, {recipe.train}/{recipe.val}/{recipe.test} canvases for training, '
                 f'validation and test in {data}',
         'Backend of the packed layers': str(backend),
-        'Latent against packed': f'largest difference of a score on the test split {numbers["largest_score_difference"]:.1e}',
+        'Latent against packed': f'largest difference of a score on the test split: {numbers["largest_score_difference"]:g}',
         'Packed file': f'{packed_file}, {numbers["bytes_packed_file"]:,} bytes, config included',
         **environment()}
     page = write_report(Report(
@@ -144,7 +145,8 @@ def choose_samples(latent: list[dict], packed: list[dict]) -> list[Sample]:
         panels = {'ground truth': Boxes([box['bbox'] for box in truth], [box['bbox_label'] for box in truth])}
         for name, predictions in (('latent', latent), ('packed', packed)):
             found = predictions[index]['pred_instances']
-            keep = found['scores'] >= SCORE_THR
+            # Two classes may claim one digit: the better one is drawn last, on top.
+            keep = [i for i in found['scores'].argsort().tolist() if found['scores'][i] >= SCORE_THR]
             panels[name] = Boxes(*(found[key][keep].tolist() for key in ('bboxes', 'labels', 'scores')))
         height, width = latent[index]['ori_shape']
         samples.append(Sample(Path(latent[index]['img_path']), width, height, panels))
@@ -169,8 +171,8 @@ def environment() -> dict[str, str]:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
     return {
-        'Machine': f'{(names or [platform.processor()])[0]}, {torch.get_num_threads()} threads, {platform.system()} '
-                   f'{platform.machine()}',
+        'Machine': f'{(names or [platform.processor()])[0]}, {torch.get_num_threads()} of {os.cpu_count()} cores, '
+                   f'{platform.system()} {platform.machine()}',
         'Versions': ', '.join([f'Python {platform.python_version()}', *(f'{name} {version(name)}' for name in packages)]),
         'Date': time.strftime('%Y-%m-%d %H:%M %Z')}
 

@@ -131,6 +131,7 @@ def draw_curves(training: dict[str, dict[int, float]], validation: dict[str, dic
                     axes.plot(list(points), list(points.values()), color=colour, marker=marker, markersize=4, label=label)
             left.set(title='Training loss', xlabel='iteration', ylim=(0, None))
             right.set(title='Validation', xlabel='epoch', ylim=(0, 1))
+            right.xaxis.get_major_locator().set_params(integer=True)
             for axes in (left, right):
                 if axes.lines:
                     axes.legend(loc='upper right' if axes is left else 'lower right')
