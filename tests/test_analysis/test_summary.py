@@ -226,6 +226,15 @@ def test_several_inputs():
     assert summarize(Sum(), (True, torch.randn(2, 8), ['a', 'b'])).totals.bops == 32
 
 
+def test_inputs_without_a_tensor():
+    """A list of images, as some models take: it counts as one image."""
+    class Stack(nn.Sequential):
+        def forward(self, images):
+            return super().forward(torch.stack(images))
+
+    assert summarize(Stack(BinaryLinear(8, 4)), ([torch.randn(8)],)).totals.bops == 32
+
+
 def test_backend(image):
     assert summarize(Net(), image).backend == 'latent'
     packed = pack_(Net())
@@ -236,7 +245,7 @@ def test_backend(image):
 class TestCsv:
     def test_it_comes_back(self, image, tmp_path):
         summary = summarize(Net(), image)
-        path = summary.to_csv(tmp_path / 'new' / 'summary.csv')
+        path = summary.to_csv(tmp_path / 'new' / 'folder' / 'summary.csv')
         with path.open(newline='') as file:
             lines = list(csv.DictReader(file))
         assert len(lines) == len(summary.rows) + 1

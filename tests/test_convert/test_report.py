@@ -10,6 +10,7 @@ from torch import nn
 
 from bnn_plugins import BinarizationReport, binarize_
 from bnn_plugins.convert import LayerRow
+from bnn_plugins.convert.trace import trace
 
 from .nets import BINARY, FLOAT, Net, image
 
@@ -40,6 +41,7 @@ def test_text_has_every_layer_and_reason():
     for name, what in report.replaced.items():
         assert what in lines[name]
     assert report.summary() in text
+    assert 'MACs' not in text, 'nothing was measured'
 
 
 def test_rich_shows_the_same():
@@ -103,6 +105,14 @@ def test_sign_balance_is_the_share_of_plus_one(method):
         assert 0 < row.sign_balance < 1
 
 
+def test_trace_of_a_shared_layer():
+    """Sums over the calls; the shape is that of the last one."""
+    lin = nn.Linear(8, 8)
+    model = nn.Sequential(lin, nn.Flatten(0, 1), lin)
+    record = trace(model, lambda: model(torch.randn(2, 3, 8)), lambda module: module is lin)['0']
+    assert (record.calls, record.macs, record.output_shape, record.sign_balance) == (2, 2 * 6 * 64, (6, 8), None)
+
+
 def test_balance_of_a_shared_layer_is_over_all_calls():
     conv = nn.Conv2d(8, 8, 1, bias=False)
     model = nn.Sequential(conv, nn.BatchNorm2d(8), conv)
@@ -136,7 +146,7 @@ def test_one_sided(shift, one_sided):
 
 
 @pytest.mark.parametrize(('balance', 'one_sided'), [(None, False), (0.0, True), (0.009, True), (0.011, False), (0.5, False),
-                                                    (0.989, False), (0.991, True), (1.0, True)])
+                                                    (0.989, False), (0.99, False), (0.991, True), (1.0, True)])
 def test_one_sided_limits(balance, one_sided):
     assert LayerRow('a', 'Conv2d', True, '', 1, 1, balance).one_sided is one_sided
 

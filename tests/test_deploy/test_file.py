@@ -45,7 +45,7 @@ def test_round_trip(method, tmp_path):
     """Into a latent and into a packed model, both with other weights before."""
     model = pack_(net(method=method))
     x = torch.randn(2, 3, 14, 11)
-    path = save_packed(model, tmp_path / 'new' / 'net.safetensors', CONFIG, META)
+    path = save_packed(model, tmp_path / 'new' / 'folder' / 'net.safetensors', CONFIG, META)
     expected = model(x)
     for other in (net(1, method=method), pack_(net(2, method=method)), net(3, method=method).train()):
         assert not same(other.eval()(x), expected)
@@ -130,6 +130,20 @@ def test_tied_tensors(tmp_path):
     expected = model(x)
     path = save_packed(pack_(model), tmp_path / 'net.safetensors')
     assert torch.equal(load_packed_(build(), path)(x), expected)
+
+
+def test_empty_and_scalar_tensors(tmp_path):
+    def build(value):
+        model = nn.Sequential(BinaryLinear(8, 8))
+        model.register_buffer('empty', torch.zeros(0, 3))
+        model.register_buffer('scalar', torch.tensor(value))
+        model.register_buffer('flags', torch.tensor([value > 0, True]))
+        model.register_buffer('transposed', torch.arange(6.0).view(2, 3).t() * value)
+        return model
+
+    loaded = load_packed_(build(2.0), save_packed(pack_(build(7.0)), tmp_path / 'net.safetensors'))
+    assert (loaded.scalar.item(), loaded.empty.shape) == (7, (0, 3))
+    assert torch.equal(loaded.transposed, build(7.0).transposed)
 
 
 def test_unpacked_models_are_refused(tmp_path):

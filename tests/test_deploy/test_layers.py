@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bnn_plugins import pack_
+from bnn_plugins.binarize import DoReFaWeight
 from bnn_plugins.deploy import PackedConv2d, PackedLayer, PackedLinear
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
@@ -105,6 +106,17 @@ def test_convolution(method, kind):
 def test_linear(method, shape):
     for features, bias in (((37, 6), True), ((64, 3), False), ((1, 1), True)):
         check(*build_linear(method, shape, features, bias))
+
+
+@pytest.mark.parametrize('w_bits', [2, 3, 8])
+@pytest.mark.parametrize('method', ['reactnet', 'binarynet', 'binaryconnect', dict(type='dorefa', a_bits=2)], ids=str)
+def test_bits_of_weights_with_any_activation(method, w_bits):
+    """Methods to come may have k-bit weights with signs or with real activations."""
+    for build in (build_conv, build_linear):
+        kwargs = dict(pad_value=0, in_channels=9, out_channels=6, kernel_size=3, padding=1, size=(5, 4))
+        layer, x = build(method, **kwargs if build is build_conv else {})
+        layer.weight_binarizer = DoReFaWeight(w_bits)
+        assert check(layer, x).w_bits == w_bits
 
 
 @st.composite
