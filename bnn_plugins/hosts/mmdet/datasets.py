@@ -19,9 +19,10 @@ class CheckedDatasetMixin:
         for what, path in (('annotation file', self.ann_file), *((f'folder {key!r}', path)
                                                                  for key, path in self.data_prefix.items() if path)):
             if path and '://' not in str(path) and not Path(path).exists():
-                raise FileNotFoundError(f'{type(self).__name__}: the {what} {str(path)!r} does not exist: set data_root (now '
-                                        f'{self.data_root!r}) to where the data lies, for example with --cfg-options '
-                                        f'data_root=...')
+                raise FileNotFoundError(
+                    f'{type(self).__name__}: the {what} {str(path)!r} does not exist: set data_root (now {self.data_root!r}) to '
+                    'where the data lies, in the config or with --cfg-options train_dataloader.dataset.data_root=... (and the '
+                    'same for val and test)')
         self.dropped_boxes = 0
         data_list = super().load_data_list()
         if self.dropped_boxes:
