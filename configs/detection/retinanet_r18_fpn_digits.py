@@ -11,7 +11,7 @@ model = dict(
         # Digits are 20 to 48 pixels high and 1.0 to 2.4 times as high as wide.
         anchor_generator=dict(ratios=[1.2, 1.9], strides=[8, 16, 32])))
 
-max_epochs = 20
+max_epochs = 16
 train_cfg = dict(max_epochs=max_epochs, val_interval=2)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),

@@ -20,8 +20,8 @@ class CheckedDatasetMixin:
                                                                  for key, path in self.data_prefix.items() if path)):
             if path and '://' not in str(path) and not Path(path).exists():
                 raise FileNotFoundError(
-                    f'{type(self).__name__}: the {what} {str(path)!r} does not exist: set data_root (now {self.data_root!r}) to '
-                    'where the data lies, in the config or with --cfg-options train_dataloader.dataset.data_root=... (and the '
+                    f'{type(self).__name__}: the {what} {str(path)!r} does not exist: set data_root (now {self.data_root!r}) '
+                    'to where the data lies, in the config or with --cfg-options train_dataloader.dataset.data_root=... (and the '
                     'same for val and test)')
         self.dropped_boxes = 0
         data_list = super().load_data_list()
