@@ -111,6 +111,10 @@ def test_trace_of_a_shared_layer():
     model = nn.Sequential(lin, nn.Flatten(0, 1), lin)
     record = trace(model, lambda: model(torch.randn(2, 3, 8)), lambda module: module is lin)['0']
     assert (record.calls, record.macs, record.output_shape, record.sign_balance) == (2, 2 * 6 * 64, (6, 8), None)
+    assert not lin._forward_hooks
+    with pytest.raises(ZeroDivisionError):
+        trace(model, lambda: 1 // 0, lambda module: True)
+    assert not any(module._forward_hooks for module in model.modules()), 'no hook stays behind a failure'
 
 
 def test_balance_of_a_shared_layer_is_over_all_calls():

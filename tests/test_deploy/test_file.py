@@ -111,6 +111,19 @@ def test_folded_norms_and_half_precision(tmp_path):
         assert same(load_packed_(fresh, path)(x), expected)
 
 
+@pytest.mark.parametrize('pack', [True, False])
+def test_folded_factor_arrives_in_a_fresh_layer(pack, tmp_path):
+    def build():
+        return nn.Sequential(BinaryConv2d(8, 4, 3, method='bireal')).eval()
+
+    model, fresh = build(), build()
+    model[0].fold_(torch.tensor([-1.0, 0.0, 2.0, -0.3]))
+    x = torch.randn(1, 8, 5, 5)
+    expected = model(x)
+    path = save_packed(pack_(model), tmp_path / 'net.safetensors')
+    assert torch.equal(load_packed_(pack_(fresh) if pack else fresh, path)(x), expected)
+
+
 def test_fused_file_for_an_unfused_model(tmp_path):
     fuse_conv_bn = pytest.importorskip('mmcv.cnn').fuse_conv_bn
     path = save_packed(pack_(fuse_conv_bn(net())), tmp_path / 'net.safetensors')

@@ -240,6 +240,17 @@ def test_channels_last(method):
         check(layer, x.transpose(2, 3))
 
 
+@pytest.mark.parametrize('shape', itertools.product((1, 2), (1, 3), (1, 4), (1, 5)), ids=str)
+def test_memory_format_where_it_is_ambiguous(shape):
+    """Dimensions of one element: only the strides tell, and float layers behind follow them."""
+    layer = pack_(BinaryConv2d(shape[1], 2, 1))
+    real = nn.Conv2d(shape[1], 2, 1)
+    n, c, h, w = shape
+    for x in (torch.randn(shape), torch.randn(n, h, w, c).permute(0, 3, 1, 2), torch.randn(c, n, h, w).transpose(0, 1),
+              torch.randn(n, c, w, h).transpose(2, 3), torch.randn(n, w, h, c).permute(0, 3, 2, 1)):
+        assert layer(x).stride() == real(x).stride(), x.stride()
+
+
 def test_empty_batch():
     layer, x = build_conv('reactnet', 0, in_channels=4, out_channels=5, kernel_size=3, size=(5, 5))
     assert pack_(layer)(x[:0]).shape == (0, 5, 3, 3)
