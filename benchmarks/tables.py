@@ -28,7 +28,7 @@ def bccd() -> str:
     groups = defaultdict(list)
     for row in csv.DictReader((ROOT / 'benchmarks/detection/results/bccd.csv').open()):
         groups[row['config']].append(row)
-    lines = ['| config | method | seeds | epochs | test mAP@0.5 (%) | packed (%) | MB latent | MB packed | minutes (threads) |',
+    lines = ['| config | method | seeds | epochs | test mAP@0.5 (%) | packed (%) | MB | MB packed | minutes (threads) |',
              '|---|---|---|---|---|---|---|---|---|']
     for config, rows in groups.items():
         column = {key: [row[key] for row in rows] for key in rows[0]}

@@ -21,8 +21,8 @@ class CheckedDatasetMixin:
             if path and '://' not in str(path) and not Path(path).exists():
                 raise FileNotFoundError(
                     f'{type(self).__name__}: the {what} {str(path)!r} does not exist: set data_root (now {self.data_root!r}) '
-                    'to where the data lies, in the config or with --cfg-options train_dataloader.dataset.data_root=... (and the '
-                    'same for val and test)')
+                    'in the config to where the data lies, or use --cfg-options train_dataloader.dataset.data_root=... (and '
+                    'the same for val and test)')
         self.dropped_boxes = 0
         data_list = super().load_data_list()
         if self.dropped_boxes:
