@@ -5,13 +5,13 @@ Finished trainings are not repeated, interrupted ones resume. ``python -m benchm
 
 import argparse
 import csv
-import platform
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from bnn_plugins.analysis import processor
 from bnn_plugins.hosts.mmdet import pack_checkpoint
 from bnn_plugins.hosts.mmdet.run import load_config, test, train
 
@@ -45,13 +45,6 @@ class Row:
     torch: str
     mmdet: str
     bnn_plugins: str
-
-
-def processor() -> str:
-    """The name of the processor, and the widest vector instructions that it has."""
-    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return f'{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})'
 
 
 def run(config: str, seed: int, work_dir: Path, threads: int) -> Row:

@@ -16,6 +16,7 @@ from mmengine.runner import find_latest_checkpoint
 
 import bnn_kernels
 
+from ...analysis import processor
 from .digits import DigitsRecipe, make_digits, read_recipe
 from .pack import pack_checkpoint
 from .report import Boxes, Report, Sample, read_scalars, write_report
@@ -167,12 +168,9 @@ def largest_score_difference(latent: list[dict], packed: list[dict]) -> float:
 def environment() -> dict[str, str]:
     """Machine, versions and date for the page."""
     packages = ('torch', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'numpy')
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
     return {
-        'Machine': f'{(names or [platform.processor()])[0]}, {torch.get_num_threads()} of {os.cpu_count()} cores, '
-                   f'{platform.system()} {platform.machine()}',
+        'Machine': f'{processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores, {platform.system()} '
+                   f'{platform.machine()}',
         'Versions': ', '.join([f'Python {platform.python_version()}', *(f'{name} {version(name)}' for name in packages)]),
         'Date': time.strftime('%Y-%m-%d %H:%M %Z')}
 
