@@ -275,6 +275,7 @@ class TestTable:
         assert lines['plain'][6:9] == ['0.03', '0.00', '0.00'], 'BOPs, FLOPs, OPs in millions'
         assert lines['stem'][6:9] == ['0.00', '0.01', '0.01']
         assert lines['total'][1] == 'Net'
+        assert text.index('BOPs (M)') < text.index('stem') < text.index('(others)') < text.index('total')
 
     def test_caption(self, text):
         words = ' '.join(text.split())

@@ -81,6 +81,9 @@ def test_macs_by_hand():
         'layer1.0.se.reduce': 6 * 12, 'layer1.0.se.expand': 12 * 6, 'layer1.0.downsample.1': pixels * 12 * 8,
         'layer1.1.0': pixels * 12 * 12 * 9, 'neck': pixels * 7 * 12, 'fc': 5 * 7}
     assert {row.name: row.macs for row in report.rows} == {name: 2 * macs for name, macs in expected.items()}
+    lines = {line.split()[0]: line for line in str(report).splitlines() if line.split()}
+    assert 'MACs' in lines['layer']
+    assert all(f' {row.macs:,} ' in lines[row.name] for row in report.rows)
 
 
 @pytest.mark.parametrize('method', ['bireal', 'reactnet'])
