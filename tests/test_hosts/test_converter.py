@@ -98,6 +98,19 @@ def test_a_misspelt_key_names_the_nearest(cfg, sentence):
         MODELS.build(dict(type='bnn_plugins.binarized', module=dict(type='mmdet.ResNet', depth=18), **cfg))
 
 
+def test_rules_survive_a_saved_config(tmp_path):
+    module = dict(type='mmdet.ResNet', depth=18, base_channels=8)
+    with pytest.raises(ValueError, match=r"write rules=\[\('layer1\.\*', 'float'\), \('\*', 'binary'\)\]"):
+        MODELS.build(dict(type='bnn_plugins.binarized', module=module, rules={'layer1.*': 'float', '*': 'binary'}))
+    rules = [('layer1.*', 'float'), ('*', 'binary')]
+    Config(dict(model=dict(type='bnn_plugins.binarized', module=module, rules=rules))).dump(tmp_path / 'saved.py')
+    kinds = {name: isinstance(m, BinaryLayer) for name, m in
+             MODELS.build(Config.fromfile(tmp_path / 'saved.py').model).named_modules() if isinstance(m, nn.Conv2d)}
+    assert not kinds['layer1.0.conv1']
+    assert kinds['conv1']
+    assert kinds['layer2.0.conv1']
+
+
 @pytest.mark.parametrize(('cfg', 'sentence'), [
     (dict(type='bnn_plugins.BNNResNet', depth=18, methd='xnor'), "argument of BNNResNet 'methd'; did you mean 'method'"),
     (dict(type='bnn_plugins.BNNFPN', in_channels=[8], out_channels=8, num_outs=1, strat_level=0), "mean 'start_level'"),

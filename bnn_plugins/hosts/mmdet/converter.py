@@ -21,10 +21,18 @@ def binarized(module: dict, **cfg) -> nn.Module:
         **cfg: fields of :class:`bnn_plugins.BNNConfig`.
 
     Raises:
-        ValueError: see :func:`bnn_plugins.binarize_`.
+        ValueError: see :func:`bnn_plugins.binarize_`; and for a dict of rules whose order would be lost.
     """
+    check_order(cfg.get('rules') or {})
     bnn_config = BNNConfig.from_dict(cfg)
     model = MODELS.build(module)
     report = binarize_(model, bnn_config)
     print_log(f'binarized {module["type"]} ({report.summary()})\n{report}', logger='current')
     return model
+
+
+def check_order(rules: dict | list) -> None:
+    """The first matching rule wins, but mmengine sorts the keys of a dict when it writes a config into a file."""
+    if isinstance(rules, dict) and len(set(rules.values())) > 1 and list(rules) != sorted(rules):
+        pairs = ', '.join(f'({pattern!r}, {kind!r})' for pattern, kind in rules.items())
+        raise ValueError(f'rules: a saved config would sort this dict, and the order of rules matters: write rules=[{pairs}]')
