@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bnn_kernels import LAYOUT_VERSION
 
+from ..layers import BinaryLayer
 from .pack import pack_
 from .packed import PackedLayer
 
@@ -123,13 +124,15 @@ def load_packed_(model: nn.Module, path: str | Path) -> nn.Module:
         ValueError: when the file is damaged (see :func:`read_packed`) or for another config.
     """
     file = read_packed(path)
-    if not any(isinstance(module, PackedLayer) for module in model.modules()):
-        pack_(model)
-    layers = {name: module.signature() for name, module in model.named_modules() if isinstance(module, PackedLayer)}
+    # A latent layer has the attributes that its packed class signs with: a file for another config leaves the model alone.
+    layers = {name: (module.packed_class if isinstance(module, BinaryLayer) else type(module)).signature(module)
+              for name, module in model.named_modules() if isinstance(module, BinaryLayer | PackedLayer)}
     for name in sorted(layers.keys() | file.layers.keys()):
         if layers.get(name) != file.layers.get(name):
             raise ValueError(f'{path} is for another config: the layer {name!r} is "{layers.get(name, "not binary")}" in '
                              f'the model, but "{file.layers.get(name, "not binary")}" in the file')
+    if any(isinstance(module, BinaryLayer) for module in model.modules()):
+        pack_(model)
     try:
         missing, unexpected = model.load_state_dict(attach_signatures(file), strict=False)
     except RuntimeError as error:  # float parts of other shapes

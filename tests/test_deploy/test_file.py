@@ -318,8 +318,10 @@ class TestOtherConfig:
     ], ids=str)
     def test_other_binary_layers(self, path, change, message):
         for model in (Net(**change), pack_(Net(**change))):
+            before = [type(module) for module in model.modules()]
             with pytest.raises(ValueError, match=f'net.safetensors is for another config: .*{message}'):
                 load_packed_(model, path)
+            assert [type(module) for module in model.modules()] == before, 'the model is left alone'
 
     def test_missing_binary_layer(self, path):
         model = Net()
@@ -342,7 +344,7 @@ class TestOtherConfig:
             load_packed_(model, path)
 
     def test_float_model(self, path):
-        with pytest.raises(ValueError, match='no binary layer'):
+        with pytest.raises(ValueError, match=r"the layer 'body.0.conv' is .not binary. in the model, but .conv 16->16"):
             load_packed_(nn.Sequential(nn.Conv2d(3, 3, 3)), path)
 
 
