@@ -152,6 +152,13 @@ def test_two_processes_keep_their_weights_equal(digits, tmp_path):
         assert torch.equal(value, ranks[1][name]), name
 
 
+def test_a_config_of_an_installed_package_has_a_name():
+    cfg = load_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', cfg_options={'train_cfg.max_epochs': 3})
+    assert (cfg.model.backbone.depth, cfg.train_cfg.max_epochs) == (18, 3)
+    assert cfg.work_dir == 'work_dirs/retinanet_r18_fpn_1x_coco'
+    assert load_config('bnn_plugins::detection/retinanet_bnn-r18_fpn_bccd.py').method == 'reactnet'
+
+
 def test_a_missing_config_is_named():
     with pytest.raises(FileNotFoundError, match=r"the config 'nowhere.py' does not exist"):
         load_config('nowhere.py')

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
@@ -16,15 +17,16 @@ from ...deploy import load_packed_
 
 
 def load_config(config: str, work_dir: str | None = None, cfg_options: dict | None = None, launcher: str = 'none') -> Config:
-    """The config of a file with overrides; ``work_dir`` is, in this order, the argument, the file's, or
-    ``work_dirs/<name of the file>``.
+    """The config of a file, or of a name like ``mmdet::retinanet/...``, with overrides.
+
+    ``work_dir`` is, in this order, the argument, the file's, or ``work_dirs/<name of the file>``.
 
     Raises:
         FileNotFoundError: when the config does not exist.
     """
     if '::' not in config and not Path(config).is_file():
         raise FileNotFoundError(f'the config {config!r} does not exist: give a path, or a name like mmdet::retinanet/...')
-    cfg = Config.fromfile(config)
+    cfg = get_config(config) if '::' in config else Config.fromfile(config)
     cfg.launcher = launcher
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
