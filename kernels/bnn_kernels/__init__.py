@@ -4,16 +4,32 @@ layout.py has the bits, ops.py the operators, dispatch.py the backends, README.m
 """
 
 from .dispatch import available_backends, last_backend, selection, set_backend
+from .epilogue import Epilogue
 from .layout import LAYOUT_VERSION, WORD_BITS, pack_weight, transpose_weight, unpack_weight
-from .ops import binary_conv2d, binary_conv_transpose2d, binary_linear, pack_activations, pack_features
+from .ops import (
+    binary_block2d,
+    binary_block2d_,
+    binary_conv2d,
+    binary_conv2d_sign,
+    binary_conv_transpose2d,
+    binary_linear,
+    downsample2d,
+    pack_activations,
+    pack_features,
+)
 
 __all__ = [
     'LAYOUT_VERSION',
     'WORD_BITS',
+    'Epilogue',
     'available_backends',
+    'binary_block2d',
+    'binary_block2d_',
     'binary_conv2d',
+    'binary_conv2d_sign',
     'binary_conv_transpose2d',
     'binary_linear',
+    'downsample2d',
     'last_backend',
     'pack_activations',
     'pack_features',

@@ -5,13 +5,16 @@ sentences. Sizes may be symbolic. TypeError: a wrong dtype. ValueError: everythi
 """
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
+from .epilogue import ACTS
 from .layout import words_per_group
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+STREAMS = (torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (*STREAMS, torch.float64)
 TERMS_LIMIT = 2**24  # float32 holds every integer up to here: the +-1 convolution of the latent model is exact below it
 Shape = tuple[int, ...]
 
@@ -45,6 +48,76 @@ def binary_conv2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Seque
              for i, k, s, p, d in zip(image, kernel, stride, padding, dilation, strict=True)]
     _check_output(sizes, image, kernel)
     return batch, outputs, *sizes
+
+
+def binary_conv2d_sign(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
+                       dilation: Sequence[int], groups: int, pad_value: int, threshold: Tensor, flip: Tensor | None,
+                       out_groups: int) -> Shape:
+    """[N, H, W, groups * words], [O, kH, kW, words] -> [N, H', W', out_groups * words]."""
+    batch, outputs, *sizes = binary_conv2d(x_words, w_words, channels, stride, padding, dilation, groups, pad_value)
+    _check_replicas('threshold', threshold, outputs)
+    _check_vector('threshold', threshold, threshold.numel(), torch.int32, x_words)
+    _check_vector('flip', flip, threshold.numel(), torch.bool, x_words)
+    return batch, *sizes, out_groups * words_per_group(threshold.numel(), out_groups)
+
+
+def binary_block2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
+                   dilation: Sequence[int], groups: int, pad_value: int, scale: Tensor, bias: Tensor, shortcut: Tensor | None,
+                   act: str, gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None, threshold: Tensor | None,
+                   out_groups: int, dtype: torch.dtype, pack: bool, keep: bool) -> tuple[Shape, Shape]:
+    """[N, H, W, groups * words], [O, kH, kW, words] -> words [N, H', W', out_groups * words] and stream [N, P, H', W'].
+
+    The shape of a result that is not asked for is [0].
+    """
+    batch, outputs, *sizes = binary_conv2d(x_words, w_words, channels, stride, padding, dilation, groups, pad_value)
+    _check_replicas('scale', scale, outputs)
+    width = scale.numel()
+    _check_act(act, gamma, slope, zeta)
+    for name, vector in dict(scale=scale, bias=bias, gamma=gamma, slope=slope, zeta=zeta, threshold=threshold).items():
+        _check_vector(name, vector, width, torch.float32, x_words)
+    if dtype not in STREAMS:
+        raise TypeError(f'dtype of the stream must be float32, float16 or bfloat16, got {dtype}.')
+    if not (pack or keep):
+        raise ValueError('pack=False and keep=False leave nothing to return: ask for the words, the stream or both.')
+    stream = (batch, width, *sizes)
+    if shortcut is not None:
+        if shortcut.dtype not in STREAMS:
+            raise TypeError(f'shortcut must be float32, float16 or bfloat16, got {shortcut.dtype}: convert it with x.float().')
+        if tuple(shortcut.shape) != stream:
+            raise ValueError(f'shortcut must have the shape of the output, {list(stream)}, got {list(shortcut.shape)}.')
+        _check_device(x_words, shortcut, 'shortcut')
+    words = out_groups * words_per_group(width, out_groups)
+    return (batch, *sizes, words) if pack else (0,), stream if keep else (0,)
+
+
+def binary_block2d_(stream: Tensor, x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int],
+                    padding: Sequence[int], dilation: Sequence[int], groups: int, pad_value: int, scale: Tensor, bias: Tensor,
+                    act: str, gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None, threshold: Tensor | None,
+                    out_groups: int, pack: bool) -> Shape:
+    """As `binary_block2d` with the stream as shortcut and result -> words, [0] where they are not asked for."""
+    words, _ = binary_block2d(x_words, w_words, channels, stride, padding, dilation, groups, pad_value, scale, bias, stream,
+                              act, gamma, slope, zeta, threshold, out_groups, stream.dtype, pack, True)
+    if not stream.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError('binary_block2d_ works in place on a stream in channels-last memory: convert it with '
+                         'x.contiguous(memory_format=torch.channels_last), or use binary_block2d.')
+    return words
+
+
+def downsample2d(x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Shape:
+    """[N, C, H, W], [O, C], [O] -> [N, O, ceil(H / pool), ceil(W / pool)]."""
+    if x.dim() != 4:
+        raise ValueError(f'downsample2d takes x [N, C, H, W], got {list(x.shape)}.')
+    if x.dtype not in STREAMS:
+        raise TypeError(f'x must be float32, float16 or bfloat16, got {x.dtype}: convert it with x.float().')
+    if pool < 1:
+        raise ValueError(f'pool must be at least 1, got {pool}.')
+    batch, channels, height, width = x.shape
+    if weight.dim() != 2 or weight.shape[1] != channels or weight.dtype != torch.float32:
+        raise ValueError(f'weight must be float32 [O, {channels}], got {weight.dtype} {list(weight.shape)}: flatten the 1x1 '
+                         f'convolution and fold its norm into it.')
+    _check_device(x, weight, 'weight', 'x')
+    _check_vector('bias', bias, weight.shape[0], torch.float32, x, 'x')
+    return batch, weight.shape[0], -(-height // pool), -(-width // pool)
 
 
 def binary_conv_transpose2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
@@ -99,6 +172,33 @@ def _check_conv(x_words, w_words, channels, stride, padding, dilation, groups) -
                          f'choose a group count that does.')
     _check_terms(height * width * (channels // groups))
     return outputs
+
+
+def _check_replicas(name: str, vector: Tensor, outputs: int) -> None:
+    if vector.dim() != 1 or vector.numel() < 1 or vector.numel() % outputs:
+        raise ValueError(f'{name} must have one element per output channel, [{outputs}] or a multiple of it for replicas, got '
+                         f'{list(vector.shape)}.')
+
+
+def _check_vector(name: str, vector: Tensor | None, size: int, dtype: torch.dtype, first: Tensor,
+                  first_name: str = 'x_words') -> None:
+    if vector is None:
+        return
+    if vector.dtype != dtype:
+        raise TypeError(f'{name} must be {dtype}, got {vector.dtype}: convert it with {name}.to({dtype}).')
+    if list(vector.shape) != [size]:
+        raise ValueError(f'{name} must be [{size}], one element per output channel, got {list(vector.shape)}.')
+    _check_device(first, vector, name, first_name)
+
+
+def _check_act(act: str, gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None) -> None:
+    if act not in ACTS:
+        nearest = get_close_matches(act, ACTS, n=1, cutoff=0)[0]
+        raise ValueError(f'Unknown act {act!r}: did you mean {nearest!r}? Known are {", ".join(ACTS)}.')
+    if act == 'prelu' and slope is None:
+        raise ValueError("act='prelu' needs slope: give one per output channel.")
+    if act != 'prelu' and not gamma is slope is zeta is None:
+        raise ValueError(f"gamma, slope and zeta belong to act='prelu', got act={act!r}: leave them None.")
 
 
 def _check_floats(x: Tensor, threshold: Tensor | None, channels: int) -> None:

@@ -18,8 +18,9 @@ BACKENDS = {
 class Backend:
     """Base of all backends. Operators are methods, named and called as in `bnn_kernels.ops`; a backend has those it can run.
 
-    Arguments arrive checked by `bnn_kernels.checks`, pairs as (height, width). A result is int32 and has the shape that the
-    function of `checks` returns: [N, O, H', W'] in channels-last memory, everything else contiguous.
+    Arguments arrive checked by `bnn_kernels.checks`, pairs as (height, width). A result has the shape that the function of
+    `checks` returns: [N, O, H', W'] in channels-last memory, everything else contiguous. `binary_block2d` also serves its
+    in-place form: `out` is None or the tensor that takes the stream, which may be the shortcut itself.
     """
 
     name: str
@@ -96,7 +97,7 @@ def selection(op: str, **call) -> Selection:
     return Selection(None, refusals)
 
 
-def run(op: str, **call) -> Tensor:
+def run(op: str, **call) -> Tensor | tuple[Tensor, ...]:
     """Runs one operator, with checked arguments, on the first backend that can.
 
     Raises RuntimeError with the reason of every backend asked where none can, which for a forced one is that one.

@@ -1,6 +1,6 @@
 """The public operators, registered as `torch.ops.bnn_kernels.*`: one node each for torch.compile and torch.export.
 
-A call is checked (TypeError for dtypes, ValueError for the rest), sent through `dispatch`, and returns int32.
+A call is checked (TypeError for dtypes, ValueError for the rest) and sent through `dispatch`.
 """
 
 import inspect
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import checks, dispatch
+from .epilogue import Epilogue
 
 Pair = int | Sequence[int]
 
@@ -62,6 +63,78 @@ def binary_conv2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Pair 
                           checks.check_pad_value(pad_value))
 
 
+def binary_conv2d_sign(x_words: Tensor, w_words: Tensor, channels: int, threshold: Tensor, flip: Tensor | None = None, *,
+                       stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1, pad_value: int = 0,
+                       out_groups: int = 1) -> Tensor:
+    """`binary_conv2d` and the next sign in integers: the bit of channel j is `(acc[j % O] >= threshold[j]) != flip[j]`.
+
+    Args:
+        x_words, w_words, channels, stride, padding, dilation, groups, pad_value: as in `binary_conv2d`.
+        threshold: int32 `[P]`, P = O or a multiple of it (replicas).
+        flip: bool `[P]` for channels whose value falls with the accumulator; None flips none.
+        out_groups: groups of the convolution that reads the words.
+
+    Returns:
+        int32 `[N, H', W', out_groups * words]`. Raises as `binary_conv2d`.
+    """
+    return _binary_conv2d_sign(x_words, w_words, channels, _pair(stride), _pair(padding), _pair(dilation), groups,
+                               checks.check_pad_value(pad_value), threshold, flip, out_groups)
+
+
+def binary_block2d(x_words: Tensor, w_words: Tensor, channels: int, epilogue: Epilogue, shortcut: Tensor | None = None, *,
+                   stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1, pad_value: int = 0,
+                   dtype: torch.dtype = torch.float32, pack: bool = True,
+                   keep: bool = True) -> tuple[Tensor | None, Tensor | None]:
+    """`binary_conv2d`, affine, shortcut, non-linearity and the next layer's sign in one operator; see `epilogue.py`.
+
+    Args:
+        x_words, w_words, channels, stride, padding, dilation, groups, pad_value: as in `binary_conv2d`.
+        epilogue: the parameters per output channel, P of them.
+        shortcut: float32, float16 or bfloat16 `[N, P, H', W']`, added after the affine; None adds nothing.
+        dtype: of the stream: float32, float16 or bfloat16. The sign is taken of the rounded value.
+        pack, keep: whether the words and the stream are wanted.
+
+    Returns:
+        words int32 `[N, H', W', out_groups * words]`, stream `[N, P, H', W']` in channels-last memory; None for the one that
+        is not wanted. `words` equals `pack_activations(stream, epilogue.threshold, epilogue.out_groups)`.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: wrong shapes, an unknown act, parameters that do not belong to it, nothing
+            wanted, and as `binary_conv2d`. RuntimeError: as `binary_conv2d`.
+    """
+    scale, bias, *act = epilogue
+    words, stream = _binary_block2d(x_words, w_words, channels, _pair(stride), _pair(padding), _pair(dilation), groups,
+                                    checks.check_pad_value(pad_value), scale, bias, shortcut, *act, dtype, pack, keep)
+    return words if pack else None, stream if keep else None
+
+
+def binary_block2d_(stream: Tensor, x_words: Tensor, w_words: Tensor, channels: int, epilogue: Epilogue, *, stride: Pair = 1,
+                    padding: Pair = 0, dilation: Pair = 1, groups: int = 1, pad_value: int = 0,
+                    pack: bool = True) -> Tensor | None:
+    """`binary_block2d` in place: `stream` `[N, P, H', W']`, channels-last, is the shortcut and becomes the result.
+
+    Returns the words, or None without `pack`. Raises as `binary_block2d`; ValueError also for another memory format.
+    """
+    words = _binary_block2d_(stream, x_words, w_words, channels, _pair(stride), _pair(padding), _pair(dilation), groups,
+                             checks.check_pad_value(pad_value), *epilogue, pack)
+    return words if pack else None
+
+
+def downsample2d(x: Tensor, weight: Tensor, bias: Tensor, pool: int = 1) -> Tensor:
+    """The real-valued shortcut of a binary ResNet: average pooling, then a 1x1 convolution with its norm folded in.
+
+    Args:
+        x: float32, float16 or bfloat16 `[N, C, H, W]`.
+        weight: float32 `[O, C]`. bias: float32 `[O]`.
+        pool: window and stride of the pooling; the last windows are cut at the border and average what they hold.
+
+    Returns:
+        `[N, O, ceil(H / pool), ceil(W / pool)]` of the dtype of `x` in channels-last memory, summed in float32 in any order:
+        the one operator that is not exact. Raises TypeError for a wrong dtype, ValueError for wrong shapes.
+    """
+    return _downsample2d(x, weight, bias, pool)
+
+
 def binary_conv_transpose2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Pair = 1, padding: Pair = 0,
                             output_padding: Pair = 0, dilation: Pair = 1, groups: int = 1) -> Tensor:
     """Exact transposed convolution of signs with signs; taps that no input reaches do not count.
@@ -107,31 +180,76 @@ def _tensor_or_none(threshold: Tensor | None) -> Tensor | None:
 _library = torch.library.Library('bnn_kernels', 'DEF')
 
 
-def _register(signature: str, check: Callable[..., checks.Shape], memory_format=torch.contiguous_format):
-    """Defines one operator: `check`, of the same name and arguments, accepts a call and knows the shape of its result."""
+def _define(signature: str, check: Callable, real: Callable, fake: Callable, result: str = 'Tensor'):
+    """Defines one operator, named like its check. No autograd: bits have no gradient."""
     op = check.__name__
-    names = tuple(inspect.signature(check).parameters)
-
-    def real(*arguments):
-        check(*arguments)
-        return dispatch.run(op, **dict(zip(names, arguments, strict=True)))
-
-    def fake(*arguments):
-        return torch.empty(check(*arguments), dtype=torch.int32, device=arguments[0].device, memory_format=memory_format)
-
-    # No autograd: bits have no gradient. Library.define costs less per call than torch.library.custom_op.
-    _library.define(f'{op}({signature}) -> Tensor', tags=(torch.Tag.pt2_compliant_tag,))
+    # Library.define costs less per call than torch.library.custom_op.
+    _library.define(f'{op}({signature}) -> {result}', tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(op, real, 'CompositeExplicitAutograd')
     torch.library.register_fake(f'bnn_kernels::{op}', fake, lib=_library)
     return getattr(torch.ops.bnn_kernels, op).default
 
 
+def _register(signature: str, check: Callable[..., checks.Shape], dtype: torch.dtype | None = torch.int32,
+              memory_format=torch.contiguous_format):
+    """An operator with one result: `check`, of the same name and arguments, accepts a call and knows the result's shape.
+
+    The result has `dtype`, or that of the first argument where this is None.
+    """
+    names = tuple(inspect.signature(check).parameters)
+
+    def real(*arguments):
+        check(*arguments)
+        return dispatch.run(check.__name__, **dict(zip(names, arguments, strict=True)))
+
+    def fake(*arguments):
+        first = arguments[0]
+        return torch.empty(check(*arguments), dtype=dtype or first.dtype, device=first.device, memory_format=memory_format)
+
+    return _define(signature, check, real, fake)
+
+
+def _run_block(*arguments):
+    checks.binary_block2d(*arguments)
+    return dispatch.run('binary_block2d', **dict(zip(_BLOCK, arguments, strict=True)), out=None)
+
+
+def _fake_block(*arguments):
+    words, stream = checks.binary_block2d(*arguments)
+    call = dict(zip(_BLOCK, arguments, strict=True))
+    memory_format = torch.channels_last if call['keep'] else torch.contiguous_format
+    return (torch.empty(words, dtype=torch.int32, device=call['x_words'].device),
+            torch.empty(stream, dtype=call['dtype'], device=call['x_words'].device, memory_format=memory_format))
+
+
+def _run_block_(stream, *arguments):
+    checks.binary_block2d_(stream, *arguments)
+    call = dict(zip(_BLOCK_, arguments, strict=True))
+    words, _ = dispatch.run('binary_block2d', **call, shortcut=stream, dtype=stream.dtype, keep=True, out=stream)
+    return words
+
+
+def _fake_block_(stream, *arguments):
+    return torch.empty(checks.binary_block2d_(stream, *arguments), dtype=torch.int32, device=stream.device)
+
+
+_BLOCK = tuple(inspect.signature(checks.binary_block2d).parameters)
+_BLOCK_ = tuple(inspect.signature(checks.binary_block2d_).parameters)[1:]
+_CONV = ('Tensor x_words, Tensor w_words, SymInt channels, SymInt[] stride, SymInt[] padding, SymInt[] dilation, '
+         'SymInt groups, SymInt pad_value')
+_AFFINE = 'Tensor scale, Tensor bias'
+_ACT = 'str act, Tensor? gamma, Tensor? slope, Tensor? zeta, Tensor? threshold, SymInt out_groups'
+
 _pack_activations = _register('Tensor x, Tensor? threshold, SymInt groups', checks.pack_activations)
 _pack_features = _register('Tensor x, Tensor? threshold', checks.pack_features)
-_binary_conv2d = _register(
-    'Tensor x_words, Tensor w_words, SymInt channels, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, '
-    'SymInt pad_value', checks.binary_conv2d, torch.channels_last)
+_binary_conv2d = _register(_CONV, checks.binary_conv2d, memory_format=torch.channels_last)
+_binary_conv2d_sign = _register(f'{_CONV}, Tensor threshold, Tensor? flip, SymInt out_groups', checks.binary_conv2d_sign)
+_binary_block2d = _define(f'{_CONV}, {_AFFINE}, Tensor? shortcut, {_ACT}, ScalarType dtype, bool pack, bool keep',
+                          checks.binary_block2d, _run_block, _fake_block, '(Tensor, Tensor)')
+_binary_block2d_ = _define(f'Tensor(a!) stream, {_CONV}, {_AFFINE}, {_ACT}, bool pack', checks.binary_block2d_, _run_block_,
+                           _fake_block_)
+_downsample2d = _register('Tensor x, Tensor weight, Tensor bias, SymInt pool', checks.downsample2d, None, torch.channels_last)
 _binary_conv_transpose2d = _register(
     'Tensor x_words, Tensor w_words, SymInt channels, SymInt[] stride, SymInt[] padding, SymInt[] output_padding, '
-    'SymInt[] dilation, SymInt groups', checks.binary_conv_transpose2d, torch.channels_last)
+    'SymInt[] dilation, SymInt groups', checks.binary_conv_transpose2d, memory_format=torch.channels_last)
 _binary_linear = _register('Tensor x_words, Tensor w_words, SymInt features', checks.binary_linear)

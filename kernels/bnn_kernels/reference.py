@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from . import checks
 from .dispatch import Backend
+from .epilogue import replicate, stream_of, words_of
 from .layout import pack_bits, unpack_signs, unpack_weight
 
 
@@ -37,7 +38,35 @@ def binary_conv2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Seque
     x = F.pad(x, (horizontal, horizontal, vertical, vertical), value=float(pad_value))  # a 0 is neither sign: it adds nothing
     columns = F.unfold(x, w_words.shape[1:3], dilation, 0, stride)  # [N, C * kH * kW, H' * W']
     weight = unpack_weight(w_words, channels // groups).reshape(groups, shape[1] // groups, -1)
-    return _channels_last(_matmul(weight, columns.unflatten(1, (groups, -1))).reshape(shape))
+    return _channels_last(_matmul(weight, columns.unflatten(1, (groups, -1))).reshape(shape).to(torch.int32))
+
+
+def binary_conv2d_sign(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
+                       dilation: Sequence[int], groups: int, pad_value: int, threshold: Tensor, flip: Tensor | None,
+                       out_groups: int) -> Tensor:
+    """Int32 `[N, H', W', out_groups * words]`; see `bnn_kernels.binary_conv2d_sign`."""
+    acc = binary_conv2d(x_words, w_words, channels, stride, padding, dilation, groups, pad_value)
+    bits = replicate(acc, threshold.numel()).permute(0, 2, 3, 1) >= threshold
+    return pack_bits(bits if flip is None else bits != flip, out_groups)
+
+
+def binary_block2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
+                   dilation: Sequence[int], groups: int, pad_value: int, scale: Tensor, bias: Tensor, shortcut: Tensor | None,
+                   act: str, gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None, threshold: Tensor | None,
+                   out_groups: int, dtype: torch.dtype, pack: bool, keep: bool, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Words `[N, H', W', out_groups * words]` and stream `[N, P, H', W']`; see `bnn_kernels.binary_block2d`."""
+    acc = binary_conv2d(x_words, w_words, channels, stride, padding, dilation, groups, pad_value)
+    stream = stream_of(acc, scale, bias, shortcut, act, gamma, slope, zeta, dtype)
+    words = words_of(stream, threshold, out_groups) if pack else x_words.new_empty(0)
+    if out is not None:
+        return words, out.copy_(stream)
+    return words, _channels_last(stream) if keep else stream.new_empty(0)
+
+
+def downsample2d(x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Tensor:
+    """`[N, O, H', W']` of the dtype of `x`; see `bnn_kernels.downsample2d`."""
+    pooled = F.avg_pool2d(x.float(), pool, pool, ceil_mode=True, count_include_pad=False)
+    return _channels_last((_matmul(weight, pooled.flatten(2)) + bias[:, None]).unflatten(2, pooled.shape[2:]).to(x.dtype))
 
 
 def binary_conv_transpose2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int] = (1, 1),
@@ -52,7 +81,7 @@ def binary_conv_transpose2d(x_words: Tensor, w_words: Tensor, channels: int, str
     whole = [(i - 1) * s + d * (k - 1) + 1 for i, k, s, d in zip(image, kernel, stride, dilation, strict=True)]
     y = F.fold(columns, whole, kernel, dilation, 0, stride)
     (top, left), (bottom, right) = padding, [p - o for p, o in zip(padding, output_padding, strict=True)]
-    return _channels_last(F.pad(y, (-left, -right, -top, -bottom)).reshape(shape))  # negative widths crop
+    return _channels_last(F.pad(y, (-left, -right, -top, -bottom)).reshape(shape).to(torch.int32))  # negative widths crop
 
 
 def binary_linear(x_words: Tensor, w_words: Tensor, features: int) -> Tensor:
@@ -68,6 +97,9 @@ class Reference(Backend):
     pack_activations = staticmethod(pack_activations)
     pack_features = staticmethod(pack_features)
     binary_conv2d = staticmethod(binary_conv2d)
+    binary_conv2d_sign = staticmethod(binary_conv2d_sign)
+    binary_block2d = staticmethod(binary_block2d)
+    downsample2d = staticmethod(downsample2d)
     binary_conv_transpose2d = staticmethod(binary_conv_transpose2d)
     binary_linear = staticmethod(binary_linear)
 
@@ -83,4 +115,4 @@ def _matmul(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _channels_last(y: Tensor) -> Tensor:
-    return torch.empty(y.shape, dtype=torch.int32, device=y.device, memory_format=torch.channels_last).copy_(y)
+    return torch.empty_like(y, memory_format=torch.channels_last).copy_(y)

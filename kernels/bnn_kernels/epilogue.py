@@ -1,0 +1,77 @@
+"""What follows the accumulator in a fused convolution, and its arithmetic: the one place that says in which order.
+
+Every operation is IEEE float32 and rounded by itself, without FMA contraction, so that all backends agree bit for bit:
+
+    v = float(acc[j % O]) * scale[j]
+    v = v + bias[j]
+    v = v + float(shortcut)                           where there is one
+    v = v - gamma[j];  v = v if v > 0 else slope[j] * v;  v = v + zeta[j]       'prelu', gamma and zeta optional
+    v = max(v, 0)                                                               'relu'
+    v = min(max(v, -1), 1)                                                      'hardtanh'
+    stream = v rounded to its dtype
+    bit    = float(stream) >= threshold[j]
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .layout import pack_bits
+
+ACTS = ('identity', 'prelu', 'relu', 'hardtanh')
+
+
+class Epilogue(NamedTuple):
+    """Per-channel parameters of a fused convolution, float32 `[P]` each, P = replicas * O.
+
+    Channel j of the output is made from accumulator j % O. More channels than accumulators are the replicas of
+    expanding-and-shrinking (tau^2 * groups of them, each with its own affine); everybody else has P = O.
+
+    Attributes:
+        scale, bias: the affine, a scale, a bias and a norm folded into one.
+        act: 'identity', 'relu', 'hardtanh' or 'prelu', with `slope`; RPReLU adds the shifts `gamma` before and `zeta` after.
+        threshold: of the next layer's sign; None is 0.
+        out_groups: groups of the convolution that reads the words.
+    """
+
+    scale: Tensor
+    bias: Tensor
+    act: str = 'identity'
+    gamma: Tensor | None = None
+    slope: Tensor | None = None
+    zeta: Tensor | None = None
+    threshold: Tensor | None = None
+    out_groups: int = 1
+
+
+def stream_of(acc: Tensor, scale: Tensor, bias: Tensor, shortcut: Tensor | None, act: str, gamma: Tensor | None,
+              slope: Tensor | None, zeta: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The module's formula up to `stream`: int32 `[N, O, H, W]` to `[N, P, H, W]` of `dtype`."""
+    v = replicate(acc, scale.numel()).float() * _image(scale)
+    v = v + _image(bias)
+    if shortcut is not None:
+        v = v + shortcut.float()
+    if act == 'prelu':
+        v = v if gamma is None else v - _image(gamma)
+        v = torch.where(v > 0, v, _image(slope) * v)
+        v = v if zeta is None else v + _image(zeta)
+    elif act == 'relu':
+        v = v.clamp(min=0)
+    elif act == 'hardtanh':
+        v = v.clamp(-1, 1)
+    return v.to(dtype)
+
+
+def words_of(stream: Tensor, threshold: Tensor | None, out_groups: int) -> Tensor:
+    """The module's last line: `[N, P, H, W]` to int32 `[N, H, W, out_groups * words]`."""
+    return pack_bits(stream.float().permute(0, 2, 3, 1) >= (0 if threshold is None else threshold), out_groups)
+
+
+def replicate(acc: Tensor, channels: int) -> Tensor:
+    """`[N, O, H, W]` to `[N, channels, H, W]`: the accumulators tiled, channel j from j % O."""
+    return acc.repeat(1, channels // acc.shape[1], 1, 1)
+
+
+def _image(vector: Tensor) -> Tensor:
+    return vector.view(-1, 1, 1)
