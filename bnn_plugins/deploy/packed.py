@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import bnn_kernels
 
 from ..layers import BinaryConv2d, BinaryLinear
-from ..layers.base import epilogue, output_scale
+from ..layers.base import expand_input, finish
 from ..layers.conv import convolve_levels
 from ..layers.linear import multiply_levels
 
@@ -28,6 +28,7 @@ class PackedLayer(nn.Module):
         weight_bits: int32 ``[w_bits, O, ...]``, layout of ``bnn_kernels.layout``.
         weight_scale: ``[O]``, ``[1]`` or ``None``. folded_scale: ``[O]`` or ``None``. bias: ``[O]`` or ``None``.
         activation: the latent layer's binarizer (its thresholds).
+        expand, replicas: expanding-and-shrinking; the accumulators are tiled ``replicas`` times, before bias and folded scale.
     """
 
     @classmethod
@@ -76,9 +77,12 @@ class PackedLayer(nn.Module):
         threshold = self.activation.threshold()
         return x.dtype if threshold is None else torch.promote_types(x.dtype, threshold.dtype)
 
+    @property
+    def replicas(self) -> int:
+        return 1 if self.expand is None else self.expand.replicas
+
     def _epilogue(self, acc: Tensor) -> Tensor:
-        scale = output_scale(self.weight_scale, self.activation.step, self.folded_scale)
-        return epilogue(acc, scale, self.bias, self.channel_dim)
+        return finish(self, acc, self.weight_scale, self.bias)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         found = local_metadata.get('bnn_layer')
@@ -99,13 +103,18 @@ def method_text(method: str | dict) -> str:
     return f'{method["type"]}({", ".join(f"{key}={method[key]!r}" for key in sorted(method) if key != "type")})'
 
 
+def expand_text(layer: nn.Module) -> str:
+    return '' if layer.expand is None else f' {layer.expand.text()}'
+
+
 class PackedConv2d(PackedLayer):
     """The packed :class:`BinaryConv2d`. ``[N, C, H, W]`` -> ``[N, O, H', W']``."""
 
     channel_dim = 1
 
     def _fan(self) -> int:
-        return self.in_channels // self.groups
+        kernel_height, kernel_width = self.kernel_size
+        return self.fan_in // (kernel_height * kernel_width)
 
     def _pack(self, x: Tensor, threshold: Tensor | None) -> Tensor:
         return bnn_kernels.pack_activations(x, threshold, self.groups)
@@ -115,7 +124,7 @@ class PackedConv2d(PackedLayer):
 
     def _binary(self, words: Tensor, w: Tensor, pad_value: int) -> Tensor:
         left, right, top, bottom = self._reversed_padding_repeated_twice
-        acc = bnn_kernels.binary_conv2d(words, w, self.in_channels, self.stride, (bottom, right), self.dilation,
+        acc = bnn_kernels.binary_conv2d(words, w, self._fan() * self.groups, self.stride, (bottom, right), self.dilation,
                                         self.groups, pad_value)
         # padding='same' with an even kernel pads one row or column more at the end: the first output is one too many.
         return acc[..., bottom - top:, right - left:]
@@ -123,6 +132,7 @@ class PackedConv2d(PackedLayer):
     def forward(self, input: Tensor) -> Tensor:
         if self.pre_norm is not None:
             input = self.pre_norm(input)
+        input = expand_input(self, input)
         if self.activation.bits == 32:
             return self._epilogue(convolve_levels(self, input, self._weight(input.dtype)))
         # dtype and memory format of a latent convolution: float layers behind it sum in an order that depends on both.
@@ -131,7 +141,7 @@ class PackedConv2d(PackedLayer):
     def signature(self) -> str:
         return (f'conv {self.in_channels}->{self.out_channels} kernel {tuple(self.kernel_size)} stride {tuple(self.stride)} '
                 f'padding {self.padding} dilation {tuple(self.dilation)} groups {self.groups} pad_value {self.pad_value} '
-                f'method {method_text(self.method)}')
+                f'method {method_text(self.method)}{expand_text(self)}')
 
     def extra_repr(self) -> str:
         return f'{self.signature()}, weight bits {self.w_bits}'
@@ -154,7 +164,7 @@ class PackedLinear(PackedLayer):
     pad_value = 0
 
     def _fan(self) -> int:
-        return self.in_features
+        return self.fan_in
 
     def _pack(self, x: Tensor, threshold: Tensor | None) -> Tensor:
         return bnn_kernels.pack_features(x, threshold)
@@ -163,15 +173,16 @@ class PackedLinear(PackedLayer):
         return bnn_kernels.unpack_weight(w, self._fan()).sum(1).to(torch.int32)
 
     def _binary(self, words: Tensor, w: Tensor, pad_value: int) -> Tensor:
-        return bnn_kernels.binary_linear(words, w, self.in_features)
+        return bnn_kernels.binary_linear(words, w, self.fan_in)
 
     def forward(self, input: Tensor) -> Tensor:
+        input = expand_input(self, input)
         if self.activation.bits == 32:
             return self._epilogue(multiply_levels(self, input, self._weight(input.dtype)))
         return self._epilogue(self._accumulate(input).to(self._dtype(input)))
 
     def signature(self) -> str:
-        return f'linear {self.in_features}->{self.out_features} method {method_text(self.method)}'
+        return f'linear {self.in_features}->{self.out_features} method {method_text(self.method)}{expand_text(self)}'
 
     def extra_repr(self) -> str:
         return f'{self.signature()}, weight bits {self.w_bits}'

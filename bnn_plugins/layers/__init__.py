@@ -4,6 +4,17 @@ from ..binarize import RSign
 from .activations import RPReLU, build_act
 from .base import BinaryLayer
 from .conv import BinaryConv2d
+from .expand import (
+    ExpandedConv2d,
+    Expansion,
+    FirstCopy,
+    SqueezeExcite,
+    Tile,
+    expanded_width,
+    spread_copies_,
+    tile,
+)
 from .linear import BinaryLinear
 
-__all__ = ['BinaryConv2d', 'BinaryLayer', 'BinaryLinear', 'RPReLU', 'RSign', 'build_act']
+__all__ = ['BinaryConv2d', 'BinaryLayer', 'BinaryLinear', 'ExpandedConv2d', 'Expansion', 'FirstCopy', 'RPReLU', 'RSign',
+           'SqueezeExcite', 'Tile', 'build_act', 'expanded_width', 'spread_copies_', 'tile']

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..binarize import ActivationBinarizer, build_method
 from ..binarize.activations import per_channel
+from .expand import Expansion, spread_copies_, tile, widen_bias_
 
 CHECKED_NUMEL = 256
 
@@ -22,21 +23,39 @@ class BinaryLayer(nn.Module):
         weight_binarizer (WeightBinarizer): binarizer of ``weight``, the latent weight.
         latent_clip (float | None): bound of the latents, see :func:`bnn_plugins.binarize.clip_latents_`.
         folded_scale (Tensor | None): ``[O]``, a following norm's factor after ``fuse_conv_bn``.
+        expand (Expansion | None): expanding-and-shrinking; ``in_*`` and ``out_*`` of the layer are the widths outside.
+        fan_in (int): inputs of one filter.
     """
 
     channel_dim: int
     packed_class: type[nn.Module] | None = None  # set by bnn_plugins.deploy
 
-    def _init_binary(self, in_channels: int, out_channels: int, method: str | dict) -> None:
+    def _init_binary(self, in_channels: int, method: str | dict, expand: Expansion | None) -> None:
         bundle = build_method(method)
-        self.method = method
-        self.activation: ActivationBinarizer = bundle.activation(in_channels, self.channel_dim)
-        self.weight_binarizer = bundle.weight(out_channels, self.weight[0].numel())
+        self.method, self.expand = method, expand
+        self.fan_in = self.weight[0].numel()
+        self.activation: ActivationBinarizer = bundle.activation(in_channels * input_copies(self), self.channel_dim)
+        self.weight_binarizer = bundle.weight(len(self.weight), self.fan_in)
         self.latent_clip = bundle.latent_clip
         self.register_buffer('folded_scale', None)
+        self.register_parameter('copy_shift', None)
+        if expand is not None:
+            widen_bias_(self)
+            shift = getattr(self.activation, 'shift', None)
+            if expand.drop_in:
+                # Copies of one input would have one sign, and two weights of it only their sum.
+                self.copy_shift = shift = nn.Parameter(self.weight.new_zeros(in_channels * expand.copies))
+            if shift is not None:
+                spread_copies_(shift, expand.copies, expand.spread)
         self._sign_checked = not (self.activation.bits == 1 and self.activation.signed)
 
+    @property
+    def replicas(self) -> int:
+        """How often the accumulators are tiled before the epilogue."""
+        return 1 if self.expand is None else self.expand.replicas
+
     def _levels(self, x: Tensor) -> Tensor:
+        x = expand_input(self, x)
         levels = self.activation(x)
         if self.training and not self._sign_checked and not torch.compiler.is_compiling():
             self._sign_checked = True
@@ -53,8 +72,7 @@ class BinaryLayer(nn.Module):
             'of BinaryConv2d).')
 
     def _epilogue(self, acc: Tensor, scale: Tensor | None, bias: Tensor | None, factor: Tensor | None = None) -> Tensor:
-        scale = output_scale(scale, self.activation.step, self.folded_scale, factor)
-        return epilogue(acc, scale, bias, self.channel_dim)
+        return finish(self, acc, scale, bias, factor)
 
     def fold_(self, factor: Tensor) -> None:
         """Multiply the output by ``factor`` ``[O]`` from now on (a following norm's affine factor)."""
@@ -123,6 +141,31 @@ def output_scale(*factors: Tensor | float | None) -> Tensor | float | None:
         if factor is not None and not (isinstance(factor, float) and factor == 1.0):
             scale = factor if scale is None else scale * factor
     return scale
+
+
+def finish(layer, acc: Tensor, scale: Tensor | None, bias: Tensor | None, factor: Tensor | None = None) -> Tensor:
+    """The epilogue of a latent or packed layer: scale per filter, tile, folded factor and bias per output channel."""
+    scale = output_scale(scale, layer.activation.step)
+    if layer.replicas > 1:
+        if layer.folded_scale is None and factor is None:  # the same products, before the tile
+            acc, scale = epilogue(acc, scale, None, layer.channel_dim), None
+        elif isinstance(scale, Tensor) and scale.numel() > 1:
+            scale = scale.repeat(layer.replicas)
+        acc = tile(acc, layer.replicas, layer.channel_dim)
+    return epilogue(acc, output_scale(scale, layer.folded_scale, factor), bias, layer.channel_dim)
+
+
+def input_copies(layer) -> int:
+    """How often a drop-in expanded layer tiles its own input."""
+    return layer.expand.copies if layer.expand is not None and layer.expand.drop_in else 1
+
+
+def expand_input(layer, x: Tensor) -> Tensor:
+    """What the activation binarizer of a latent or packed layer sees: drop-in layers tile, with an offset for each copy."""
+    if layer.copy_shift is None:
+        return x
+    x = tile(x, input_copies(layer), layer.channel_dim)
+    return x + per_channel(layer.copy_shift, x.ndim, layer.channel_dim)
 
 
 def epilogue(acc: Tensor, scale: Tensor | float | None, bias: Tensor | None, channel_dim: int) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..binarize.lookup import checked_arguments
 from .base import BinaryLayer, exact, summation
+from .expand import Expansion, checked_expand
 
 PAD_VALUES = (-1, 0, 1)
 
@@ -34,11 +35,16 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         pre_norm: put a batch norm without affine part before the sign (XNOR-Net's order), which makes the layer usable
             behind a ReLU.
 
+        expand: expanding-and-shrinking, see :class:`Expansion`. ``in_channels`` and ``out_channels`` are the widths outside of
+            the layer, so those of the widened network (:func:`expanded_width`); there are ``out_channels / replicas`` filters,
+            and a bias for every output channel. mmcv's ``fuse_conv_bn`` cannot fold a norm into fewer filters and raises.
+
     Shape: ``[N, C, H, W]`` -> ``[N, O, H', W']``.
 
     Raises:
-        ValueError: for an unknown method, option or ``pad_value``, a ``padding_mode`` other than zeros, and, at the first
-            training step, when all inputs have the same sign.
+        ValueError: for an unknown method, option or ``pad_value``, a ``padding_mode`` other than zeros, widths that
+            ``expand`` does not divide, ``groups`` together with ``expand``, and, at the first training step, when all inputs
+            have the same sign.
     """
 
     channel_dim = 1
@@ -46,12 +52,15 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
     @checked_arguments
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
                  padding_mode='zeros', device=None, dtype=None, *, method: str | dict = 'reactnet', pad_value: int = 0,
-                 pre_norm: bool = False):
+                 pre_norm: bool = False, expand: dict | Expansion | None = None):
         if padding_mode != 'zeros':
             raise ValueError(f'BinaryConv2d pads with the constant pad_value; padding_mode={padding_mode!r} is not supported')
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
-                         device, dtype)
-        self._init_binary(in_channels, out_channels, method)
+        expand = checked_expand(expand, groups)
+        inputs, filters = (in_channels, out_channels) if expand is None else expand.split(in_channels, out_channels)
+        super().__init__(inputs, filters, kernel_size, stride, padding, dilation, groups if expand is None else expand.groups,
+                         bias, padding_mode, device, dtype)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self._init_binary(in_channels, method, expand)
         if pad_value not in PAD_VALUES:
             raise ValueError(f'pad_value must be -1, 0 or 1, but got {pad_value!r}')
         if pad_value != 0 and not (self.activation.signed and self.activation.bits == 1):
@@ -76,4 +85,5 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         return self._epilogue(acc, scale, bias, factor)
 
     def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, method={self.method!r}, pad_value={self.pad_value}'
+        expand = '' if self.expand is None else f', {self.expand.text()}'
+        return f'{super().extra_repr()}, method={self.method!r}, pad_value={self.pad_value}{expand}'
