@@ -47,7 +47,7 @@ def backends(monkeypatch):
         'broken': 'a_module_that_is_missing:Backend',
         'absent': f'{__name__}:Absent',
         'picky': f'{__name__}:Picky',
-        **dispatch.BACKENDS,
+        'reference': dispatch.BACKENDS['reference'],
     })
     monkeypatch.setattr(dispatch, '_forced', None)
 

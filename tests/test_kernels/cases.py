@@ -1,0 +1,94 @@
+"""Random calls of the operators, as keyword arguments of a backend: every backend gets the same kinds of cases."""
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from bnn_kernels import checks, layout
+from bnn_kernels.epilogue import ACTS
+
+CHANNELS = st.one_of(st.integers(1, 40), st.sampled_from([31, 32, 33, 63, 64, 65, 96, 128, 129]))
+OUTPUTS = st.one_of(st.integers(1, 20), st.sampled_from([15, 16, 17, 32, 63, 64, 65]))
+STREAMS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def pairs(low: int, high: int):
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+def words(draw: np.random.Generator, *shape: int, groups: int = 1) -> torch.Tensor:
+    """Random signs `[..., C]`, packed: mixed, mostly one sign, or all of one."""
+    share = draw.choice([0.0, 0.1, 0.5, 0.5, 0.5, 0.9, 1.0])
+    return layout.pack_bits(torch.from_numpy(draw.random(shape) < share), groups)
+
+
+@st.composite
+def convolutions(draw, channels=CHANNELS, outputs=OUTPUTS, image=10, batch=3):
+    """Arguments of binary_conv2d; `image`: the largest side."""
+    groups, per_group = draw(st.sampled_from([1, 1, 1, 2, 3])), draw(channels)
+    kernel, dilation, padding = draw(pairs(1, 4)), draw(pairs(1, 3)), draw(pairs(0, 3))
+    reach = [max(1, (k - 1) * d + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    height, width = (r + draw(st.integers(0, image)) for r in reach)
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return dict(
+        x_words=words(random, draw(st.integers(0, batch)), height, width, per_group * groups, groups=groups),
+        w_words=words(random, draw(outputs) * groups, *kernel, per_group),
+        channels=per_group * groups, stride=draw(pairs(1, 3)), padding=padding, dilation=dilation, groups=groups,
+        pad_value=draw(st.sampled_from([0, 0, -1, 1])))
+
+
+@st.composite
+def signs(draw, conv=None):
+    """Arguments of binary_conv2d_sign; thresholds lie where the sums do, and at the ends of int32."""
+    call = draw(convolutions() if conv is None else conv)
+    width = len(call['w_words']) * draw(st.sampled_from([1, 1, 2]))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    near = random.integers(-9, 10, width) * random.integers(1, 4)
+    threshold = np.where(random.random(width) < 0.1, random.choice([-2**31, 2**31 - 1], width), near)
+    flip = torch.from_numpy(random.random(width) < 0.5) if draw(st.booleans()) else None
+    return call | dict(threshold=torch.from_numpy(threshold.astype(np.int32)), flip=flip,
+                       out_groups=draw(st.sampled_from([g for g in (1, 2, 3) if width % g == 0])))
+
+
+@st.composite
+def blocks(draw, conv=None):
+    """Arguments of binary_block2d: parameters whose products and sums round, so that a contracted or reordered one shows."""
+    call = draw(convolutions() if conv is None else conv)
+    width = len(call['w_words']) * draw(st.sampled_from([1, 1, 1, 2, 4]))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+
+    def vector(*shape):
+        values = random.normal(size=shape or width).astype(np.float32)
+        return torch.from_numpy(np.where(random.random(values.shape) < 0.05, np.float32(0), values))
+
+    act, dtype, out = draw(st.sampled_from(ACTS)), draw(st.sampled_from(STREAMS)), None
+    slope = vector() if act == 'prelu' else None
+    gamma, zeta = (vector() if act == 'prelu' and draw(st.booleans()) else None for _ in range(2))
+    shape = checks.binary_conv2d(**call)
+    shape = (shape[0], width, *shape[2:])
+    shortcut = draw(st.sampled_from(['none', 'planar', 'other dtype', 'in place']))
+    residual = None
+    if shortcut != 'none':
+        kind = draw(st.sampled_from(STREAMS)) if shortcut == 'other dtype' else dtype
+        residual = vector(*shape).to(kind)
+        if shortcut == 'in place':
+            residual = out = residual.contiguous(memory_format=torch.channels_last)
+    pack, keep = (draw(st.booleans()), True) if out is not None else draw(st.sampled_from([(1, 1), (1, 0), (0, 1)]))
+    return call | dict(
+        scale=vector(), bias=vector(), shortcut=residual, act=act, gamma=gamma, slope=slope, zeta=zeta,
+        threshold=vector() if draw(st.booleans()) else None,
+        out_groups=draw(st.sampled_from([g for g in (1, 2, 3) if width % g == 0])), dtype=dtype, pack=bool(pack),
+        keep=bool(keep), out=out)
+
+
+def run_block(backend, call: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Words and stream of a backend's binary_block2d, with its own copy of what is written in place."""
+    if call['out'] is not None:
+        copy = call['out'].clone(memory_format=torch.preserve_format)
+        call = call | dict(out=copy, shortcut=copy)
+    return backend.binary_block2d(**call)
+
+
+def same(result: torch.Tensor, expected: torch.Tensor, memory_format=torch.contiguous_format) -> bool:
+    return (result.dtype == expected.dtype and torch.equal(result, expected)
+            and result.is_contiguous(memory_format=memory_format))
