@@ -4,6 +4,8 @@ Three verbs: :func:`binarize_` makes a float model binary, :func:`pack_` turns a
 counts what it costs. In an OpenMMLab config, ``type='bnn_plugins.X'`` is enough.
 """
 
+from importlib import import_module
+
 from .analysis import Summary, summarize
 from .binarize import clip_latents_, list_estimators, list_methods, register_method, set_progress
 from .convert import BinarizationReport, BNNConfig, binarize_
@@ -17,3 +19,13 @@ __all__ = [
 ]
 
 open_doors()
+
+# What needs diffusers, imported when it is asked for.
+_DIFFUSERS = {'from_config': 'bnn_plugins.hosts.diffusers', 'export_loader_shim': 'bnn_plugins.hosts.diffusers'}
+
+
+def __getattr__(name: str):
+    if name not in _DIFFUSERS:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(_DIFFUSERS[name]), name)
+

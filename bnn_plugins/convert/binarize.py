@@ -1,5 +1,7 @@
 """``binarize_``: swap the layers of a float model for binary ones, in place."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from ..layers import BinaryConv2d, BinaryLayer, BinaryLinear, build_act
@@ -8,6 +10,8 @@ from .report import BinarizationReport, LayerRow
 from .rules import ATTENTION_CLASSES, candidates, check_rules, decide, with_parents
 
 NON_NEGATIVE = (nn.ReLU, nn.ReLU6)
+# Called with each converted model and its config: a host whose models carry their config notes it there.
+CONVERTED: list[Callable[[nn.Module, BNNConfig], None]] = []
 
 
 def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationReport:
@@ -43,7 +47,7 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
         if isinstance(layer, BinaryLayer):
             binary, reason = True, 'binary already'
         else:
-            binary, reason = decide(candidate, cfg.rules)
+            binary, reason = decide(candidate, cfg.rules, cfg.roles)
             if binary and getattr(layer, 'padding_mode', 'zeros') != 'zeros':
                 binary, reason = False, f'padding_mode={layer.padding_mode!r}: only a constant can be padded after the sign'
             if binary:
@@ -55,6 +59,8 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
         raise ValueError(f'nothing in this {type(model).__name__} became binary:\n{report}')
     if takes_signs and cfg.replacement_act != 'keep':
         replace_relus_(model, cfg.replacement_act, report)
+    for note in CONVERTED:
+        note(model, cfg)
     return report
 
 

@@ -2,16 +2,27 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import ClassVar
 
 from ..binarize import build_method, check_keys, unknown
 from ..layers import BinaryConv2d
+from .roles import ROLES
 
 ACTS = ('auto', 'hardtanh', 'identity', 'keep', 'prelu')
+
+
+class QuantMethod(StrEnum):
+    """The name under which diffusers finds the quantizer."""
+
+    BNN = 'bnn'
 
 
 @dataclass
 class BNNConfig:
     """How a float model becomes binary; the same object in an mmengine config, a diffusers ``config.json`` and Python.
+
+    diffusers takes it as ``quantization_config``; ``quant_method`` is what its tables look up.
 
     Attributes:
         method: a name from :func:`bnn_plugins.list_methods` or ``dict(type=name, **options)``.
@@ -19,6 +30,8 @@ class BNNConfig:
         rules: ``{pattern: 'binary' | 'float'}`` over module names, first match wins, before the built-in rules; patterns as
             in :mod:`fnmatch` (``'layer4.*'``). A pattern that matches no layer is an error. Pairs ``[(pattern, kind), ...]``
             say the same and keep their order where mmengine writes a config: it sorts the keys of a dict.
+        roles: the roles that may become binary in a diffusers model, of :data:`bnn_plugins.convert.ROLES` (``['resnet_conv',
+            'ff']``); ``None`` for any.
         pad_value: what stands outside of the image after the sign: 0, -1 or 1.
         act: what replaces a ReLU that would feed signs: ``'auto'`` (the method's own where it needs no channel count, else
             ``'hardtanh'``), ``'hardtanh'``, ``'identity'``, ``'prelu'`` (one slope) or ``'keep'``.
@@ -32,6 +45,9 @@ class BNNConfig:
     rules: dict[str, str] = field(default_factory=dict)
     pad_value: int = 0
     act: str = 'auto'
+    roles: list[str] | None = None
+
+    quant_method: ClassVar[QuantMethod] = QuantMethod.BNN
 
     def __post_init__(self):
         # A layer is built: bits, estimators and pad values that none can have are refused before a model is touched.
@@ -43,6 +59,9 @@ class BNNConfig:
         for pattern, kind in self.rules.items():
             if kind not in ('binary', 'float'):
                 raise ValueError(f"rules[{pattern!r}] must be 'binary' or 'float', but got {kind!r}")
+        for role in self.roles or ():
+            if role not in ROLES:
+                raise ValueError(unknown('role', role, ROLES))
         if self.expand is not None:
             raise ValueError('expand: expanding-and-shrinking is not available in this version; leave it None')
         if self.act == 'rprelu':
@@ -56,11 +75,17 @@ class BNNConfig:
     @classmethod
     def from_dict(cls, values: dict) -> 'BNNConfig':
         """The inverse of :meth:`to_dict`; an unknown key raises ``ValueError`` and names the nearest known one."""
+        values = {key: value for key, value in values.items() if key != 'quant_method'}
         check_keys('key of BNNConfig', values, [f.name for f in fields(cls)])
         return cls(**values)
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        return {'quant_method': self.quant_method.value, **asdict(self)}
+
+    def to_diff_dict(self) -> dict:
+        """What differs from the defaults (diffusers prints this)."""
+        default = type(self)().to_dict()
+        return {key: value for key, value in self.to_dict().items() if key == 'quant_method' or value != default[key]}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)  # not sorted: the first rule that matches wins

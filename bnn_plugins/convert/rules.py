@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from .roles import role_of
+
 Reason = str | None
 
 STEM_NAMES = {'stem', 'conv_stem', 'patch_embed', 'focus', 'conv_in'}
@@ -18,6 +20,14 @@ PREDICTION_NAMES = {
     'convs_pred', 'multi_level_conv_cls', 'multi_level_conv_reg', 'multi_level_conv_obj', 'cls_branches', 'reg_branches',
     'heatmap_head', 'wh_head', 'offset_head', 'conv_logits', 'fc', 'classifier', 'conv_out',
 }
+EMBEDDING_NAMES = {
+    'time_embed', 'time_embedding', 'time_emb_proj', 'time_proj', 'class_embedding', 'add_embedding', 'label_emb', 'pos_embed',
+    'time_text_embed', 'context_embedder', 'x_embedder', 'caption_projection', 'adaln_single', 'norm_out',
+}
+# Linear layers or 1x1 convolutions around a stack of Transformer blocks, on the real-valued stream.
+PROJECTION_NAMES = {'proj_in', 'proj_out', 'proj_out_1', 'proj_out_2'}
+# They read the weight of their convolution and do not call it.
+WEIGHT_READERS = {'FirDownsample2D', 'FirUpsample2D'}
 # mmcv's Conv2d and Linear only add a case for empty inputs, which torch has handled itself since 1.5.
 TRANSPARENT_MODULES = {'mmcv.cnn.bricks.wrappers'}
 ATTENTION_CLASSES = {'SELayer', 'SqueezeExcite', 'SEModule', 'ChannelAttention', 'SplitAttentionConv2d', 'DyReLU'}
@@ -66,6 +76,14 @@ def box_head(c: Candidate) -> Reason:
     return 'fully connected layer of a box head' if 'shared_fcs' in c.parts else None
 
 
+def embedding(c: Candidate) -> Reason:
+    if EMBEDDING_NAMES & set(c.parts):
+        return 'embedding or projection of a timestep, a class or a position'
+    if any(parent.startswith(('AdaLayerNorm', 'AdaGroupNorm')) for parent in c.parents):
+        return 'modulates a norm'
+    return 'projection of the real-valued stream' if PROJECTION_NAMES & set(c.parts) else None
+
+
 def channel_attention(c: Candidate) -> Reason:
     return 'channel attention: its input is a vector of means' if ATTENTION_CLASSES & set(c.parents) else None
 
@@ -78,12 +96,15 @@ def own_forward(c: Candidate) -> Reason:
         return 'nn.MultiheadAttention uses its weight without calling it'
     if 'weight' not in c.module._parameters:
         return 'its weight is computed (spectral norm, weight norm or another parametrization)'
+    readers = WEIGHT_READERS & set(c.parents)
+    if readers:
+        return f'{readers.pop()} uses its weight without calling it'
     plain = cls.forward is base.forward and getattr(cls, '_conv_forward', None) is getattr(base, '_conv_forward', None)
     return None if plain or cls.__module__ in TRANSPARENT_MODULES else f'{cls.__name__} has a forward of its own'
 
 
 BUILT_IN: tuple[Callable[[Candidate], Reason], ...] = (
-    channel_attention, reads_image, depthwise, real_shortcut, prediction, box_head,
+    channel_attention, reads_image, depthwise, real_shortcut, prediction, box_head, embedding,
 )
 
 
@@ -102,8 +123,9 @@ def with_parents(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, 
         yield name, module, parents
 
 
-def decide(candidate: Candidate, rules: dict[str, str]) -> tuple[bool, str]:
-    """``(binary, reason)`` for one layer: what cannot be converted stays float, then the user's rules, then the built-in."""
+def decide(candidate: Candidate, rules: dict[str, str], roles: list[str] | None = None) -> tuple[bool, str]:
+    """``(binary, reason)`` for one layer: what cannot be converted stays float, then the user's rules, then the built-in, then
+    the roles."""
     reason = own_forward(candidate)
     if reason is not None:
         return False, reason
@@ -114,6 +136,9 @@ def decide(candidate: Candidate, rules: dict[str, str]) -> tuple[bool, str]:
         reason = rule(candidate)
         if reason is not None:
             return False, reason
+    if roles is not None:
+        role = role_of(candidate.name, candidate.parents)
+        return role in roles, f'role {role}' if role else 'has none of the roles'
     return True, 'default'
 
 

@@ -1,8 +1,8 @@
 """From a trained latent model to bits: packing, the packed layers, the packed file. Needs torch and safetensors only."""
 
 from .file import PackedFile, attach_signatures, load_packed_, read_packed, save_packed
-from .pack import pack_
+from .pack import PACKED, pack_
 from .packed import PackedConv2d, PackedLayer, PackedLinear
 
-__all__ = ['PackedConv2d', 'PackedFile', 'PackedLayer', 'PackedLinear', 'attach_signatures', 'load_packed_', 'pack_',
+__all__ = ['PACKED', 'PackedConv2d', 'PackedFile', 'PackedLayer', 'PackedLinear', 'attach_signatures', 'load_packed_', 'pack_',
            'read_packed', 'save_packed']

@@ -1,9 +1,14 @@
 """``pack_``: from latent layers to packed ones, in place."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from ..layers import BinaryLayer
 from .packed import PackedLayer
+
+# Called with each packed model: a host whose models say whether they are quantized notes it there.
+PACKED: list[Callable[[nn.Module], None]] = []
 
 
 def pack_(model: nn.Module) -> nn.Module:
@@ -22,4 +27,6 @@ def pack_(model: nn.Module) -> nn.Module:
                          f'this {type(model).__name__} has no binary layer: binarize_ it first')
     for module in latent:
         module.become_packed_()
+    for note in PACKED:
+        note(model)
     return model.eval()

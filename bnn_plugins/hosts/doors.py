@@ -2,8 +2,11 @@
 
 - ``mmcv._ext`` can be imported where mmcv has no compiled operators (:mod:`.mmcv_ext`).
 - ``_base_ = 'bnn_plugins::detection/...'`` finds the configs of the installed package.
+- diffusers knows ``BNNConfig`` as a ``quantization_config``; BNN_PLUGINS_NO_REGISTER=1 in the environment leaves it alone.
 - mmengine reads packed ``.safetensors`` wherever it reads a checkpoint: ``Runner``, ``DetInferencer``, ``init_detector``.
 """
+
+import os
 
 import wrapt
 
@@ -15,11 +18,19 @@ def open_doors() -> None:
     mmcv_ext.install()
     wrapt.register_post_import_hook(register_packed_files, 'mmengine.runner.checkpoint')
     wrapt.register_post_import_hook(register_configs, 'mmengine.config.utils')
+    if os.environ.get('BNN_PLUGINS_NO_REGISTER', '0') in ('', '0'):
+        wrapt.register_post_import_hook(register_quantizer, 'diffusers.quantizers.auto')
 
 
 def register_configs(config_utils) -> None:
     """Add the package to those whose configs ``_base_ = 'package::path'`` may name."""
     config_utils.MODULE2PACKAGE['bnn_plugins'] = 'bnn_plugins'
+
+
+def register_quantizer(auto) -> None:
+    """Add the quantizer to diffusers."""
+    from .diffusers.quantizer import register
+    register(auto)
 
 
 def register_packed_files(checkpoint) -> None:

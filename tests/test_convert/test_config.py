@@ -9,7 +9,7 @@ import torch
 from bnn_plugins import BNNConfig, list_methods
 
 FULL = dict(method=dict(type='xnor', estimator=dict(type='swish_sign', beta=3.0)), expand=None,
-            rules={'z.*': 'float', 'a?': 'binary', '*': 'float'}, pad_value=-1, act='prelu')
+            rules={'z.*': 'float', 'a?': 'binary', '*': 'float'}, pad_value=-1, act='prelu', roles=['ff', 'resnet_conv'])
 
 
 @pytest.mark.parametrize('values', [{}, FULL, *(dict(method=name) for name in list_methods()),
@@ -23,7 +23,8 @@ def test_round_trip(values):
 
 
 def test_defaults():
-    assert BNNConfig().to_dict() == dict(method='reactnet', expand=None, rules={}, pad_value=0, act='auto')
+    assert BNNConfig().to_dict() == dict(quant_method='bnn', method='reactnet', expand=None, rules={}, pad_value=0, act='auto',
+                                         roles=None)
 
 
 def test_rules_keep_their_order_through_json():
@@ -47,7 +48,7 @@ def test_to_dict_is_a_copy():
 def test_mmengine_config_dict():
     config = pytest.importorskip('mmengine.config').ConfigDict(FULL)
     assert BNNConfig.from_dict(config) == BNNConfig(**FULL)
-    assert json.loads(BNNConfig.from_dict(config).to_json()) == FULL
+    assert json.loads(BNNConfig.from_dict(config).to_json()) == {'quant_method': 'bnn', **FULL}
 
 
 @pytest.mark.parametrize(('key', 'nearest'), [('methods', 'method'), ('rule', 'rules'), ('padvalue', 'pad_value'),

@@ -1,0 +1,67 @@
+"""What diffusers itself does not do for quantized models: building one from its config, and a folder that others can load."""
+
+import json
+from pathlib import Path
+
+from ...convert import BNNConfig, binarize_
+
+SHIM = """# Lets diffusers find the class of this folder: load the pipeline with trust_remote_code=True.
+import bnn_plugins
+from {library} import {name}
+"""
+
+
+def from_config(cls: type, config, **kwargs):
+    """``cls.from_config`` that honours ``quantization_config``; diffusers' own builds the float model in silence.
+
+    Args:
+        cls: a model class of diffusers (``UNet2DModel``) or of ``bnn_plugins``.
+        config: a dict, a model's ``.config``, or the path of a ``config.json`` or of its folder.
+        **kwargs: as ``cls.from_config``.
+
+    Returns:
+        the latent model, with fresh weights.
+
+    Raises:
+        FileNotFoundError: when there is no such file. ValueError: for an unknown key of the quantization config.
+    """
+    if isinstance(config, str | Path):
+        path = Path(config) / 'config.json' if Path(config).is_dir() else Path(config)
+        if not path.is_file():
+            raise FileNotFoundError(f'there is no config at {path}: give a config.json or the folder that has it')
+        config = json.loads(path.read_text())
+    wanted = dict(config).get('quantization_config')
+    model = cls.from_config(config, **kwargs)
+    if wanted is not None and getattr(model, 'hf_quantizer', None) is None:  # our own classes are binary by birth
+        binarize_(model, wanted if isinstance(wanted, BNNConfig) else BNNConfig.from_dict(wanted))
+    return model
+
+
+def export_loader_shim(folder: str | Path, component: str = 'unet') -> Path:
+    """Make a saved pipeline loadable where nobody has imported ``bnn_plugins`` yet (it must still be installed).
+
+    diffusers imports no module because a folder names it. A small Python file beside the weights does it, once the user
+    agrees with ``trust_remote_code=True``.
+
+    Args:
+        folder: of the pipeline, with ``model_index.json``.
+        component: the binary one.
+
+    Returns:
+        the file that was written, ``<folder>/<component>/bnn_loader.py``.
+
+    Raises:
+        FileNotFoundError: without ``model_index.json``. KeyError: when the pipeline has no such component.
+    """
+    index_path = Path(folder) / 'model_index.json'
+    if not index_path.is_file():
+        raise FileNotFoundError(f'{folder} has no model_index.json: save the pipeline there first')
+    index = json.loads(index_path.read_text())
+    if component not in index:
+        raise KeyError(f'the pipeline in {folder} has no component {component!r}')
+    library, name = index[component]
+    shim = Path(folder) / component / 'bnn_loader.py'
+    shim.write_text(SHIM.format(library=library, name=name))
+    index[component] = [shim.stem, name]
+    index_path.write_text(json.dumps(index, indent=2) + '\n')
+    return shim

@@ -1,0 +1,154 @@
+"""``quantization_config=BNNConfig(...)``: diffusers loads, saves and rebuilds binary models through this quantizer.
+
+diffusers has no call to register a quantizer of a third party; packages that bring one add it to the two tables of
+``diffusers.quantizers.auto``, and so do we.
+"""
+
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.quantizers.base import DiffusersQuantizer
+from safetensors import safe_open
+from torch import nn
+
+from bnn_kernels import LAYOUT_VERSION
+
+from ...convert import CONVERTED, BNNConfig, binarize_
+from ...convert.binarize import to_binary
+from ...deploy import PACKED, pack_
+from ...deploy.file import FORMAT, SCHEMA_VERSION, check_versions, checksum
+from ...layers import BinaryLayer
+
+
+class BNNQuantizer(DiffusersQuantizer):
+    """Swaps the layers of a model on the meta device before its weights arrive.
+
+    A float checkpoint becomes the latents. A checkpoint of a binary model is recognised by its names: with ``weight_bits`` it
+    is packed. ``is_quantized`` is True for packed models only, so that latent ones stay castable and trainable.
+    """
+
+    use_keep_in_fp32_modules = True
+    is_serializable = True
+    is_compileable = True
+
+    def __init__(self, quantization_config: BNNConfig, **kwargs):
+        super().__init__(quantization_config, **kwargs)
+        self.packed = False
+
+    @property
+    def is_trainable(self) -> bool:
+        return not self.packed
+
+    def validate_environment(self, *args, device_map=None, **kwargs):
+        if isinstance(device_map, dict) and len(set(device_map.values())) > 1:
+            raise ValueError('binary models are loaded onto one device: leave device_map out or give one device')
+
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list) -> list[str]:
+        self.packed = any(key.endswith('.weight_bits') for key in loaded_keys)
+        if self.packed:
+            check_packed_weights(checkpoint_files)
+        return loaded_keys
+
+    def preprocess_model(self, model: nn.Module, **kwargs):
+        # Not the base class's: it would call every binary model quantized, and those refuse a change of dtype.
+        model.quantization_method = self.quantization_config.quant_method
+        return self._process_model_before_weight_loading(model, **kwargs)
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs):
+        if not any(isinstance(module, BinaryLayer) for module in model.modules()):  # our own models are binary by birth
+            binarize_(model, self.quantization_config)
+        if self.packed:
+            pack_(model)
+
+    def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
+        """Thresholds and scales are new to a float checkpoint; one that calls itself binary has to have them."""
+        new = {f'{name}.{key}' for name, module in model.named_modules() if isinstance(module, BinaryLayer)
+               for key in module.state_dict() if key not in ('weight', 'bias')}
+        absent = sorted(new.intersection(missing_keys))
+        if self.pre_quantized and absent:
+            raise ValueError(f'the config says that this {type(model).__name__} is binary, but its weights are of a float '
+                             f'model ({absent[0]!r} is missing): it was rebuilt by from_config, which drops '
+                             'quantization_config. Use bnn_plugins.from_config, or remove the key from config.json')
+        return [key for key in missing_keys if key not in new]
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs):
+        for module in model.modules():
+            if isinstance(module, BinaryLayer) and is_meta(module):
+                materialise_(module, self.quantization_config)
+        model.is_quantized = self.packed
+        model.register_to_config(quantization_config=self.quantization_config)
+        return model
+
+    def get_state_dict_and_metadata(self, state_dict: dict, safe_serialization: bool = False) -> tuple[dict, dict]:
+        if not self.packed:
+            return state_dict, {}
+        if not safe_serialization:
+            raise ValueError('packed models are written as safetensors only: leave safe_serialization=True')
+        return state_dict, {'bnn_format': FORMAT, 'bnn_schema_version': str(SCHEMA_VERSION),
+                            'bnn_layout_version': str(LAYOUT_VERSION), 'bnn_checksum': checksum(on_cpu(state_dict), {})}
+
+    def _dequantize(self, model: nn.Module) -> nn.Module:
+        raise NotImplementedError('a binary model has no float form: its latents are trained under the sign. Load the float '
+                                  'checkpoint that it was made from')
+
+
+def check_packed_weights(paths: list) -> None:
+    """Raise ``ValueError`` for packed weights of another version, or altered. ``paths``: the file, or all of its shards."""
+    tensors = {}
+    for path in paths:
+        with safe_open(str(path), framework='pt') as file:
+            metadata = {key.removeprefix('bnn_'): value for key, value in (file.metadata() or {}).items()}
+            check_versions(path, metadata)
+            tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    if checksum(tensors, {}) != metadata.get('checksum'):
+        raise ValueError(f'{paths[0]} was altered after it was written (its checksum does not fit): copy or pack it again')
+
+
+def on_cpu(state_dict: dict) -> dict:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+
+
+def is_meta(module: nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in module.state_dict().values())
+
+
+def materialise_(layer: BinaryLayer, cfg: BNNConfig) -> None:
+    """Give the parameters that a float checkpoint does not have (thresholds, scales) their initial values, in place."""
+    fresh = to_binary(layer, cfg).state_dict()
+    for name, tensor in layer.state_dict(keep_vars=True).items():
+        if tensor.is_meta:
+            owner, _, leaf = name.rpartition('.')
+            owner = layer.get_submodule(owner)
+            if leaf in owner._parameters:
+                owner._parameters[leaf] = nn.Parameter(fresh[name], tensor.requires_grad)
+            else:
+                owner._buffers[leaf] = fresh[name]
+
+
+def note_config(model: nn.Module, cfg: BNNConfig) -> None:
+    """After ``binarize_`` of a diffusers model: its config and its quantizer, so that it is saved as what it is."""
+    if isinstance(model, ConfigMixin):
+        model.hf_quantizer = BNNQuantizer(cfg, pre_quantized=True)
+        model.quantization_method = cfg.quant_method
+        model.is_quantized = False
+        model.register_to_config(quantization_config=cfg)
+
+
+def note_packed(model: nn.Module) -> None:
+    """After ``pack_`` of a diffusers model: a change of dtype is refused from now on."""
+    if isinstance(getattr(model, 'hf_quantizer', None), BNNQuantizer):
+        model.hf_quantizer.packed = model.is_quantized = True
+
+
+def register(auto) -> None:
+    """Enter the quantizer into the tables of ``diffusers.quantizers.auto``; a second call changes nothing.
+
+    Raises:
+        RuntimeError: when diffusers has moved its tables.
+    """
+    for table, entry in (('AUTO_QUANTIZER_MAPPING', BNNQuantizer), ('AUTO_QUANTIZATION_CONFIG_MAPPING', BNNConfig)):
+        if not isinstance(getattr(auto, table, None), dict):
+            raise RuntimeError(f'diffusers.quantizers.auto has no table {table} any more: this version of bnn_plugins does '
+                               'not fit this version of diffusers')
+        getattr(auto, table)[BNNConfig.quant_method.value] = entry
+    for notes, note in ((CONVERTED, note_config), (PACKED, note_packed)):
+        if note not in notes:
+            notes.append(note)
