@@ -1,11 +1,42 @@
-"""Packages of both libraries (bnn_plugins, and bnn_kernels in kernels/) and the version; the rest is in pyproject.toml."""
+"""Packages of both libraries (bnn_plugins, and bnn_kernels in kernels/), the compiled engine, and the version.
 
+The rest is in pyproject.toml. The engine is optional: without a C++20 compiler the installation goes on and says what is lost.
+"""
+
+import os
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
-version = re.search(r"__version__ = '(.+)'", Path(__file__).with_name('bnn_plugins').joinpath('version.py').read_text())
+ROOT = Path(__file__).parent
+SOURCES = Path('kernels/bnn_kernels/cpu/src')
+FLAGS = ['-std=c++20', '-O3', '-g0', '-fvisibility=hidden', '-ffp-contract=off', '-Wall', '-Wextra',
+         '-Wno-uninitialized', '-Wno-maybe-uninitialized']  # GCC 12 warns of the "undefined" vectors of its own headers
+LOST = """
+The engine of bnn_kernels was not compiled. Everything works, but packed operators run on slower backends: numba, plain torch.
+To get it, install a C++20 compiler (g++ 12 or newer, or clang) and install this package again.
+"""
+version = re.search(r"__version__ = '(.+)'", ROOT.joinpath('bnn_plugins', 'version.py').read_text())
+
+
+class BuildEngine(build_ext):
+    """A plain shared library with a C interface: no Python headers, so neither its name nor its symbols depend on Python."""
+
+    def get_ext_filename(self, fullname):
+        return os.path.join(*fullname.split('.')) + '.so'
+
+    def get_export_symbols(self, ext):
+        return []
+
+    def build_extension(self, ext):
+        try:
+            super().build_extension(ext)
+        except Exception:
+            self.announce(LOST, level=30)  # a warning: pip shows it with --verbose, the backend's reason at run time
+            raise
+
 
 setup(
     version=version.group(1),
@@ -13,4 +44,14 @@ setup(
     package_dir={'bnn_kernels': 'kernels/bnn_kernels'},
     # .mim links to configs and tools: OpenMMLab's convention for finding them in an installed package.
     package_data={'bnn_plugins': ['.mim/**/*.py', '.mim/**/*.yml', 'hosts/mmdet/*.j2']},
+    ext_modules=[Extension(
+        'bnn_kernels.cpu._engine',
+        sources=sorted(map(str, SOURCES.glob('*.cpp'))),
+        depends=sorted(map(str, SOURCES.glob('*.hpp'))),
+        language='c++',
+        extra_compile_args=[*FLAGS, '-fopenmp'],
+        extra_link_args=['-fopenmp'],
+        optional=True,
+    )],
+    cmdclass={'build_ext': BuildEngine},
 )

@@ -1,0 +1,209 @@
+"""The backend `cpu`: arguments of the operators as the engine wants them."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import checks
+from ..dispatch import Backend
+from . import engine
+from .engine import address, struct
+
+ACTS = {'identity': 0, 'relu': 1, 'hardtanh': 2, 'prelu': 3}  # enum Act of src/engine.hpp
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype
+NO_SHORTCUT = -1
+PANEL = 16
+STEPS_LIMIT = 2**31  # of strides, paddings, dilations: positions then fit into 64 bits
+CONVOLUTIONS = ('binary_conv2d', 'binary_conv2d_sign', 'binary_block2d', 'binary_conv_transpose2d')
+
+
+class Geometry(NamedTuple):
+    """A convolution as the engine sees it."""
+
+    conv: object  # keeps the memory at `address`
+    address: int
+    shape: tuple[int, int, int, int]  # [N, O, H', W']
+    weights: tuple  # what prepared weights depend on beside the weight
+
+
+class Cpu(Backend):
+    """Runs every operator on tensors in main memory."""
+
+    name = 'cpu'
+
+    def __init__(self):
+        self.geometries: dict[tuple, Geometry] = {}
+
+    def available(self):
+        engine.isa()
+        return True, ''
+
+    def supports(self, op, **call):
+        able, reason = super().supports(op, **call)
+        if not able:
+            return able, reason
+        first = call['x'] if 'x' in call else call['x_words']
+        if first.device.type != 'cpu':
+            return False, f'cpu needs tensors in main memory, got {first.device}'
+        if op in CONVOLUTIONS:
+            if max(*call['stride'], *call['padding'], *call['dilation']) >= STEPS_LIMIT:
+                return False, 'cpu takes strides, paddings and dilations below 2**31'
+        elif op in ('pack_activations', 'pack_features'):
+            for name in ('x', 'threshold'):
+                if call[name] is not None and call[name].dtype not in DTYPES:
+                    return False, f'cpu packs float32, bfloat16 and float16, got {name} of {call[name].dtype}'
+        return True, ''
+
+    # --- packing ---------------------------------------------------------------------------------------------------------
+
+    def pack_activations(self, x: Tensor, threshold: Tensor | None, groups: int) -> Tensor:
+        batch, channels, height, width = x.shape
+        plane = 0
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            x, plane = x.contiguous(), height * width
+        words = torch.empty(checks.pack_activations(x, threshold, groups), dtype=torch.int32)
+        _pack(x, batch * height * width, channels, groups, plane, threshold, words)
+        return words
+
+    def pack_features(self, x: Tensor, threshold: Tensor | None) -> Tensor:
+        words = torch.empty(checks.pack_features(x, threshold), dtype=torch.int32)
+        _pack(x.contiguous(), math.prod(x.shape[:-1]), x.shape[-1], 1, 0, threshold, words)
+        return words
+
+    # --- convolutions ----------------------------------------------------------------------------------------------------
+
+    def binary_conv2d(self, x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
+                      dilation: Sequence[int], groups: int, pad_value: int) -> Tensor:
+        geometry = self._geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, pad_value)
+        return _conv2d(geometry, x_words, w_words, _images(geometry.shape, torch.int32))
+
+    def binary_conv_transpose2d(self, x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int],
+                                padding: Sequence[int], output_padding: Sequence[int], dilation: Sequence[int],
+                                groups: int) -> Tensor:
+        geometry = self._geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, 0, output_padding)
+        return _conv2d(geometry, x_words, w_words, _images(geometry.shape, torch.int32))
+
+    def binary_linear(self, x_words: Tensor, w_words: Tensor, features: int) -> Tensor:
+        *lead, words = x_words.shape
+        outputs = w_words.shape[0]
+        rows = math.prod(lead)
+        if rows == 0:
+            return torch.empty((*lead, outputs), dtype=torch.int32)
+        geometry = self._geometry((1, 1, rows, words), (outputs, 1, 1, words), features, (1, 1), (0, 0), (1, 1), 1, 0)
+        return _conv2d(geometry, x_words, w_words, torch.empty((*lead, outputs), dtype=torch.int32))
+
+    def binary_conv2d_sign(self, x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int],
+                           padding: Sequence[int], dilation: Sequence[int], groups: int, pad_value: int, threshold: Tensor,
+                           flip: Tensor | None, out_groups: int) -> Tensor:
+        geometry = self._geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, pad_value)
+        width = threshold.shape[0]
+        threshold = threshold.contiguous()
+        flip = torch.zeros_like(threshold) if flip is None else flip.to(torch.int32)
+        words = _words(geometry, width, out_groups)
+        signs = struct(width, out_groups, address(threshold), address(flip), address(words))
+        _run('bnn_conv2d_sign', geometry, x_words, w_words, signs.buffer_info()[0])
+        return words
+
+    def binary_block2d(self, x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
+                       dilation: Sequence[int], groups: int, pad_value: int, scale: Tensor, bias: Tensor,
+                       shortcut: Tensor | None, act: str, gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None,
+                       threshold: Tensor | None, out_groups: int, dtype: torch.dtype, pack: bool, keep: bool,
+                       out: Tensor | None) -> tuple[Tensor, Tensor]:
+        geometry = self._geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, pad_value)
+        width = scale.shape[0]
+        vectors = [None if v is None else v.contiguous() for v in (scale, bias, gamma, slope, zeta, threshold)]
+        shortcut_dtype = NO_SHORTCUT
+        if shortcut is not None:
+            shortcut, shortcut_dtype = shortcut.contiguous(memory_format=torch.channels_last), DTYPES[shortcut.dtype]
+        words = _words(geometry, width, out_groups) if pack else torch.empty(0, dtype=torch.int32)
+        stream = out
+        if stream is None:
+            batch, _, height, width_out = geometry.shape
+            stream = _images((batch, width, height, width_out), dtype) if keep else torch.empty(0, dtype=dtype)
+        fused = struct(width, out_groups, ACTS[act], DTYPES[dtype], shortcut_dtype, *map(address, vectors), address(shortcut),
+                       address(stream), address(words), 0)
+        _run('bnn_block2d', geometry, x_words, w_words, fused.buffer_info()[0])
+        return words, stream
+
+    def downsample2d(self, x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Tensor:
+        batch, channels, height, width = x.shape
+        x = x.contiguous(memory_format=torch.channels_last)
+        panels = engine.prepared.get(weight, ('downsample',), _panels)
+        padded = F.pad(bias, (0, -bias.shape[0] % PANEL))
+        y = _images(checks.downsample2d(x, weight, bias, pool), x.dtype)
+        downsample = struct(batch, height, width, channels, bias.shape[0], min(pool, max(height, width)), DTYPES[x.dtype],
+                            address(x), address(panels), address(padded), address(y))
+        engine.call('bnn_downsample', engine.isa_number(), torch.get_num_threads(), downsample.buffer_info()[0])
+        return y
+
+    def _geometry(self, x_shape, w_shape, channels, stride, padding, dilation, groups, pad_value,
+                  output_padding=None) -> Geometry:
+        isa, threads = engine.isa_number(), torch.get_num_threads()
+        key = (x_shape, w_shape, channels, *stride, *padding, *dilation, groups, pad_value,
+               None if output_padding is None else tuple(output_padding), isa, threads)
+        geometry = self.geometries.get(key)
+        if geometry is None:
+            if len(self.geometries) >= 4096:
+                self.geometries.clear()
+            geometry = self.geometries[key] = _new_geometry(*key[:3], stride, padding, dilation, groups, pad_value,
+                                                            output_padding, isa, threads)
+        return geometry
+
+
+def _new_geometry(x_shape, w_shape, channels, stride, padding, dilation, groups, pad_value, output_padding, isa, threads):
+    batch, *image, _ = x_shape
+    outputs, *kernel, _ = w_shape
+    transposed = output_padding is not None
+    if transposed:
+        sizes = [(i - 1) * s - 2 * p + d * (k - 1) + o + 1 for i, k, s, p, d, o
+                 in zip(image, kernel, stride, padding, dilation, output_padding, strict=True)]
+    else:
+        sizes = [(i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d
+                 in zip(image, kernel, stride, padding, dilation, strict=True)]
+    conv = struct(isa, threads, batch, *image, channels, groups, outputs, *kernel, *sizes, *stride, *padding, *dilation,
+                  pad_value, transposed)
+    return Geometry(conv, conv.buffer_info()[0], (batch, outputs, *sizes), (isa, channels, groups))
+
+
+def _run(function: str, geometry: Geometry, x_words: Tensor, w_words: Tensor, result: int) -> None:
+    x_words = x_words.contiguous()
+    weight = engine.prepared.get(w_words, geometry.weights, lambda w: _prepare(geometry, w))
+    engine.call(function, geometry.address, x_words.data_ptr(), weight.data_ptr(), result)
+
+
+def _conv2d(geometry: Geometry, x_words: Tensor, w_words: Tensor, y: Tensor) -> Tensor:
+    _run('bnn_conv2d', geometry, x_words, w_words, y.data_ptr())
+    return y
+
+
+def _prepare(geometry: Geometry, weight: Tensor) -> Tensor:
+    library = engine.library()
+    made = torch.zeros(library.bnn_prepared_bytes(geometry.address), dtype=torch.uint8)
+    library.bnn_prepare(geometry.address, weight.data_ptr(), made.data_ptr())
+    return made
+
+
+def _panels(weight: Tensor) -> Tensor:
+    """[O, C] to [panels, C, PANEL], zeros behind the last output channel."""
+    outputs, channels = weight.shape
+    return F.pad(weight, (0, 0, 0, -outputs % PANEL)).reshape(-1, PANEL, channels).transpose(1, 2).contiguous()
+
+
+def _pack(x: Tensor, pixels: int, channels: int, groups: int, plane: int, threshold: Tensor | None, words: Tensor) -> None:
+    if threshold is not None:
+        threshold = threshold.reshape(-1).float().expand(channels).contiguous()
+    packing = struct(pixels, channels, groups, DTYPES[x.dtype], plane, address(x), address(threshold), address(words))
+    engine.call('bnn_pack', engine.isa_number(), torch.get_num_threads(), packing.buffer_info()[0])
+
+
+def _images(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+
+
+def _words(geometry: Geometry, width: int, out_groups: int) -> Tensor:
+    batch, _, *sizes = geometry.shape
+    return torch.empty((batch, *sizes, out_groups * checks.words_per_group(width, out_groups)), dtype=torch.int32)

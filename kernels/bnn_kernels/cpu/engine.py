@@ -1,0 +1,154 @@
+"""The compiled library: loads it, chooses the instruction set, keeps prepared weights.
+
+Structs of src/engine.hpp travel as arrays of int64: every field there has eight bytes.
+"""
+
+import ctypes
+import os
+import threading
+from array import array
+from collections.abc import Callable
+from ctypes import c_char_p, c_int64, c_void_p
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
+from torch.multiprocessing.reductions import StorageWeakRef
+
+VERSION = 1  # of the C interface, as in src/api.cpp
+ISAS = ('portable', 'avx2', 'avx512', 'amx')  # the best last; their places are enum Isa of src/engine.hpp
+VARIABLE = 'BNN_KERNELS_CPU_ISA'
+LIBRARY = Path(__file__).with_name('_engine.so')
+FUNCTIONS = {
+    'bnn_has': (c_int64, [c_int64]),
+    'bnn_prepared_bytes': (c_int64, [c_void_p]),
+    'bnn_prepare': (None, [c_void_p] * 3),
+    'bnn_conv2d': (c_char_p, [c_void_p] * 4),
+    'bnn_conv2d_sign': (c_char_p, [c_void_p] * 4),
+    'bnn_block2d': (c_char_p, [c_void_p] * 4),
+    'bnn_pack': (c_char_p, [c_int64, c_int64, c_void_p]),
+    'bnn_downsample': (c_char_p, [c_int64, c_int64, c_void_p]),
+}
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Raises RuntimeError: the engine was not compiled, or from another version of its sources."""
+    if not LIBRARY.exists():
+        raise RuntimeError('the engine was not compiled when this package was installed: install a C++20 compiler, such as '
+                           'g++ 12, then this package again')
+    engine = ctypes.CDLL(os.fspath(LIBRARY))
+    engine.bnn_version.restype = c_int64
+    if engine.bnn_version() != VERSION:
+        raise RuntimeError(f'{LIBRARY.name} was compiled from another version of its sources: install this package again')
+    for name, (result, arguments) in FUNCTIONS.items():
+        function = getattr(engine, name)
+        function.restype, function.argtypes = result, arguments
+    return engine
+
+
+def call(function: str, *arguments) -> None:
+    """Calls a function that returns NULL or a sentence. Raises RuntimeError with that sentence."""
+    sentence = getattr(library(), function)(*arguments)
+    if sentence:
+        raise RuntimeError(sentence.decode())
+
+
+# --- the instruction set -----------------------------------------------------------------------------------------------------
+
+class set_isa:
+    """Forces an instruction set by name for the whole process; None takes the best. In a `with` statement, until its end.
+
+    The environment variable BNN_KERNELS_CPU_ISA sets the initial choice.
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: this processor lacks it, or the engine was not compiled.
+    """
+
+    def __init__(self, name: str | None):
+        global _isa
+        self.previous, _isa = _isa, None if name is None else _place(name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        global _isa
+        _isa = self.previous
+
+
+def isa() -> str:
+    """The instruction set in use. Raises as `set_isa` where the environment variable names one that cannot be used."""
+    return ISAS[isa_number()]
+
+
+def isa_number() -> int:
+    global _isa
+    if _isa is None:
+        name = os.environ.get(VARIABLE)
+        _isa = _place(name) if name else max(map(ISAS.index, available_isas()))
+    return _isa
+
+
+@cache
+def available_isas() -> list[str]:
+    """What this processor has and the library holds. Raises RuntimeError as `library`."""
+    return [name for place, name in enumerate(ISAS) if library().bnn_has(place)]
+
+
+_isa: int | None = None
+
+
+def _place(name: str) -> int:
+    if name not in ISAS:
+        nearest = get_close_matches(name, ISAS, n=1, cutoff=0)[0]
+        raise ValueError(f'Unknown instruction set {name!r} in set_isa or {VARIABLE}: did you mean {nearest!r}? '
+                         f'Known are {", ".join(ISAS)}.')
+    if name not in available_isas():
+        raise RuntimeError(f'this processor cannot run {name}: set_isa and {VARIABLE} take {", ".join(available_isas())} here')
+    return ISAS.index(name)
+
+
+# --- prepared weights --------------------------------------------------------------------------------------------------------
+
+class Prepared:
+    """What is made once of each weight, as long as the weight lives and is not written to.
+
+    A weight is known by its storage, which views share, and by its version, which every in-place operator raises. Writing
+    through `.data` or a numpy view raises no version; tensors made in inference mode have none and are prepared at every call.
+    """
+
+    def __init__(self):
+        self.entries: dict[tuple, tuple[StorageWeakRef, int, object]] = {}
+        self.lock = threading.Lock()
+
+    def get(self, weight: Tensor, key: tuple, make: Callable[[Tensor], object]) -> object:
+        """`make(weight)`, or what it returned for this weight and `key` before."""
+        if weight.is_inference():
+            return make(weight.contiguous())
+        storage = weight.untyped_storage()
+        key = (storage._cdata, weight.storage_offset(), weight.shape, weight.stride(), *key)
+        entry = self.entries.get(key)
+        version = weight._version
+        if entry is not None and entry[1] == version:
+            return entry[2]
+        made = make(weight.contiguous())
+        with self.lock:
+            # A weak reference keeps the storage's address from being used again, so no two live storages share a key.
+            self.entries = {k: e for k, e in self.entries.items() if not e[0].expired()}
+            self.entries[key] = StorageWeakRef(storage), version, made
+        return made
+
+
+prepared = Prepared()
+
+
+def struct(*fields: int) -> array:
+    """A struct of src/engine.hpp. Its address is `buffer_info()[0]`, as long as it lives."""
+    return array('q', fields)
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

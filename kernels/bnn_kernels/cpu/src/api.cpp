@@ -1,0 +1,54 @@
+// The C interface that engine.py calls through ctypes. Arguments are checked there.
+// Functions that can fail return null or a sentence.
+
+#include <exception>
+
+#include "driver.hpp"
+
+#define BNN_API extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+template <class Body>
+const char* guarded(const Body& body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    return "the engine is out of memory for its working buffers";
+  }
+}
+
+}  // namespace
+
+// Raised whenever a struct of engine.hpp or a function below changes.
+BNN_API int64_t bnn_version() { return 1; }
+
+// 1 where this processor has the instruction set.
+BNN_API int64_t bnn_has(int64_t isa) { return bnn::kernel(isa) != nullptr; }
+
+BNN_API int64_t bnn_prepared_bytes(const bnn::Conv* conv) { return bnn::kernel(conv->isa)->prepared_bytes(*conv); }
+
+BNN_API void bnn_prepare(const bnn::Conv* conv, const uint32_t* weight, void* prepared) {
+  bnn::kernel(conv->isa)->prepare(*conv, weight, prepared);
+}
+
+BNN_API const char* bnn_conv2d(const bnn::Conv* conv, const uint32_t* x, const void* prepared, int32_t* y) {
+  return guarded([&] { bnn::conv2d(*conv, x, prepared, y); });
+}
+
+BNN_API const char* bnn_conv2d_sign(const bnn::Conv* conv, const uint32_t* x, const void* prepared, const bnn::Signs* signs) {
+  return guarded([&] { bnn::conv2d_sign(*conv, x, prepared, *signs); });
+}
+
+BNN_API const char* bnn_block2d(const bnn::Conv* conv, const uint32_t* x, const void* prepared, const bnn::Fused* fused) {
+  return guarded([&] { bnn::block2d(*conv, x, prepared, *fused); });
+}
+
+BNN_API const char* bnn_pack(int64_t isa, int64_t threads, const bnn::Packing* packing) {
+  return guarded([&] { bnn::pack(*bnn::kernel(isa), *packing, threads); });
+}
+
+BNN_API const char* bnn_downsample(int64_t isa, int64_t threads, const bnn::Downsample* downsample) {
+  return guarded([&] { bnn::downsample(*bnn::kernel(isa), *downsample, threads); });
+}

@@ -1,0 +1,186 @@
+// Epilogues and packing, for an instruction set S; Scalar takes the channels that do not fill a word.
+//
+// Every float operation rounds by itself, in the order of bnn_kernels/epilogue.py: these files are compiled with
+// -ffp-contract=off.
+#pragma once
+
+#include <algorithm>
+
+#include "engine.hpp"
+#include "simd_portable.hpp"
+
+namespace bnn {
+namespace {
+
+template <class S>
+typename S::Float load(int64_t dtype, const void* x, int64_t i) {
+  if (dtype == FLOAT32) return S::load(static_cast<const float*>(x) + i);
+  if (dtype == BFLOAT16) return S::load_bfloat16(static_cast<const uint16_t*>(x) + i);
+  return S::load_float16(static_cast<const uint16_t*>(x) + i);
+}
+
+// Rounds to the dtype, stores where there is memory, returns what was rounded.
+template <class S, int64_t DTYPE>
+typename S::Float store(void* y, int64_t i, typename S::Float v) {
+  uint16_t unused[S::lanes];
+  if constexpr (DTYPE == FLOAT32) {
+    if (y) S::store(static_cast<float*>(y) + i, v);
+    return v;
+  } else {
+    uint16_t* half = y ? static_cast<uint16_t*>(y) + i : unused;
+    return DTYPE == BFLOAT16 ? S::store_bfloat16(half, v) : S::store_float16(half, v);
+  }
+}
+
+// The epilogue of up to 32 channels, VECTORS * lanes of them, of all pixels. Bits go to `bit` and above of each pixel's word.
+template <class S, int VECTORS, int64_t ACT, int64_t DTYPE, int64_t SHORTCUT>
+void fuse(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int bit) {
+  typename S::Float scale[VECTORS], bias[VECTORS], gamma[VECTORS], slope[VECTORS], zeta[VECTORS], threshold[VECTORS];
+  for (int v = 0; v < VECTORS; v++) {
+    const int64_t c = channel + v * S::lanes;
+    scale[v] = S::load(f.scale + c);
+    bias[v] = S::load(f.bias + c);
+    if constexpr (ACT == PRELU) {
+      gamma[v] = f.gamma ? S::load(f.gamma + c) : S::set(0.0F);
+      slope[v] = S::load(f.slope + c);
+      zeta[v] = f.zeta ? S::load(f.zeta + c) : S::set(-0.0F);
+    }
+    threshold[v] = f.threshold ? S::load(f.threshold + c) : S::set(0.0F);
+  }
+  const int64_t words = f.words ? f.out_groups * divide_up(f.width / f.out_groups, WORD_BITS) : 0;
+  for (int64_t p = 0; p < pixels; p++) {
+    uint32_t bits = 0;
+    for (int v = 0; v < VECTORS; v++) {
+      const int64_t c = channel + v * S::lanes;
+      typename S::Float x = S::from_int(tile + p * stride + v * S::lanes);
+      x = S::add(S::mul(x, scale[v]), bias[v]);
+      if constexpr (SHORTCUT != NONE) x = S::add(x, load<S>(SHORTCUT, f.shortcut, (pixel + p) * f.width + c));
+      if constexpr (ACT == PRELU) {
+        x = S::sub(x, gamma[v]);
+        x = S::add(S::positive(x, S::mul(slope[v], x)), zeta[v]);
+      } else if constexpr (ACT == RELU) {
+        x = S::at_least(0.0F, x);
+      } else if constexpr (ACT == HARDTANH) {
+        x = S::at_most(1.0F, S::at_least(-1.0F, x));
+      }
+      x = store<S, DTYPE>(f.stream, (pixel - f.stream_first + p) * f.width + c, x);
+      bits |= S::mask_ge(x, threshold[v]) << v * S::lanes;
+    }
+    if (!f.words) continue;
+    uint32_t* word = f.words + (pixel + p) * words + channel / WORD_BITS;
+    *word = bit == 0 ? bits : *word | bits << bit;
+  }
+}
+
+template <class S, int64_t ACT, int64_t DTYPE, int64_t SHORTCUT>
+void fuse_all(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int64_t count) {
+  int64_t i = 0;
+  for (; i + WORD_BITS <= count; i += WORD_BITS)
+    fuse<S, WORD_BITS / S::lanes, ACT, DTYPE, SHORTCUT>(f, tile + i, stride, pixel, pixels, channel + i, 0);
+  for (int bit = 0; i < count; i++, bit++)
+    fuse<Scalar, 1, ACT, DTYPE, SHORTCUT>(f, tile + i, stride, pixel, pixels, channel + i, bit);
+}
+
+using FuseAll = void (*)(const Fused&, const int32_t*, int64_t, int64_t, int64_t, int64_t, int64_t);
+
+template <class S, int64_t ACT, int64_t DTYPE>
+FuseAll choose_shortcut(int64_t shortcut) {
+  constexpr FuseAll all[] = {fuse_all<S, ACT, DTYPE, NONE>, fuse_all<S, ACT, DTYPE, FLOAT32>, fuse_all<S, ACT, DTYPE, BFLOAT16>,
+                             fuse_all<S, ACT, DTYPE, FLOAT16>};
+  return all[shortcut - NONE];
+}
+
+template <class S, int64_t ACT>
+FuseAll choose_dtype(int64_t dtype, int64_t shortcut) {
+  if (dtype == FLOAT32) return choose_shortcut<S, ACT, FLOAT32>(shortcut);
+  if (dtype == BFLOAT16) return choose_shortcut<S, ACT, BFLOAT16>(shortcut);
+  return choose_shortcut<S, ACT, FLOAT16>(shortcut);
+}
+
+template <class S>
+void fused(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int64_t count) {
+  const FuseAll run = f.act == PRELU      ? choose_dtype<S, PRELU>(f.dtype, f.shortcut_dtype)
+                      : f.act == RELU     ? choose_dtype<S, RELU>(f.dtype, f.shortcut_dtype)
+                      : f.act == HARDTANH ? choose_dtype<S, HARDTANH>(f.dtype, f.shortcut_dtype)
+                                          : choose_dtype<S, IDENTITY>(f.dtype, f.shortcut_dtype);
+  run(f, tile, stride, pixel, pixels, channel, count);
+}
+
+template <class S>
+void signs(const Signs& s, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int64_t count) {
+  const int64_t words = s.out_groups * divide_up(s.width / s.out_groups, WORD_BITS);
+  for (int64_t i = 0; i < count; i += WORD_BITS) {
+    const int64_t c = channel + i, size = std::min(WORD_BITS, count - i);
+    uint32_t flip = 0;
+    for (int64_t j = 0; j < size; j++) flip |= static_cast<uint32_t>(s.flip[c + j] != 0) << j;
+    for (int64_t p = 0; p < pixels; p++) {
+      const int32_t* row = tile + p * stride + i;
+      uint32_t bits = 0;
+      int64_t j = 0;
+      for (; j + S::lanes <= size; j += S::lanes) bits |= S::mask_ge(row + j, s.threshold + c + j) << j;
+      for (; j < size; j++) bits |= Scalar::mask_ge(row + j, s.threshold + c + j) << j;
+      s.words[(pixel + p) * words + c / WORD_BITS] = bits ^ flip;
+    }
+  }
+}
+
+template <class S>
+typename S::Float threshold_of(const Packing& a, int64_t channel) {
+  return a.threshold ? S::load(a.threshold + channel) : S::set(0.0F);
+}
+
+// Rows of channels side by side.
+template <class S, int64_t DTYPE>
+void pack_rows(const Packing& a, int64_t pixel, int64_t pixels) {
+  const int64_t channels = a.channels / a.groups, words = divide_up(channels, WORD_BITS);
+  for (int64_t p = pixel; p < pixel + pixels; p++) {
+    for (int64_t group = 0; group < a.groups; group++) {
+      for (int64_t w = 0; w < words; w++) {
+        const int64_t size = std::min(WORD_BITS, channels - w * WORD_BITS);
+        uint32_t bits = 0;
+        int64_t j = 0;
+        const int64_t first = group * channels + w * WORD_BITS;
+        for (; j + S::lanes <= size; j += S::lanes)
+          bits |= S::mask_ge(load<S>(DTYPE, a.x, p * a.channels + first + j), threshold_of<S>(a, first + j)) << j;
+        for (; j < size; j++)
+          bits |= Scalar::mask_ge(load<Scalar>(DTYPE, a.x, p * a.channels + first + j), threshold_of<Scalar>(a, first + j)) << j;
+        a.words[(p * a.groups + group) * words + w] = bits;
+      }
+    }
+  }
+}
+
+// Planes of pixels side by side: as many pixels as there are lanes at a time, one word each.
+template <class S, int64_t DTYPE>
+void pack_lanes(const Packing& a, int64_t pixel, int64_t group) {
+  const int64_t channels = a.channels / a.groups, words = divide_up(channels, WORD_BITS);
+  const int64_t x = pixel / a.plane * a.channels * a.plane + pixel % a.plane;
+  for (int64_t w = 0; w < words; w++) {
+    typename S::Word bits = S::zero();
+    const int64_t first = group * channels + w * WORD_BITS, size = std::min(WORD_BITS, channels - w * WORD_BITS);
+    for (int64_t j = 0; j < size; j++)
+      bits = S::set_bits(bits, load<S>(DTYPE, a.x, x + (first + j) * a.plane), S::set(threshold_of<Scalar>(a, first + j)), 1U << j);
+    uint32_t lanes[S::lanes];
+    S::store_words(lanes, bits);
+    for (int64_t p = 0; p < S::lanes; p++) a.words[((pixel + p) * a.groups + group) * words + w] = lanes[p];
+  }
+}
+
+template <class S, int64_t DTYPE>
+void pack_planes(const Packing& a, int64_t pixel, int64_t pixels) {
+  for (int64_t p = pixel; p < pixel + pixels;) {
+    const bool fits = p + S::lanes <= pixel + pixels && p % a.plane + S::lanes <= a.plane;
+    for (int64_t group = 0; group < a.groups; group++) fits ? pack_lanes<S, DTYPE>(a, p, group) : pack_lanes<Scalar, DTYPE>(a, p, group);
+    p += fits ? S::lanes : 1;
+  }
+}
+
+template <class S>
+void pack(const Packing& a, int64_t pixel, int64_t pixels) {
+  if (a.dtype == FLOAT32) (a.plane ? pack_planes<S, FLOAT32> : pack_rows<S, FLOAT32>)(a, pixel, pixels);
+  else if (a.dtype == BFLOAT16) (a.plane ? pack_planes<S, BFLOAT16> : pack_rows<S, BFLOAT16>)(a, pixel, pixels);
+  else (a.plane ? pack_planes<S, FLOAT16> : pack_rows<S, FLOAT16>)(a, pixel, pixels);
+}
+
+}  // namespace
+}  // namespace bnn

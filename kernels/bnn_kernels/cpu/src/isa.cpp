@@ -1,0 +1,31 @@
+// The instruction sets, and which of them this processor has.
+
+#include "isa.hpp"
+
+namespace bnn {
+
+const Kernel* kernel(int64_t isa) {
+  switch (isa) {
+    case PORTABLE:
+      return &portable;
+#if defined(__x86_64__)
+    case AVX512:
+      return has_avx512() ? &avx512 : nullptr;
+#endif
+    default:
+      return nullptr;
+  }
+}
+
+#if defined(__x86_64__)
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vpopcntdq");
+}
+#endif
+
+}  // namespace bnn

@@ -1,0 +1,15 @@
+// One kernel per instruction set, each in a file of its own.
+#pragma once
+
+#include "engine.hpp"
+
+namespace bnn {
+
+extern const Kernel portable;
+#if defined(__x86_64__)
+extern const Kernel avx512;
+bool has_avx2();
+bool has_avx512();
+#endif
+
+}  // namespace bnn

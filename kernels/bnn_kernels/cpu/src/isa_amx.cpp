@@ -1,0 +1,106 @@
+// AMX int8: Sapphire Rapids and later, where the operating system lets the process use its tiles.
+#if defined(__x86_64__) && defined(__linux__)
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "isa.hpp"
+#include "target.hpp"
+
+BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq")
+
+#include "amx.hpp"
+
+namespace bnn {
+namespace {
+
+// As assembly, not as intrinsics: those of GCC 12 tell the compiler neither what ldtilecfg reads nor that tiles use memory.
+struct Tiles {
+  // All eight tiles 16 x 64 bytes for as long as this lives; then as they were, for libraries that keep theirs configured.
+  class Configuration {
+   public:
+    Configuration() {
+      alignas(ALIGNMENT) Bytes ours = {};
+      ours.palette = 1;
+      std::fill_n(ours.row_bytes, 8, 64);
+      std::fill_n(ours.rows, 8, 16);
+      asm volatile("sttilecfg %0" : "=m"(before_));
+      asm volatile("ldtilecfg %0" : : "m"(ours));
+    }
+    ~Configuration() { asm volatile("ldtilecfg %0" : : "m"(before_) : "memory"); }
+
+   private:
+    struct Bytes {
+      uint8_t palette, start_row, reserved[14];
+      uint16_t row_bytes[16];
+      uint8_t rows[16];
+    };
+    alignas(ALIGNMENT) Bytes before_;
+  };
+
+  template <int TILE>
+  static void zero() {
+    asm volatile("tilezero %%tmm%c0" : : "i"(TILE));
+  }
+  template <int TILE>
+  static void load(const void* rows, int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(rows), "r"(stride), "i"(TILE) : "memory");
+  }
+  template <int TILE>
+  static void store(void* rows, int64_t stride) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(rows), "r"(stride), "i"(TILE) : "memory");
+  }
+  template <int SUMS, int A, int B>
+  static void multiply_add() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(A), "i"(B));
+  }
+
+  // 64 bits to bytes: 1 to +1, 0 to -1, and 0 where the bit of `channels` is 0.
+  static void signs(uint64_t bits, uint64_t channels, int8_t* bytes) {
+    const __m512i signs = _mm512_mask_blend_epi8(bits, _mm512_set1_epi8(-1), _mm512_set1_epi8(1));
+    _mm512_store_si512(bytes, _mm512_maskz_mov_epi8(channels, signs));
+  }
+};
+
+using Convolution = Amx<Tiles>;
+
+}  // namespace
+}  // namespace bnn
+
+BNN_TARGET_END
+
+namespace bnn {
+namespace {
+
+// The processor has tiles and int8 products, and the operating system saves tiles (XCR0) and grants them to this process.
+bool amx_granted() {
+  constexpr unsigned amx_tile = 1U << 24, amx_int8 = 1U << 25, osxsave = 1U << 27, tile_state = 3U << 17;
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a, b, c, d, low, high;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & osxsave)) return false;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low & tile_state) != tile_state) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & amx_tile) || !(d & amx_int8)) return false;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+
+}  // namespace
+
+bool has_amx() {
+  static const bool granted = has_avx512() && amx_granted();
+  return granted;
+}
+
+const Kernel amx = {"amx", BLOCK_PIXELS, ROWS, Convolution::prepared_bytes, Convolution::prepare,
+                    Convolution::scratch_bytes, Convolution::stage, Convolution::accumulate, avx512.fused, avx512.signs,
+                    avx512.pack, avx512.downsample};
+
+}  // namespace bnn
+
+#endif

@@ -1,0 +1,75 @@
+// AMX in plain C++: amx.hpp on any machine, for tests. Written after Intel's description of the instructions.
+
+#include <cstdlib>
+#include <cstring>
+
+#include "amx.hpp"
+#include "isa.hpp"
+
+namespace bnn {
+namespace {
+
+struct EmulatedTiles {
+  struct State {
+    bool configured = false;
+    alignas(ALIGNMENT) int8_t tiles[8][16][64];
+  };
+  static State& state() {
+    thread_local State state;
+    return state;
+  }
+  // A processor raises an invalid-opcode fault.
+  static int8_t (&tile(int number))[16][64] {
+    if (!state().configured) std::abort();
+    return state().tiles[number];
+  }
+
+  class Configuration {
+   public:
+    Configuration() {
+      state().configured = true;
+      std::memset(state().tiles, 0, sizeof(state().tiles));
+    }
+    ~Configuration() { state().configured = false; }
+  };
+
+  template <int TILE>
+  static void zero() {
+    std::memset(tile(TILE), 0, TILE_BYTES);
+  }
+  template <int TILE>
+  static void load(const void* rows, int64_t stride) {
+    for (int row = 0; row < 16; row++) std::memcpy(tile(TILE)[row], static_cast<const char*>(rows) + row * stride, 64);
+  }
+  template <int TILE>
+  static void store(void* rows, int64_t stride) {
+    for (int row = 0; row < 16; row++) std::memcpy(static_cast<char*>(rows) + row * stride, tile(TILE)[row], 64);
+  }
+  // sums[m][n] += the products of four bytes each, A[m][4 k ...] and B[k][4 n ...], over all k.
+  template <int SUMS, int A, int B>
+  static void multiply_add() {
+    const auto &a = tile(A), &b = tile(B);
+    for (int m = 0; m < 16; m++) {
+      int32_t sums[16];
+      std::memcpy(sums, tile(SUMS)[m], sizeof(sums));
+      for (int k = 0; k < 16; k++)
+        for (int n = 0; n < 16; n++)
+          for (int i = 0; i < 4; i++) sums[n] += a[m][4 * k + i] * b[k][4 * n + i];
+      std::memcpy(tile(SUMS)[m], sums, sizeof(sums));
+    }
+  }
+
+  static void signs(uint64_t bits, uint64_t channels, int8_t* bytes) {
+    for (int i = 0; i < 64; i++) bytes[i] = (channels >> i & 1) == 0 ? 0 : (bits >> i & 1) != 0 ? 1 : -1;
+  }
+};
+
+using Convolution = Amx<EmulatedTiles>;
+
+}  // namespace
+
+const Kernel amx_emulated = {"amx-emulated", BLOCK_PIXELS, ROWS, Convolution::prepared_bytes,
+                             Convolution::prepare, Convolution::scratch_bytes, Convolution::stage, Convolution::accumulate,
+                             portable.fused, portable.signs, portable.pack, portable.downsample};
+
+}  // namespace bnn

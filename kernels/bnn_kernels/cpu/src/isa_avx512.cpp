@@ -1,0 +1,95 @@
+// AVX-512 with VPOPCNTDQ: Ice Lake, Sapphire Rapids, Zen 4 and later.
+#if defined(__x86_64__)
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <vector>
+
+#include <immintrin.h>
+
+#include "isa.hpp"
+#include "target.hpp"
+
+BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq")
+
+#include "accumulate.hpp"
+#include "downsample.hpp"
+#include "epilogue.hpp"
+#include "simd_avx512.hpp"
+
+namespace bnn {
+namespace {
+
+struct Avx512Tile {
+  static constexpr int lanes = 16, pixels = 6;
+
+  template <int PIXELS, int VECTORS>
+  static void count(const Tile& t) {
+    __m512i sum[PIXELS][VECTORS];
+    int64_t offsets[PIXELS];
+#pragma GCC unroll 8
+    for (int p = 0; p < PIXELS; p++) {
+      offsets[p] = t.offsets[p];
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; v++) sum[p][v] = _mm512_setzero_si512();
+    }
+    for (const Segment& segment : t.segments) {
+      const uint32_t* w = t.w + segment.w;
+      const uint32_t* x = t.x + segment.x;
+      for (const uint32_t* end = x + segment.length; x != end; x++, w += VECTORS * lanes) {
+        __m512i weight[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) weight[v] = _mm512_load_si512(w + v * lanes);
+#pragma GCC unroll 8
+        for (int p = 0; p < PIXELS; p++) {
+          const __m512i word = _mm512_set1_epi32(static_cast<int32_t>(x[offsets[p]]));
+#pragma GCC unroll 4
+          for (int v = 0; v < VECTORS; v++)
+            sum[p][v] = _mm512_add_epi32(sum[p][v], _mm512_popcnt_epi32(_mm512_xor_si512(word, weight[v])));
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) {
+      const __m512i base = _mm512_load_si512(t.base + v * lanes);
+#pragma GCC unroll 8
+      for (int p = 0; p < PIXELS; p++)
+        _mm512_storeu_si512(t.out[p] + v * lanes, _mm512_sub_epi32(base, _mm512_slli_epi32(sum[p][v], 1)));
+    }
+  }
+
+  template <int PIXELS>
+  static void vectors(const Tile& t) {
+    switch (t.vectors) {
+      case 1: return count<PIXELS, 1>(t);
+      case 2: return count<PIXELS, 2>(t);
+      case 3: return count<PIXELS, 3>(t);
+      default: return count<PIXELS, 4>(t);
+    }
+  }
+
+  static void tile(const Tile& t) {
+    switch (t.pixels) {
+      case 1: return vectors<1>(t);
+      case 2: return vectors<2>(t);
+      case 3: return vectors<3>(t);
+      case 4: return vectors<4>(t);
+      case 5: return vectors<5>(t);
+      default: return vectors<6>(t);
+    }
+  }
+};
+
+using Counting = Popcount<Avx512Tile>;
+
+}  // namespace
+
+const Kernel avx512 = {"avx512", 64, Avx512Tile::lanes, Counting::prepared_bytes, Counting::prepare, nullptr, nullptr,
+                       Counting::accumulate, fused<Avx512>, signs<Avx512>, pack<Avx512>, downsample<Avx512>};
+
+}  // namespace bnn
+
+BNN_TARGET_END
+
+#endif

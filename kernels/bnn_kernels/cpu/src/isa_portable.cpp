@@ -1,0 +1,48 @@
+// Any processor.
+
+#include "accumulate.hpp"
+#include "downsample.hpp"
+#include "epilogue.hpp"
+#include "isa.hpp"
+#include "simd_portable.hpp"
+
+namespace bnn {
+namespace {
+
+struct PortableTile {
+  static constexpr int lanes = 16, pixels = 1;
+
+  static uint32_t count(uint32_t v) {
+#if defined(__aarch64__) || defined(__POPCNT__)
+    return static_cast<uint32_t>(std::popcount(v));
+#else  // without an instruction, arithmetic that compilers vectorise
+    v -= v >> 1 & 0x55555555;
+    v = (v & 0x33333333) + (v >> 2 & 0x33333333);
+    v = (v + (v >> 4)) & 0x0f0f0f0f;
+    v += v >> 8;
+    return (v + (v >> 16)) & 0x3f;
+#endif
+  }
+
+  static void tile(const Tile& t) {
+    const int64_t row = t.vectors * lanes;
+    for (int64_t first = 0; first < row; first += lanes) {
+      uint32_t sum[lanes] = {};
+      for (const Segment& segment : t.segments) {
+        const uint32_t *x = t.x + segment.x + t.offsets[0], *w = t.w + segment.w + first;
+        for (int64_t k = 0; k < segment.length; k++)
+          for (int i = 0; i < lanes; i++) sum[i] += count(x[k] ^ w[k * row + i]);
+      }
+      for (int i = 0; i < lanes; i++) t.out[0][first + i] = t.base[first + i] - 2 * static_cast<int32_t>(sum[i]);
+    }
+  }
+};
+
+using Counting = Popcount<PortableTile>;
+
+}  // namespace
+
+const Kernel portable = {"portable", 64, PortableTile::lanes, Counting::prepared_bytes, Counting::prepare, nullptr, nullptr,
+                         Counting::accumulate, fused<Portable>, signs<Portable>, pack<Portable>, downsample<Portable>};
+
+}  // namespace bnn
