@@ -20,6 +20,7 @@ def open_doors() -> None:
     wrapt.register_post_import_hook(register_configs, 'mmengine.config.utils')
     if os.environ.get('BNN_PLUGINS_NO_REGISTER', '0') in ('', '0'):
         wrapt.register_post_import_hook(register_quantizer, 'diffusers.quantizers.auto')
+        wrapt.register_post_import_hook(import_models, 'diffusers.pipelines.pipeline_loading_utils')
 
 
 def register_configs(config_utils) -> None:
@@ -31,6 +32,11 @@ def register_quantizer(auto) -> None:
     """Add the quantizer to diffusers."""
     from .diffusers.quantizer import register
     register(auto)
+
+
+def import_models(loading_utils) -> None:
+    """diffusers loads a class of ours only from a module that is imported already."""
+    from .diffusers import unet_2d  # noqa: F401
 
 
 def register_packed_files(checkpoint) -> None:

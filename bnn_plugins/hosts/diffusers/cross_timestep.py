@@ -1,0 +1,63 @@
+"""BiDM's timestep-friendly cross-step connection: features of the previous, noisier step flow into this one."""
+
+import torch
+from torch import Tensor, nn
+
+
+class CrossTimestepConnection(nn.Module):
+    r"""Mixes the output of each up block with that of the step before.
+
+    .. math:: h_t \leftarrow (1 - \alpha_{b(t), i})\,h_t + \alpha_{b(t), i}\,\mathrm{stopgrad}(h_{t'})
+
+    with a learned :math:`\alpha` per bucket of timesteps and block. Source: Zheng et al. 2024 (BiDM), arXiv 2412.05926,
+    sec. 3.2. It gives the UNet a memory, so it is off until it is attached.
+
+    - Sampling: call the UNet with falling timesteps, as pipelines do. The memory is dropped by itself where the timestep does
+      not fall, or where batch, size, device or dtype change, and by :meth:`reset`.
+    - Training: call the UNet at the noisier timestep ``t'`` under ``torch.no_grad()`` and then at ``t``.
+
+    Args:
+        unet: with ``up_blocks`` (``UNet2DModel``, ``BinaryUNet2DModel``, ``UNet2DConditionModel``).
+        buckets: of timesteps. num_train_timesteps: of the noise scheduler. initial: value of every :math:`\alpha`.
+
+    The module is stored in the UNet as ``cross_timestep``, so that its parameter is trained and saved with it.
+
+    Raises:
+        ValueError: when the UNet has one already.
+    """
+
+    def __init__(self, unet: nn.Module, buckets: int = 100, num_train_timesteps: int = 1000, initial: float = 0.0):
+        super().__init__()
+        if hasattr(unet, 'cross_timestep'):
+            raise ValueError('this UNet has a cross-timestep connection already')
+        self.buckets, self.num_train_timesteps = buckets, num_train_timesteps
+        self.alpha = nn.Parameter(torch.full((buckets, len(unet.up_blocks)), float(initial)))
+        self._memory: dict[int, Tensor] = {}
+        self._timesteps: Tensor | None = None
+        unet.cross_timestep = self
+        unet.register_forward_pre_hook(self._begin, with_kwargs=True)
+        for index, block in enumerate(unet.up_blocks):
+            block.register_forward_hook(lambda module, args, out, index=index: self._mix(index, out))
+
+    def reset(self) -> None:
+        """Forget the previous step."""
+        self._memory, self._timesteps = {}, None
+
+    def _begin(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
+        sample = args[0] if args else kwargs['sample']
+        timestep = args[1] if len(args) > 1 else kwargs['timestep']
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
+        previous = self._timesteps
+        if previous is not None and (previous.shape != timesteps.shape or previous.device != timesteps.device
+                                     or not bool((timesteps < previous).all())):
+            self.reset()
+        self._timesteps = timesteps
+
+    def _mix(self, index: int, out: Tensor) -> Tensor:
+        before = self._memory.get(index)
+        if before is not None and before.shape == out.shape and before.dtype == out.dtype:
+            bucket = (self._timesteps * self.buckets // self.num_train_timesteps).long().clamp(0, self.buckets - 1)
+            alpha = self.alpha[bucket, index].to(out.dtype).view(-1, *[1] * (out.ndim - 1))
+            out = (1 - alpha) * out + alpha * before
+        self._memory[index] = out.detach()
+        return out
