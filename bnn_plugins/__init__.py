@@ -9,13 +9,14 @@ from importlib import import_module
 from .analysis import Summary, summarize
 from .binarize import clip_latents_, list_estimators, list_methods, register_method, set_progress
 from .convert import BinarizationReport, BNNConfig, binarize_
-from .deploy import load_packed_, pack_, save_packed
+from .deploy import FusionReport, fuse_, load_packed_, pack_, save_packed, unfuse_
 from .hosts.doors import open_doors
 from .version import __version__
 
 __all__ = [
-    'BNNConfig', 'BinarizationReport', 'Summary', '__version__', 'binarize_', 'clip_latents_', 'list_estimators',
-    'list_methods', 'load_packed_', 'pack_', 'register_method', 'save_packed', 'set_progress', 'summarize',
+    'BNNConfig', 'BinarizationReport', 'FusionReport', 'Summary', '__version__', 'binarize_', 'clip_latents_', 'fuse_',
+    'list_estimators', 'list_methods', 'load_packed_', 'pack_', 'register_method', 'save_packed', 'set_progress', 'summarize',
+    'unfuse_',
 ]
 
 open_doors()

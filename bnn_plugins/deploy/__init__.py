@@ -1,8 +1,9 @@
 """From a trained latent model to bits: packing, the packed layers, the packed file. Needs torch and safetensors only."""
 
 from .file import PackedFile, attach_signatures, load_packed_, read_packed, save_packed
+from .fuse import FusionReport, fuse_, fused_parts, fused_steps, unfuse_
 from .pack import PACKED, pack_
 from .packed import PackedConv2d, PackedLayer, PackedLinear
 
-__all__ = ['PACKED', 'PackedConv2d', 'PackedFile', 'PackedLayer', 'PackedLinear', 'attach_signatures', 'load_packed_', 'pack_',
-           'read_packed', 'save_packed']
+__all__ = ['PACKED', 'FusionReport', 'PackedConv2d', 'PackedFile', 'PackedLayer', 'PackedLinear', 'attach_signatures', 'fuse_',
+           'fused_parts', 'fused_steps', 'load_packed_', 'pack_', 'read_packed', 'save_packed', 'unfuse_']

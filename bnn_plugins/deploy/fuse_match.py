@@ -1,0 +1,435 @@
+"""Which nodes of a traced graph become one fused step, and the graph of these steps.
+
+A *chain* is a packed layer and what follows it as long as each value has one reader and the epilogue of ``bnn_kernels`` can
+express it: tile, norms, one shortcut, one non-linearity. The sign of the layer that reads its result goes into the same step.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from ..layers.base import input_copies
+from ..layers.expand import Tile
+from .fuse_ops import (
+    NORMS,
+    AffineStep,
+    BlockStep,
+    CastStep,
+    ConvStep,
+    DownsampleStep,
+    PackStep,
+    Step,
+    act_kind,
+    depends_on_input,
+)
+from .packed import PackedConv2d, PackedLayer, PackedLinear
+from .trace import constant, module_of, mutates, storage_of
+
+ADDS = (operator.add, operator.iadd, torch.add)
+ACTS = {F.relu: 'relu', torch.relu: 'relu', 'relu': 'relu', 'relu_': 'relu', F.hardtanh: 'hardtanh', torch.tanh: None}
+FRESH = (BlockStep, DownsampleStep, AffineStep, ConvStep)  # steps whose stream is theirs and channels-last
+
+
+@dataclass
+class Chain:
+    """A packed layer at ``nodes[0]`` and what is fused behind it; ``nodes[-1]`` is the result."""
+
+    name: str
+    layer: PackedLayer
+    nodes: list[fx.Node]
+    tiles: int = 1
+    norms: list[nn.Module] = field(default_factory=list)
+    shortcut: fx.Node | None = None
+    act: nn.Module | str | None = None
+    parts: list[str] = field(default_factory=list)
+    stop: str = ''
+
+    @property
+    def input(self) -> fx.Node:
+        return self.nodes[0].args[0]
+
+    @property
+    def result(self) -> fx.Node:
+        return self.nodes[-1]
+
+
+def refusal(layer: PackedLayer) -> str:
+    """Why a packed layer cannot be fused at all; ''."""
+    activation = layer.activation
+    if activation.bits == 32:
+        return 'real activations: nothing is computed in bits'
+    if activation.bits > 1 or layer.w_bits > 1:
+        return f'{layer.w_bits}-bit weights, {activation.bits}-bit activations: the fused operators are 1-bit'
+    if getattr(layer, 'gain', None) is not None:
+        return 'its scale depends on the input'
+    if type(layer) not in (PackedConv2d, PackedLinear):
+        return f'a {type(layer).__name__} computes more than a convolution'
+    if isinstance(layer, PackedConv2d):
+        left, right, top, bottom = layer._reversed_padding_repeated_twice
+        if (left, top) != (right, bottom):
+            return "padding='same' with an even kernel pads one side more than the other"
+    if getattr(layer, 'pre_norm', None) is not None and layer.pre_norm.training:
+        return 'its norm before the sign is in training mode'
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return 'has forward hooks'
+    if any(t.dtype == torch.float64 for t in (*layer.parameters(), *layer.buffers())):
+        return 'float64: the fused operators compute in float32'
+    return ''
+
+
+class Place(NamedTuple):
+    """Where a block was in the traced graph: names of the nodes that are its input, its shortcut and its result."""
+
+    step: BlockStep
+    input: str
+    shortcut: str | None
+    result: str
+
+
+class Matcher:
+    """Finds chains, downsamples and norms in a traced graph.
+
+    Attributes:
+        chains: ``{first node: Chain}``. others: ``{last node: (nodes, make)}`` for float parts, ``make()`` builds the step.
+        interior: nodes that a step stands for, but for the last one. refused: ``{layer name: reason}``.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, exclude: Callable[[str], str], alone: set[str] = frozenset()):
+        self.root, self.graph, self.exclude, self.alone = root, graph, exclude, alone
+        self.chains: dict[fx.Node, Chain] = {}
+        self.others: dict[fx.Node, tuple[list[fx.Node], Callable[[], Step]]] = {}
+        self.interior: set[fx.Node] = set()
+        self.refused: dict[str, str] = {}
+        self.taken: set[fx.Node] = set()
+        for node in graph.nodes:
+            if node.op == 'call_module' and isinstance(module_of(root, node), PackedLayer):
+                self.add_chain(node)
+        self.chain_of = {chain.result: chain for chain in self.chains.values()}
+        for chain in self.chains.values():
+            if isinstance(chain.layer, PackedConv2d):
+                if chain.shortcut is not None:
+                    self.add_downsample(chain.shortcut)
+                self.add_norm(chain.input)
+        for node in graph.nodes:
+            if node not in self.taken:
+                self.add_conv(node)
+        # What something changes in place has no one value: readers take it when it is their turn.
+        touched = [mutates(root, node) for node in graph.nodes if node not in self.taken]
+        places = {storage_of(root, value) for value in touched if value is not None}
+        self.changed = {node for node in graph.nodes if places and storage_of(root, node) in places}
+
+    def take(self, nodes: list[fx.Node]) -> None:
+        self.interior.update(nodes[:-1])
+        self.taken.update(nodes)
+
+    def next(self, node: fx.Node) -> fx.Node | None:
+        """The only reader of ``node``, which reads it once."""
+        if len(node.users) != 1:
+            return None
+        (reader,) = node.users
+        once = sum(argument is node for argument in reader.args) == 1
+        return reader if once and reader.op != 'output' and reader not in self.taken else None
+
+    def add_chain(self, node: fx.Node) -> None:
+        layer, name = module_of(self.root, node), node.target
+        reason = self.exclude(name) or refusal(layer)
+        if not reason and (len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node)):
+            reason = 'is called in an unusual way'
+        if reason:
+            self.refused[name] = reason
+            return
+        chain = Chain(name, layer, [node], parts=['conv' if isinstance(layer, PackedConv2d) else 'linear'])
+        while True:
+            reader = self.next(chain.result)
+            if reader is None or not self.extend(chain, reader):
+                break
+            chain.nodes.append(reader)
+        self.take(chain.nodes)
+        self.chains[node] = chain
+
+    def extend(self, chain: Chain, reader: fx.Node) -> bool:
+        """Whether ``reader`` can be the next part of the chain; notes it."""
+        module = module_of(self.root, reader)
+        # A linear layer in a plain step of its own: what follows has another shape than it.
+        ended = chain.act is not None or (chain.name in self.alone and isinstance(chain.layer, PackedLinear))
+        if module is not None and (module._forward_hooks or module._forward_pre_hooks):
+            chain.stop = f'{reader.target} has forward hooks'
+        elif isinstance(module, Tile) and module.channel_dim == chain.layer.channel_dim:
+            if not (ended or chain.shortcut is not None or chain.norms):
+                chain.tiles *= module.times
+                chain.parts.append('tile')
+                return True
+        elif isinstance(module, NORMS) and not ended:
+            if chain.shortcut is not None:
+                chain.stop = f'the norm {reader.target} comes after the shortcut'
+            elif module.training or module.running_mean is None:
+                chain.stop = f'the norm {reader.target} takes the statistics of the batch'
+            else:
+                chain.norms.append(module)
+                chain.parts.append('norm')
+                return True
+        elif self.is_sum(reader) and not ended and chain.shortcut is None and chain.name not in self.alone:
+            chain.shortcut = next(a for a in reader.args if a is not chain.result)
+            chain.parts.append('shortcut')
+            return True
+        elif not ended and (act := self.act_of(reader, chain.layer)) is not None:
+            chain.act = act
+            chain.parts.append(type(act).__name__ if isinstance(act, nn.Module) else act)
+            return True
+        elif module is not None and isinstance(module, nn.Module) and not isinstance(module, PackedLayer) and not ended:
+            chain.stop = f'{type(module).__name__} {reader.target} stays as it is'
+        return False
+
+    def is_sum(self, node: fx.Node) -> bool:
+        """``a + b`` of two values of the graph that may be written into ``a``."""
+        if node.target not in ADDS and not (node.op == 'call_method' and node.target in ('add', 'add_')):
+            return False
+        if len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) and a.op != 'get_attr' for a in node.args):
+            return False
+        written = mutates(self.root, node)
+        mine = written is not None and len(written.users) == 1 and written.op != 'placeholder'
+        return written is None or (mine and storage_of(self.root, written) is written)
+
+    def act_of(self, node: fx.Node, layer: PackedLayer) -> nn.Module | str | None:
+        module = module_of(self.root, node)
+        if module is not None:
+            return module if act_kind(module) is not None and not linear_mismatch(module, layer) else None
+        plain = len(node.args) == 1 and set(node.kwargs) <= {'inplace'}
+        return ACTS.get(node.target) if plain and node.op in ('call_function', 'call_method') else None
+
+    def add_downsample(self, result: fx.Node) -> None:
+        """Pooling, 1x1 convolution and norm that end at ``result``."""
+        nodes, norms, node = [], [], result
+        while isinstance(module_of(self.root, node), nn.BatchNorm2d) and self.is_plain_norm(node):
+            norms.insert(0, module_of(self.root, node))
+            nodes.insert(0, node)
+            node = node.args[0]
+        conv = module_of(self.root, node)
+        if not is_float_conv(conv) or not is_pointwise(conv) or not self.single([node, *nodes]):
+            return
+        nodes.insert(0, node)
+        pool, before = 1, node.args[0]
+        module = module_of(self.root, before)
+        if isinstance(module, nn.AvgPool2d) and len(before.users) == 1 and (size := pool_size(module)) and quiet(module):
+            nodes.insert(0, before)
+            pool = size
+        if conv.weight.dtype != torch.float64:
+            self.take(nodes)
+            self.others[result] = (nodes, lambda: DownsampleStep(pool, conv, norms))
+
+    def add_norm(self, result: fx.Node) -> None:
+        """A norm without a convolution before it, and its non-linearity, that end at ``result``."""
+        if result in self.taken:
+            return
+        act, node, nodes = None, result, [result]
+        module = module_of(self.root, node)
+        if not isinstance(module, nn.BatchNorm2d):
+            act = self.act_of(node, None)
+            if act is None or not node.args or not isinstance(node.args[0], fx.Node) or (module and not quiet(module)):
+                return
+            node = node.args[0]
+            nodes.insert(0, node)
+        norm = module_of(self.root, node)
+        if isinstance(norm, nn.BatchNorm2d) and self.is_plain_norm(node) and self.single(nodes) and node not in self.taken:
+            if not is_float_conv(module_of(self.root, node.args[0])) or len(node.args[0].users) > 1:
+                self.take(nodes)
+                self.others[result] = (nodes, lambda: AffineStep(norm, act))
+
+    def add_conv(self, node: fx.Node) -> None:
+        """A real convolution, its norm and non-linearity."""
+        conv, nodes, norms, act = module_of(self.root, node), [node], [], None
+        if not is_float_conv(conv) or not quiet(conv) or len(node.args) != 1 or conv.weight.dtype == torch.float64:
+            return
+        while (reader := self.next(nodes[-1])) is not None and act is None:
+            module = module_of(self.root, reader)
+            if isinstance(module, nn.BatchNorm2d) and self.is_plain_norm(reader):
+                norms.append(module)
+            elif (act := self.act_of(reader, None)) is None or (module is not None and not quiet(module)):
+                act = None
+                break
+            nodes.append(reader)
+        self.take(nodes)
+        self.others[nodes[-1]] = (nodes, lambda: ConvStep(conv, norms, act))
+
+    def is_plain_norm(self, node: fx.Node) -> bool:
+        norm = module_of(self.root, node)
+        return not norm.training and norm.running_mean is not None and quiet(norm) and node not in self.taken \
+            and norm.running_mean.dtype != torch.float64
+
+    def single(self, nodes: list[fx.Node]) -> bool:
+        """Whether nothing else reads what the next of ``nodes`` reads."""
+        return all(len(node.users) == 1 for node in nodes[:-1])
+
+
+class Rewriter:
+    """Writes the graph of fused steps.
+
+    Args:
+        stream: dtype of the real-valued stream between steps, ``None`` for that of the model.
+
+    Attributes:
+        steps: ``{target: Step}``. rows: ``{layer name: what it became}``. places: of the blocks.
+    """
+
+    def __init__(self, matcher: Matcher, stream: torch.dtype | None):
+        self.m, self.root, self.stream = matcher, matcher.root, stream
+        self.graph = fx.Graph()
+        self.values: dict[fx.Node, fx.Node] = {}
+        self.words: dict[tuple, fx.Node] = {}
+        self.casts: dict[fx.Node, fx.Node] = {}
+        self.steps: dict[str, Step] = {}
+        self.made: dict[fx.Node, Step] = {}  # by the old node whose stream it writes
+        self.rows: dict[str, str] = {}
+        self.places: list[Place] = []
+        self.readers: dict[fx.Node, list[Chain]] = {}
+        for chain in matcher.chains.values():
+            self.readers.setdefault(chain.input, []).append(chain)
+
+    def run(self) -> fx.GraphModule:
+        for node in self.m.graph.nodes:
+            chain = self.m.chains.get(node)
+            if chain and chain.input in self.m.changed:
+                self.pack(chain)
+            if node in self.m.interior:
+                continue
+            if node in self.m.chain_of:
+                self.write_chain(self.m.chain_of[node])
+            elif node in self.m.others:
+                nodes, make = self.m.others[node]
+                step = make()
+                source = nodes[0].args[0]
+                value = self.host(source) if isinstance(step, ConvStep) else self.values[source]
+                self.values[node] = self.call(step, name_of_step(nodes), value)
+                self.made[node] = step
+            else:
+                self.values[node] = self.graph.node_copy(node, self.host)
+            if node not in self.m.changed:
+                for reader in self.readers.get(node, ()):
+                    self.pack(reader)
+        targets = {node.target for node in self.graph.nodes if node.op == 'call_module'} - set(self.steps)
+        held = {target: self.root.get_submodule(target) for target in targets}
+        held.update({node.target: constant(self.m.graph, self.root, node.target) for node in self.graph.nodes
+                     if node.op == 'get_attr'})
+        return fx.GraphModule({**held, **self.steps}, self.graph, 'FusedGraph')
+
+    def call(self, step: Step, label: str, *arguments: fx.Node) -> fx.Node:
+        target = f'fused_{len(self.steps)}'
+        self.steps[target], step.label = step, label
+        return self.graph.call_module(target, arguments)
+
+    def host(self, node: fx.Node) -> fx.Node:
+        """The value as modules outside of the fused steps know it."""
+        if self.stream is None or not isinstance(self.made.get(node), BlockStep | AffineStep):
+            return self.values[node]
+        if node not in self.casts:
+            self.casts[node] = self.call(CastStep(), f'cast of {node.name}', self.values[node])
+        return self.casts[node]
+
+    def pack(self, chain: Chain) -> None:
+        key = sign_key(chain)
+        if key not in self.words:
+            self.words[key] = self.call(PackStep(chain.layer), f'signs of {chain.name}'.strip(), self.values[chain.input])
+
+    def write_chain(self, chain: Chain) -> None:
+        result = chain.result
+        readers = [] if result in self.m.changed else [
+            reader for reader in self.readers.get(result, ()) if can_take_words(chain, reader)]
+        consumer = readers[0] if readers else None
+        served = [] if consumer is None else [r for r in self.readers[result] if sign_key(r) == sign_key(consumer)]
+        # A layer that is served in words reads the stream no more; its node may still be the reader of a shortcut elsewhere.
+        keep = bool(set(result.users) - {r.nodes[0] for r in served})
+        in_place = (keep or consumer is None) and self.may_overwrite(chain)
+        step = BlockStep(chain.name, chain.layer, chain.tiles, chain.norms, chain.shortcut is not None, chain.act,
+                         consumer and consumer.layer, keep or consumer is None, in_place)
+        arguments = [self.words[sign_key(chain)], *([self.values[chain.shortcut]] if chain.shortcut is not None else [])]
+        self.places.append(Place(step, chain.input.name, chain.shortcut and chain.shortcut.name, result.name))
+        self.made[result] = step
+        out = self.call(step, chain.name, *arguments)
+        if step.pack and step.keep:
+            words, out = (self.graph.call_function(operator.getitem, (out, i)) for i in (0, 1))
+        else:
+            words = out
+        if step.keep:
+            self.values[result] = out
+        if step.pack:
+            self.words[sign_key(consumer)] = words
+        self.report(chain, consumer, step, len(self.readers.get(result, ())) - len(served))
+
+    def may_overwrite(self, chain: Chain) -> bool:
+        """Whether the shortcut's memory can take the stream: made here, channels-last, and nobody else wants to read it."""
+        shortcut = chain.shortcut
+        if shortcut is None or not isinstance(chain.layer, PackedConv2d) or shortcut in self.m.changed:
+            return False
+        step = self.made.get(shortcut)
+        if not isinstance(step, FRESH) or (isinstance(step, BlockStep) and not step.is_conv):
+            return False
+        chains = {reader.nodes[0] for reader in self.readers.get(shortcut, ())}
+        return set(shortcut.users) - chains == {sum_node(chain)}
+
+    def report(self, chain: Chain, consumer: Chain | None, step: BlockStep, unserved: int) -> None:
+        text = ', '.join('shortcut in place' if part == 'shortcut' and step.in_place else part for part in chain.parts)
+        if consumer is not None:
+            text += f', sign of {consumer.name}' + ('' if step.keep else ', words only')
+        notes = [chain.stop] if chain.stop else []
+        if consumer is not None and unserved:
+            notes.append(f'{unserved} other reader(s) with other thresholds pack the stream themselves')
+        step.text = text
+        self.rows[chain.name] = text + ''.join(f'; {note}' for note in notes)
+
+
+def name_of_step(nodes: list[fx.Node]) -> str:
+    """The first module of a float part."""
+    return next(node.target for node in nodes if node.op == 'call_module')
+
+
+def sum_node(chain: Chain) -> fx.Node:
+    return next(node for node in chain.nodes if chain.shortcut in node.args and node is not chain.nodes[0])
+
+
+def sign_key(chain: Chain) -> tuple:
+    """Equal for layers that read the same words: the same input, thresholds and groups."""
+    layer = chain.layer
+    plain = layer.activation.signed and not depends_on_input(layer) and layer.activation.threshold() is None
+    plain = plain and getattr(layer, 'pre_norm', None) is None and getattr(layer, 'copy_shift', None) is None
+    return (chain.input, isinstance(layer, PackedConv2d), getattr(layer, 'groups', 1), None if plain else id(layer))
+
+
+def can_take_words(chain: Chain, reader: Chain) -> bool:
+    """Whether the step of ``chain`` can write the words that ``reader`` takes."""
+    return isinstance(chain.layer, PackedConv2d) == isinstance(reader.layer, PackedConv2d) \
+        and not depends_on_input(reader.layer) and input_copies(reader.layer) == 1
+
+
+def linear_mismatch(act: nn.Module, layer: PackedLayer | None) -> bool:
+    """Whether a non-linearity has its channels elsewhere than the layer before it."""
+    return getattr(act, 'channel_dim', 1) == -1 and not isinstance(layer, PackedLinear)
+
+
+def is_float_conv(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward and module.padding_mode == 'zeros' \
+        and type(module)._conv_forward is nn.Conv2d._conv_forward and 'weight' in module._parameters
+
+
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == conv.stride == conv.dilation == (1, 1) and conv.padding == (0, 0) and conv.groups == 1 \
+        and quiet(conv)
+
+
+def pool_size(pool: nn.AvgPool2d) -> int:
+    """Window and stride of a pooling that ``downsample2d`` knows, else 0."""
+    sizes = {*pair(pool.kernel_size), *pair(pool.stride)}
+    known = len(sizes) == 1 and pair(pool.padding) == (0, 0) and pool.ceil_mode and not pool.count_include_pad
+    return sizes.pop() if known and pool.divisor_override is None else 0
+
+
+def pair(value) -> tuple:
+    return tuple(value) if isinstance(value, list | tuple) else (value, value)
+
+
+def quiet(module: nn.Module) -> bool:
+    return not (module._forward_hooks or module._forward_pre_hooks)

@@ -1,0 +1,403 @@
+"""The steps of a fused graph: each holds constants folded from the layers that it stands for.
+
+Folding is done in float64 and rounded once. ``prepare`` folds again, into the same tensors where it can, so that compiled
+code sees new values.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import bnn_kernels
+from bnn_kernels import Epilogue
+from bnn_kernels.epilogue import stream_of
+
+from ..binarize import ActivationBinarizer
+from ..layers import RPReLU
+from ..layers.base import input_copies
+from ..layers.expand import tile
+from .packed import PackedConv2d, PackedLayer
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+class Broadcast(Exception):
+    """A shortcut has another shape than the convolution beside it: ``step`` adds it where it should have been torch."""
+
+    def __init__(self, step: str):
+        super().__init__(step)
+        self.step = step
+
+
+class Step(nn.Module):
+    """Base. Constants are plain attributes: they belong to no state dict, and reading them costs nothing.
+
+    Attributes:
+        label: name of the layer that it stands for. text: what is fused.
+        stream, host: dtype of the real-valued stream between steps, and of the model.
+    """
+
+    label = text = ''
+    stream = host = torch.float32
+
+    def layers(self) -> list[nn.Module]:
+        """The modules whose tensors the constants are made of."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        raise NotImplementedError
+
+    def _keep(self, name: str, value: Tensor | None) -> Tensor | None:
+        old = getattr(self, name, None)
+        same = old is not None and value is not None and (old.shape, old.dtype, old.device) == (value.shape, value.dtype,
+                                                                                               value.device)
+        if same and not old.is_inference():
+            old.copy_(value)
+            return old
+        object.__setattr__(self, name, value)
+        return value
+
+
+class Held(list):
+    """Modules that a step reads but does not own."""
+
+
+class PackStep(Step):
+    """Signs of a stream: ``[N, C, H, W]`` -> words, for the packed ``layer``."""
+
+    def __init__(self, layer: PackedLayer):
+        super().__init__()
+        self.held = Held([layer])
+        self.copies, self.channel_dim = input_copies(layer), layer.channel_dim
+        self.is_conv, self.groups = isinstance(layer, PackedConv2d), getattr(layer, 'groups', 1)
+        self.depends = depends_on_input(layer)
+
+    def layers(self) -> list[nn.Module]:
+        return sign_modules(self.held[0])
+
+    def prepare(self) -> None:
+        self._keep('threshold', sign_threshold(self.held[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.copies > 1:
+            x = tile(x, self.copies, self.channel_dim)
+        if self.depends:
+            x = self.held[0].activation.prepare(x)
+        if self.is_conv:
+            return bnn_kernels.pack_activations(x, self.threshold, self.groups)
+        return bnn_kernels.pack_features(x, self.threshold)
+
+
+class BlockStep(Step):
+    """A packed layer with what follows it: words, shortcut -> words, stream, or ``(words, stream)``.
+
+    Args:
+        layer: packed convolution or linear layer, 1-bit. tiles: how often a following tile repeats its output.
+        norms, act: what follows; ``act`` is a module, the name of a parameterless one, or ``None``.
+        consumer: the packed layer that reads the words; ``None`` for no words. keep: whether the stream is wanted.
+        in_place: the shortcut's memory takes the stream.
+    """
+
+    def __init__(self, name: str, layer: PackedLayer, tiles: int, norms: list[nn.Module], has_shortcut: bool,
+                 act: nn.Module | str | None, consumer: PackedLayer | None, keep: bool, in_place: bool):
+        super().__init__()
+        self.name, self.tiles, self.act, self.keep, self.in_place = name, tiles, None, keep, in_place
+        self.held = Held([layer, *norms, *([act] if isinstance(act, nn.Module) else [])])
+        self.norms, self.acts, self.consumers = Held(norms), Held([act]), Held([] if consumer is None else [consumer])
+        self.pack, self.has_shortcut = consumer is not None, has_shortcut
+        self.is_conv = isinstance(layer, PackedConv2d)
+        self.wants_flat = not self.is_conv and (any(norms) or channels_first(act))
+        self.channels = layer._fan() * getattr(layer, 'groups', 1)
+        self.geometry = {}
+        self.sizes = ((0, 1), (0, 1))
+        if self.is_conv:
+            padding = layer._reversed_padding_repeated_twice[::-2]
+            pad_value = layer.pad_value if layer.activation.signed else -1  # a 0 outside of the image is the bit 0
+            self.geometry = dict(stride=tuple(layer.stride), padding=tuple(padding), dilation=tuple(layer.dilation),
+                                 groups=layer.groups, pad_value=pad_value)
+            self.sizes = tuple((2 * p - d * (k - 1) - 1, s) for p, d, k, s in zip(
+                padding, layer.dilation, layer.kernel_size, layer.stride, strict=True))
+
+    def layers(self) -> list[nn.Module]:
+        return [*self.held, *(m for consumer in self.consumers for m in sign_modules(consumer))]
+
+    def prepare(self) -> None:
+        layer = self.held[0]
+        words = layer.weight_bits[0]
+        self.weight = words if self.is_conv else words[:, None, None]
+        scale, bias = affine(layer, self.tiles, self.norms)
+        kind, gamma, slope, zeta = act_vectors(self.acts[0], scale.numel())
+        threshold = sign_threshold(self.consumers[0]) if self.consumers else None
+        out_groups = getattr(self.consumers[0], 'groups', 1) if self.consumers else 1
+        vectors = dict(scale=scale, bias=bias, gamma=gamma, slope=slope, zeta=zeta, threshold=threshold)
+        vectors = {name: self._keep(name, None if v is None else v.to(layer.weight_bits.device, torch.float32).contiguous())
+                   for name, v in vectors.items()}
+        if vectors['threshold'] is not None:
+            self.threshold = self._keep('threshold', vectors['threshold'].expand(scale.numel()).contiguous())
+        self.epilogue = Epilogue(self.scale, self.bias, kind, self.gamma, self.slope, self.zeta, self.threshold, out_groups)
+        self.width = scale.numel()
+        self.by_integers = not (self.keep or self.has_shortcut) and (slope is None or bool((slope >= 0).all()))
+        if self.by_integers:
+            limit, flip = integer_threshold(self.epilogue, layer.fan_in)
+            self._keep('limit', limit)
+            self._keep('flip', flip if bool(flip.any()) else None)
+
+    def forward(self, words: Tensor, shortcut: Tensor | None = None):
+        if not self.is_conv:
+            return self.on_features(words, shortcut)
+        if self.by_integers:
+            return bnn_kernels.binary_conv2d_sign(words, self.weight, self.channels, self.limit, self.flip,
+                                                  out_groups=self.epilogue.out_groups, **self.geometry)
+        return self.block(words, shortcut)
+
+    def block(self, words: Tensor, shortcut: Tensor | None):
+        if shortcut is not None:
+            (more_h, step_h), (more_w, step_w) = self.sizes
+            batch, height, width, _ = words.shape
+            if shortcut.shape != (batch, self.width, (height + more_h) // step_h + 1, (width + more_w) // step_w + 1):
+                raise Broadcast(self.name)
+        if self.in_place:
+            out = bnn_kernels.binary_block2d_(shortcut, words, self.weight, self.channels, self.epilogue, pack=self.pack,
+                                              **self.geometry)
+            return (out, shortcut) if self.pack else shortcut
+        packed, stream = bnn_kernels.binary_block2d(words, self.weight, self.channels, self.epilogue, shortcut, pack=self.pack,
+                                                    keep=self.keep, dtype=self.stream if self.keep else torch.float32,
+                                                    **self.geometry)
+        return ((packed, stream) if self.pack else stream) if self.keep else packed
+
+    def on_features(self, words: Tensor, shortcut: Tensor | None):
+        """A linear layer is a 1x1 convolution of an image of one column."""
+        lead = words.shape[:-1]
+        if self.wants_flat and len(lead) != 1:  # a norm or PReLU has its channels at dimension 1
+            raise Broadcast(self.name)
+        image = words.reshape(1, -1, 1, words.shape[-1])
+        if shortcut is not None:
+            if shortcut.shape != (*lead, self.width):
+                raise Broadcast(self.name)
+            shortcut = shortcut.reshape(1, -1, 1, self.width).permute(0, 3, 1, 2)
+        if self.by_integers:
+            out = bnn_kernels.binary_conv2d_sign(image, self.weight, self.channels, self.limit, self.flip)
+            return out.view(*lead, -1)
+        packed, stream = bnn_kernels.binary_block2d(image, self.weight, self.channels, self.epilogue, shortcut,
+                                                    pack=self.pack, keep=self.keep,
+                                                    dtype=self.stream if self.keep else torch.float32)
+        packed = packed.view(*lead, -1) if self.pack else None
+        stream = stream.permute(0, 2, 3, 1).reshape(*lead, -1) if self.keep else None
+        return ((packed, stream) if self.pack else stream) if self.keep else packed
+
+
+class DownsampleStep(Step):
+    """The real-valued shortcut of a binary ResNet: pooling, 1x1 convolution, norm."""
+
+    def __init__(self, pool: int, conv: nn.Conv2d, norms: list[nn.Module]):
+        super().__init__()
+        self.pool, self.held, self.norms = pool, Held([conv, *norms]), Held(norms)
+
+    def layers(self) -> list[nn.Module]:
+        return list(self.held)
+
+    def prepare(self) -> None:
+        weight, bias = folded_weight(self.held[0], self.norms)
+        self._keep('weight', weight.flatten(1).float())
+        self._keep('bias', bias.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return bnn_kernels.downsample2d(x, self.weight, self.bias, self.pool)
+
+
+class ConvStep(Step):
+    """A real convolution with its norm folded in and its non-linearity, in channels-last memory."""
+
+    def __init__(self, conv: nn.Conv2d, norms: list[nn.Module], act: nn.Module | str | None):
+        super().__init__()
+        self.held, self.norms, self.tail = Held([conv, *norms]), Held(norms), Tail(act)
+        self.geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    def layers(self) -> list[nn.Module]:
+        return [*self.held, *self.tail.modules]
+
+    def prepare(self) -> None:
+        conv = self.held[0]
+        weight, bias = folded_weight(conv, self.norms)
+        bias = self.tail.prepare(bias)
+        self._keep('weight', weight.to(conv.weight.dtype).contiguous(memory_format=torch.channels_last))
+        self._keep('bias', bias.to(conv.weight.dtype) if bias.any() or conv.bias is not None or self.norms else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(F.conv2d(x, self.weight, self.bias, *self.geometry)).contiguous(memory_format=torch.channels_last)
+
+
+class AffineStep(Step):
+    """A norm that stands alone, and its non-linearity: two passes over the stream instead of four."""
+
+    def __init__(self, norm: nn.Module, act: nn.Module | str | None):
+        super().__init__()
+        self.held, self.tail = Held([norm]), Tail(act)
+
+    def layers(self) -> list[nn.Module]:
+        return [*self.held, *self.tail.modules]
+
+    def prepare(self) -> None:
+        mean = self.held[0].running_mean.double()
+        scale, bias = through_norms(torch.ones_like(mean), torch.zeros_like(mean), self.held)
+        self._keep('scale', scale.float().view(1, -1, 1, 1))
+        self._keep('bias', self.tail.prepare(bias).float().view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tail(torch.addcmul(self.bias, x.float(), self.scale))
+        return x.to(self.stream).contiguous(memory_format=torch.channels_last)
+
+
+class Tail:
+    """A non-linearity behind an affine, in place where that is possible; a shift before it goes into the affine's bias."""
+
+    def __init__(self, act: nn.Module | str | None):
+        self.act, self.modules = act, Held([act] if isinstance(act, nn.Module) else [])
+
+    def prepare(self, bias: Tensor) -> Tensor:
+        self.kind, gamma, slope, zeta = act_vectors(self.act, len(bias))
+        self.slope = None if slope is None else slope.to(bias.device)
+        self.zeta = None if zeta is None else zeta.view(1, -1, 1, 1)
+        return bias if gamma is None else bias - gamma.double()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.kind == 'prelu':
+            x = F.prelu(x, self.slope.to(x.dtype))
+            return x if self.zeta is None else x.add_(self.zeta)
+        if self.kind == 'relu':
+            return x.relu_()
+        return x.clamp_(-1, 1) if self.kind == 'hardtanh' else x
+
+
+class CastStep(Step):
+    """A stream in 16 bits, as the host knows it."""
+
+    def layers(self) -> list[nn.Module]:
+        return []
+
+    def prepare(self) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.host)
+
+
+def depends_on_input(layer: PackedLayer) -> bool:
+    """Whether the binarizer changes its input before it compares (takes a mean off, for example)."""
+    return getattr(type(layer.activation), 'prepare', None) is not getattr(ActivationBinarizer, 'prepare', None)
+
+
+def sign_modules(layer: PackedLayer) -> list[nn.Module]:
+    """The modules that hold the thresholds of a layer."""
+    return [m for m in (layer, layer.activation, getattr(layer, 'pre_norm', None)) if m is not None]
+
+
+def sign_threshold(layer: PackedLayer) -> Tensor | None:
+    """float32 ``[C]`` or ``[1]``: from which value on the input of ``layer`` is the bit 1; ``None`` is 0.
+
+    A norm before the sign and the shifts of copies move the threshold; a level of an unsigned bit starts above 1/2.
+    """
+    activation = layer.activation
+    if not activation.signed:  # round(0.5) is 0
+        half = torch.tensor([0.5], device=layer.weight_bits.device)
+        return half.nextafter(torch.ones_like(half))
+    threshold = activation.threshold()
+    norm, shift = getattr(layer, 'pre_norm', None), getattr(layer, 'copy_shift', None)
+    if norm is None and shift is None:
+        return None if threshold is None else threshold.detach().float().reshape(-1).contiguous()
+    value = (shift if norm is None else norm.running_mean).detach().new_zeros(1).double()
+    value = value if threshold is None else value + threshold.double()
+    if shift is not None:
+        value = value - shift.double()
+    if norm is not None:
+        value = value * (norm.running_var.double() + norm.eps).sqrt() + norm.running_mean.double()
+    return value.float().contiguous()
+
+
+def affine(layer: PackedLayer, tiles: int, norms: list[nn.Module]) -> tuple[Tensor, Tensor]:
+    """``scale``, ``bias`` float64 ``[P]`` with output = accumulator * scale + bias."""
+    outputs = layer.weight_bits.shape[1]
+    scale = torch.ones(outputs, dtype=torch.float64, device=layer.weight_bits.device)
+    if layer.weight_scale is not None:
+        scale = scale * layer.weight_scale.double()
+    scale, bias = scale * layer.activation.step, torch.zeros_like(scale)
+    if not layer.activation.signed:  # b = (1 + s) / 2
+        scale = scale / 2
+        bias = scale * layer._plane_sums(layer.weight_bits[0]).reshape(-1).double()
+    scale, bias = scale.repeat(layer.replicas), bias.repeat(layer.replicas)
+    if layer.folded_scale is not None:
+        scale, bias = scale * layer.folded_scale.double(), bias * layer.folded_scale.double()
+    if layer.bias is not None:
+        bias = bias + layer.bias.double()
+    return through_norms(scale.repeat(tiles), bias.repeat(tiles), norms)
+
+
+def through_norms(scale: Tensor, bias: Tensor, norms: list[nn.Module]) -> tuple[Tensor, Tensor]:
+    """The affine of norms in evaluation, behind another affine."""
+    for norm in norms:
+        factor = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            factor = factor * norm.weight.double()
+        scale, bias = scale * factor, (bias - norm.running_mean.double()) * factor
+        if norm.bias is not None:
+            bias = bias + norm.bias.double()
+    return scale, bias
+
+
+def folded_weight(conv: nn.Conv2d, norms: list[nn.Module]) -> tuple[Tensor, Tensor]:
+    """Weight and bias float64 of a real convolution and its norms."""
+    weight = conv.weight.double()
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
+    scale, bias = through_norms(torch.ones_like(bias), bias, norms)
+    return weight * scale.view(-1, 1, 1, 1), bias
+
+
+def act_kind(act: nn.Module | str | None) -> str | None:
+    """The name of a non-linearity in ``bnn_kernels``; ``None`` for one that it does not know."""
+    if act is None or isinstance(act, str):
+        return act or 'identity'
+    if isinstance(act, nn.PReLU | nn.LeakyReLU) or (isinstance(act, RPReLU) and act.channel_dim in (1, -1)):
+        return 'prelu'
+    if type(act) is nn.ReLU:
+        return 'relu'
+    return 'hardtanh' if type(act) is nn.Hardtanh and (act.min_val, act.max_val) == (-1, 1) else None
+
+
+def act_vectors(act: nn.Module | str | None, channels: int) -> tuple[str, Tensor | None, Tensor | None, Tensor | None]:
+    """``(name, gamma, slope, zeta)``."""
+    kind = act_kind(act)
+    if kind != 'prelu':
+        return kind, None, None, None
+    if isinstance(act, RPReLU):
+        return kind, act.gamma.detach(), act.slope.detach(), act.zeta.detach()
+    slope = act.weight.detach() if isinstance(act, nn.PReLU) else torch.tensor([float(act.negative_slope)])
+    return kind, None, slope.expand(channels), None
+
+
+def channels_first(act: nn.Module | str | None) -> bool:
+    """Whether the parameters of ``act`` belong to dimension 1, whatever the shape of its input."""
+    return (isinstance(act, nn.PReLU) and act.num_parameters > 1) or (isinstance(act, RPReLU) and act.channel_dim == 1)
+
+
+def integer_threshold(epilogue: Epilogue, limit: int) -> tuple[Tensor, Tensor]:
+    """``(threshold int32 [P], flip bool [P])`` with ``bit == (accumulator >= threshold) != flip``, for all accumulators of
+    ``[-limit, limit]``.
+
+    Every step of the epilogue is monotone in the accumulator, rounded or not (negative scales turn it around, slopes must
+    not), so the bits change once: where, is found by bisection through the very same operations.
+    """
+    scale, bias, act, gamma, slope, zeta, threshold, _ = epilogue
+    flip = scale < 0
+
+    def rises(acc: Tensor) -> Tensor:  # False ... False True ... True over growing accumulators
+        v = stream_of(acc.view(1, -1, 1, 1), scale, bias, None, act, gamma, slope, zeta, torch.float32).view(-1)
+        return (v >= (0 if threshold is None else threshold)) != flip
+
+    low = torch.full_like(scale, -limit, dtype=torch.int32)  # the first True is in [low, high]; high may be past the end
+    high = torch.full_like(low, limit + 1)
+    while bool((low < high).any()):
+        middle = torch.div(low + high, 2, rounding_mode='floor')
+        found = rises(middle)
+        low, high = torch.where(found | (low >= high), low, middle + 1), torch.where(found, middle, high)
+        high = torch.maximum(low, high)
+    return low, flip
