@@ -17,7 +17,8 @@ from torch import Tensor  # before the library is loaded: torch brings the OpenM
 from torch.multiprocessing.reductions import StorageWeakRef
 
 VERSION = 1  # of the C interface, as in src/api.cpp
-ISAS = ('portable', 'avx2', 'avx512', 'amx')  # the best last; their places are enum Isa of src/engine.hpp
+ISAS = ('portable', 'avx2', 'avx512', 'amx', 'amx-emulated')  # from slow to fast; their places are enum Isa of src/engine.hpp
+EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself
 VARIABLE = 'BNN_KERNELS_CPU_ISA'
 LIBRARY = Path(__file__).with_name('_engine.so')
 FUNCTIONS = {
@@ -88,7 +89,7 @@ def isa_number() -> int:
     global _isa
     if _isa is None:
         name = os.environ.get(VARIABLE)
-        _isa = _place(name) if name else max(map(ISAS.index, available_isas()))
+        _isa = _place(name or [isa for isa in available_isas() if isa != EMULATED][-1])
     return _isa
 
 

@@ -149,7 +149,7 @@ struct Kernel {
   void (*downsample)(const Downsample&, int64_t pixel, int64_t pixels, float* pooled);
 };
 
-enum Isa : int64_t { PORTABLE, AVX2, AVX512, AMX, ISAS };
+enum Isa : int64_t { PORTABLE, AVX2, AVX512, AMX, AMX_EMULATED, ISAS };
 
 // The kernel of an instruction set, or null where this processor lacks it.
 const Kernel* kernel(int64_t isa);

@@ -12,6 +12,12 @@ const Kernel* kernel(int64_t isa) {
     case AVX512:
       return has_avx512() ? &avx512 : nullptr;
 #endif
+#if defined(BNN_AMX)
+    case AMX:
+      return has_amx() ? &amx : nullptr;
+#endif
+    case AMX_EMULATED:
+      return &amx_emulated;
     default:
       return nullptr;
   }

@@ -5,11 +5,16 @@
 
 namespace bnn {
 
-extern const Kernel portable;
+extern const Kernel portable, amx_emulated;
 #if defined(__x86_64__)
 extern const Kernel avx512;
 bool has_avx2();
 bool has_avx512();
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#define BNN_AMX
+extern const Kernel amx;
+bool has_amx();
 #endif
 
 }  // namespace bnn

@@ -1,5 +1,7 @@
 // AMX int8: Sapphire Rapids and later, where the operating system lets the process use its tiles.
-#if defined(__x86_64__) && defined(__linux__)
+#include "isa.hpp"
+
+#if defined(BNN_AMX)
 
 #include <algorithm>
 #include <cstring>
@@ -10,7 +12,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "isa.hpp"
 #include "target.hpp"
 
 BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq")
