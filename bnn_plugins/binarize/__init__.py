@@ -1,14 +1,21 @@
 """The mathematics: estimators, binarizers of activations and weights, methods. Needs torch only."""
 
-from .activations import ActivationBinarizer, DoReFaActivation, FloatActivation, RSign, SignActivation
+from .activations import ActivationBinarizer, CenteredSign, DoReFaActivation, FloatActivation, RSign, SignActivation
 from .estimators import Estimator, build_estimator, list_estimators, sign
+from .gains import DataDrivenGain, RankOneGain
+from .gradients import quantize_gradient
 from .lookup import check_keys, unknown
 from .methods import Method, build_method, list_methods, register_method
-from .schedule import clip_latents_, set_progress
+from .schedule import after_step_, clip_latents_, set_progress, start_epoch_
 from .weights import (
+    BNextWeight,
     DoReFaWeight,
+    FloatWeight,
     IRNetWeight,
+    RBNNWeight,
+    ReBNNWeight,
     ReCUWeight,
+    ScaledStandardWeight,
     SignWeight,
     StochasticSignWeight,
     WeightBinarizer,
@@ -16,8 +23,9 @@ from .weights import (
 )
 
 __all__ = [
-    'ActivationBinarizer', 'DoReFaActivation', 'DoReFaWeight', 'Estimator', 'FloatActivation', 'IRNetWeight', 'Method',
-    'RSign', 'ReCUWeight', 'SignActivation', 'SignWeight', 'StochasticSignWeight', 'WeightBinarizer', 'XNORWeight',
-    'build_estimator', 'build_method', 'check_keys', 'clip_latents_', 'list_estimators', 'list_methods', 'register_method',
-    'set_progress', 'sign', 'unknown',
+    'ActivationBinarizer', 'BNextWeight', 'CenteredSign', 'DataDrivenGain', 'DoReFaActivation', 'DoReFaWeight', 'Estimator',
+    'FloatActivation', 'FloatWeight', 'IRNetWeight', 'Method', 'RBNNWeight', 'RSign', 'RankOneGain', 'ReBNNWeight',
+    'ReCUWeight', 'ScaledStandardWeight', 'SignActivation', 'SignWeight', 'StochasticSignWeight', 'WeightBinarizer',
+    'XNORWeight', 'after_step_', 'build_estimator', 'build_method', 'check_keys', 'clip_latents_', 'list_estimators',
+    'list_methods', 'quantize_gradient', 'register_method', 'set_progress', 'sign', 'start_epoch_', 'unknown',
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .estimators import Estimator, build_estimator
 
-__all__ = ['ActivationBinarizer', 'DoReFaActivation', 'FloatActivation', 'RSign', 'SignActivation']
+__all__ = ['ActivationBinarizer', 'CenteredSign', 'DoReFaActivation', 'FloatActivation', 'RSign', 'SignActivation']
 
 
 def per_channel(param: Tensor, ndim: int, channel_dim: int) -> Tensor:
@@ -38,6 +38,10 @@ class ActivationBinarizer(nn.Module):
     def threshold(self) -> Tensor | None:
         """The value from which on a level is +1, ``[C]``, or ``None`` for 0. Signed binarizers only."""
         return None
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """What is compared with the threshold; most binarizers compare their input itself."""
+        return x
 
 
 class FloatActivation(ActivationBinarizer):
@@ -91,6 +95,32 @@ class RSign(SignActivation):
 
     def extra_repr(self) -> str:
         return f'channels={self.shift.numel()}'
+
+
+class CenteredSign(SignActivation):
+    r"""Sign of the activation standardised over each sample. Forward: :math:`\mathrm{sign}((x - \mu) / \sigma)`, mean and
+    deviation over all but the batch dimension of ``[N, C, H, W]``, over each row of ``[..., C]``; in training and in
+    evaluation, so that the threshold depends on the input.
+
+    Gradient: that of the estimator at the standardised value, then exactly through mean and deviation.
+    Source: Lin et al. 2020 (RBNN), arXiv 2009.13055, released code.
+    """
+
+    def __init__(self, estimator: str | dict | Estimator = 'training_aware', channel_dim: int = 1):
+        super().__init__(estimator)
+        self.channel_dim = channel_dim
+
+    def _dims(self, x: Tensor) -> tuple[int, ...]:
+        return (-1,) if self.channel_dim == -1 else tuple(range(1, x.ndim))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x - x.mean(self._dims(x), keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = self.prepare(x)
+        if not self.training:
+            return self.estimator(centred)
+        return self.estimator(centred / (centred.square().mean(self._dims(x), keepdim=True) + 1e-5).sqrt())
 
 
 class _Round(torch.autograd.Function):

@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from .lookup import check_keys, unknown
 
-__all__ = ['EDE', 'STE', 'ApproxSign', 'ClippedSTE', 'Estimator', 'SoftSign', 'SwishSign', 'TanhSign', 'build_estimator',
-           'list_estimators', 'sign']
+__all__ = ['EDE', 'STE', 'ApproxSign', 'ClippedSTE', 'Estimator', 'SoftSign', 'SwishSign', 'TanhSign', 'TrainingAware',
+           'build_estimator', 'list_estimators', 'sign']
 
 
 def sign(x: Tensor) -> Tensor:
@@ -107,6 +107,29 @@ class EDE(Estimator):
         return self.k * self.t * (1 - torch.tanh(self.t * x).square_())
 
 
+class TrainingAware(EDE):
+    r"""Training-aware approximation. :math:`\partial = k\,\max(\sqrt2\,t - t^2 |x|, 0)`, a triangle over
+    :math:`|x| < \sqrt2 / t`.
+
+    ``t`` and ``k`` follow the schedule of :class:`EDE`; for activations (``activation=True``) ``k = 1`` and ``t >= 1``, so
+    that the integral stays 2. Source: Lin et al. 2020 (RBNN), arXiv 2009.13055, and its released code.
+    """
+
+    def __init__(self, t_min: float = 1e-2, t_max: float = 10.0, activation: bool = False):
+        self.activation = activation
+        super().__init__(t_min, t_max)
+
+    def set_progress(self, progress: float) -> None:
+        super().set_progress(progress)
+        if self.activation:
+            self.t, self.k = max(self.t, 1.0), 1.0
+        # Factors only: a compiled surrogate specialises on a power or a difference and recompiles for each value.
+        self.peak, self.steepness = self.k * math.sqrt(2) * self.t, self.t / math.sqrt(2)
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        return self.peak * (1 - self.steepness * x.abs()).clamp_(min=0)
+
+
 class SwishSign(Estimator):
     r"""Derivative of the SignSwish. :math:`\partial = \beta\,\frac{2 - \beta x \tanh(\beta x / 2)}{1 + \cosh(\beta x)}`.
 
@@ -156,6 +179,7 @@ _ESTIMATORS = {
     'swish_sign': SwishSign,
     'soft_sign': SoftSign,
     'tanh': TanhSign,
+    'training_aware': TrainingAware,
 }
 
 

@@ -6,15 +6,23 @@ A method is one decorated function: its keyword arguments are the options that a
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from .activations import ActivationBinarizer, DoReFaActivation, FloatActivation, RSign, SignActivation
+from torch import nn
+
+from .activations import ActivationBinarizer, CenteredSign, DoReFaActivation, FloatActivation, RSign, SignActivation
+from .gains import DataDrivenGain, RankOneGain
 from .lookup import check_keys, unknown
 from .weights import (
+    BNextWeight,
     DoReFaWeight,
+    FloatWeight,
     IRNetWeight,
+    RBNNWeight,
+    ReBNNWeight,
     ReCUWeight,
+    ScaledStandardWeight,
     SignWeight,
     StochasticSignWeight,
     WeightBinarizer,
@@ -34,12 +42,18 @@ class Method:
         act: non-linearity after the shortcut in the native blocks: ``'identity'``, ``'hardtanh'``, ``'relu'``, ``'prelu'``
             or ``'rprelu'``; also what replaces a ReLU in a converted model when it is not ``'identity'`` or ``'rprelu'``.
         latent_clip: latents are kept in ``[-latent_clip, latent_clip]`` after each step; ``None``: they are free.
+        gain: ``(in_channels, out_channels, fan_in, channel_dim) -> module``, see :mod:`.gains`; ``None`` for most methods.
+        g_bits: bits of the gradient that the accumulators receive; 32 leaves it alone.
+        real_activations: only the weights are binary.
     """
 
     activation: Callable[[int, int], ActivationBinarizer]
     weight: Callable[[int, int], WeightBinarizer]
     act: str = 'identity'
     latent_clip: float | None = None
+    gain: Callable[[int, int, int, int], nn.Module] | None = None
+    g_bits: int = 32
+    real_activations: bool = False
 
 
 _METHODS: dict[str, Callable[..., Method]] = {}
@@ -63,8 +77,12 @@ def list_methods() -> list[str]:
 def build_method(spec: str | dict) -> Method:
     """The method for a name or for ``dict(type=name, **options)``.
 
+    Every method takes ``binarize_weights=False``: binary activations and real weights, the first of the two steps in which
+    ReActNet, AdamBNN, Real-to-Binary and others are trained; the second step loads its latents.
+
     Raises:
-        ValueError: for an unknown name or option; the nearest known one is named.
+        ValueError: for an unknown name or option (the nearest known one is named), and for ``binarize_weights=False`` where
+            activations are real, too.
     """
     if not isinstance(spec, str | dict):
         raise TypeError(f"method must be a name or dict(type=name, ...), but got {type(spec).__name__}")
@@ -73,8 +91,14 @@ def build_method(spec: str | dict) -> Method:
     if name not in _METHODS:
         raise ValueError(unknown('method', name, _METHODS))
     build = _METHODS[name]
-    check_keys(f'option of the method {name!r}', options, inspect.signature(build).parameters)
-    return build(**options)
+    check_keys(f'option of the method {name!r}', options, [*inspect.signature(build).parameters, 'binarize_weights'])
+    binarize_weights = options.pop('binarize_weights', True)
+    method = build(**options)
+    if binarize_weights:
+        return method
+    if method.real_activations:
+        raise ValueError(f'binarize_weights=False leaves nothing binary in the method {name!r}, whose activations are real')
+    return replace(method, weight=lambda out_channels, fan_in: FloatWeight())
 
 
 def _sign(estimator, **kwargs):
@@ -93,7 +117,8 @@ def _sign_weight(estimator, scale):
 def binaryconnect(stochastic: bool = False) -> Method:
     """BinaryConnect, arXiv 1511.00363: binary weights, real activations."""
     weight = (lambda out_channels, fan_in: StochasticSignWeight()) if stochastic else _sign_weight('ste', 'none')
-    return Method(lambda channels, channel_dim: FloatActivation(), weight, act='relu', latent_clip=1.0)
+    return Method(lambda channels, channel_dim: FloatActivation(), weight, act='relu', latent_clip=1.0,
+                  real_activations=True)
 
 
 @register_method('binarynet')
@@ -111,11 +136,26 @@ def xnor(estimator='clipped_ste') -> Method:
     return Method(_sign(estimator), lambda out_channels, fan_in: XNORWeight(), act='prelu', latent_clip=1.0)
 
 
+@register_method('xnorpp')
+def xnorpp(estimator='clipped_ste', spatial: int | None = 8) -> Method:
+    """XNOR-Net++, arXiv 1909.13863: signs of both, and one learned scale, an outer product over channels, height and width.
+
+    ``spatial``: numbers along height and width, interpolated to the size of the map; ``None``: channels only.
+    """
+
+    def gain(in_channels, out_channels, fan_in, channel_dim):
+        return RankOneGain(out_channels, fan_in, channel_dim, spatial)
+
+    return Method(_sign(estimator), _sign_weight('clipped_ste', 'none'), act='prelu', latent_clip=1.0, gain=gain)
+
+
 @register_method('dorefa')
-def dorefa(w_bits: int = 1, a_bits: int = 1) -> Method:
-    """DoReFa-Net, arXiv 1606.06160: any bit width of weights and activations; activations are unsigned."""
+def dorefa(w_bits: int = 1, a_bits: int = 1, g_bits: int = 32) -> Method:
+    """DoReFa-Net, arXiv 1606.06160: any bit width of weights, activations and gradients; activations are unsigned."""
+    if g_bits != 32 and not 1 <= g_bits <= 16:
+        raise ValueError(f'DoReFa gradients take 1 to 16 bits, or 32 for none, but got g_bits={g_bits}')
     weight = _sign_weight('ste', 'layer') if w_bits == 1 else lambda out_channels, fan_in: DoReFaWeight(w_bits)
-    return Method(lambda channels, channel_dim: DoReFaActivation(a_bits), weight)
+    return Method(lambda channels, channel_dim: DoReFaActivation(a_bits), weight, g_bits=g_bits)
 
 
 @register_method('bireal')
@@ -131,6 +171,16 @@ def irnet(t_min: float = 1e-1, t_max: float = 10.0) -> Method:
     return Method(_sign(ede), lambda out_channels, fan_in: IRNetWeight(ede), act='hardtanh')
 
 
+@register_method('rbnn')
+def rbnn(t_min: float = 1e-2, t_max: float = 10.0, alternations: int = 3) -> Method:
+    """RBNN, arXiv 2009.13055: weights rotated towards their signs once per epoch, learned scale, activations standardised per
+    sample, training-aware gradients."""
+    gradient = {'type': 'training_aware', 't_min': t_min, 't_max': t_max}
+    weight = partial(RBNNWeight, estimator=gradient, alternations=alternations)
+    return Method(lambda channels, channel_dim: CenteredSign({**gradient, 'activation': True}, channel_dim), weight,
+                  act='hardtanh')
+
+
 @register_method('recu')
 def recu(tau_min: float = 0.85, tau_max: float = 0.99) -> Method:
     """ReCU, arXiv 2103.12369: rectified clamp unit on the weights, learned scale, ApproxSign activations."""
@@ -142,3 +192,43 @@ def recu(tau_min: float = 0.85, tau_max: float = 0.99) -> Method:
 def reactnet(estimator='approx_sign') -> Method:
     """ReActNet, arXiv 2003.03488: learned thresholds (RSign), magnitude-aware weights, RPReLU."""
     return Method(_rsign(estimator), _sign_weight('clipped_ste', 'channel'), act='rprelu')
+
+
+@register_method('adambnn')
+def adambnn(estimator='approx_sign') -> Method:
+    """AdamBNN, arXiv 2106.11309: the mathematics of ReActNet; its message is the recipe.
+
+    Two steps (``binarize_weights=False``, then True) of Adam, with a small weight decay in the first and none in the second.
+    """
+    return reactnet(estimator)
+
+
+@register_method('rebnn')
+def rebnn(estimator='approx_sign') -> Method:
+    """ReBNN, arXiv 2302.00956: ReActNet with a learned scale and a reconstruction loss whose weight follows the
+    share of flipped signs."""
+    return Method(_rsign(estimator), ReBNNWeight, act='rprelu')
+
+
+@register_method('real2binary')
+def real2binary(estimator='clipped_ste', reduction: int = 8) -> Method:
+    """Real-to-Binary, arXiv 2003.11535: signs of both, and a scale that a small network computes from the real input."""
+
+    def gain(in_channels, out_channels, fan_in, channel_dim):
+        return DataDrivenGain(in_channels, out_channels, channel_dim, reduction)
+
+    return Method(_sign(estimator), _sign_weight('clipped_ste', 'none'), act='prelu', latent_clip=1.0, gain=gain)
+
+
+@register_method('bnext')
+def bnext(until: float = 0.3) -> Method:
+    """BNext, arXiv 2211.12933: weights that become signs in a temperature schedule, thresholds, gradients up to 1.5."""
+    return Method(_rsign({'type': 'clipped_ste', 'clip': 1.5}), lambda out_channels, fan_in: BNextWeight(until), act='prelu',
+                  latent_clip=1.5)
+
+
+@register_method('bnfree')
+def bnfree(estimator='approx_sign') -> Method:
+    """"BNN - BN = ?", arXiv 2104.08215: scaled weight standardisation for networks without norms, to be trained with adaptive
+    gradient clipping."""
+    return Method(_rsign(estimator), lambda out_channels, fan_in: ScaledStandardWeight(out_channels), act='rprelu')

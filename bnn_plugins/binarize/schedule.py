@@ -23,3 +23,18 @@ def clip_latents_(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, 'latent_clip', None) is not None:
             module.weight.clamp_(-module.latent_clip, module.latent_clip)
+
+
+def after_step_(model: nn.Module) -> None:
+    """What follows each optimizer step: latents are clipped (:func:`clip_latents_`), binarizers that count flips do so."""
+    clip_latents_(model)
+    for module in model.modules():
+        if hasattr(module, 'weight_binarizer'):
+            module.weight_binarizer.after_step(module.weight)
+
+
+def start_epoch_(model: nn.Module) -> None:
+    """What precedes each epoch: RBNN fits its rotations to the latents."""
+    for module in model.modules():
+        if hasattr(module, 'weight_binarizer'):
+            module.weight_binarizer.start_epoch(module.weight)

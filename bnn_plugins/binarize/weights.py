@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .activations import round_ste
-from .estimators import STE, Estimator, build_estimator
+from .estimators import STE, Estimator, build_estimator, sign
 
-__all__ = ['DoReFaWeight', 'IRNetWeight', 'ReCUWeight', 'SignWeight', 'StochasticSignWeight', 'WeightBinarizer', 'XNORWeight']
+__all__ = ['BNextWeight', 'DoReFaWeight', 'FloatWeight', 'IRNetWeight', 'RBNNWeight', 'ReBNNWeight', 'ReCUWeight',
+           'ScaledStandardWeight', 'SignWeight', 'StochasticSignWeight', 'WeightBinarizer', 'XNORWeight']
 
 
 class _UnscaleGrad(torch.autograd.Function):
@@ -38,12 +39,40 @@ def per_filter(values: Tensor, weight: Tensor) -> Tensor:
 
 
 class WeightBinarizer(nn.Module):
-    """Base class. ``bits`` is the number of bits of one weight."""
+    """Base class.
+
+    Attributes:
+        bits (int): bits of one weight; 32 means that weights stay real.
+        annealed (bool): in training, the levels are real numbers that become signs in the course of the schedule.
+    """
 
     bits = 1
+    annealed = False
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
+
+    def after_step(self, weight: Tensor) -> None:
+        """Called after each optimizer step, see :func:`bnn_plugins.binarize.after_step_`."""
+
+    def start_epoch(self, weight: Tensor) -> None:
+        """Called before each epoch, see :func:`bnn_plugins.binarize.start_epoch_`."""
+
+
+class FloatWeight(WeightBinarizer):
+    """The identity: weights stay real. The first of the two steps in which ReActNet and AdamBNN are trained."""
+
+    bits = 32
+
+    def forward(self, weight: Tensor) -> tuple[Tensor, None]:
+        return weight, None
+
+
+def standardised(weight: Tensor) -> Tensor:
+    """``(W - mean) / std`` of each filter, ``[O, n]``; a filter of one weight is centred only."""
+    flat = weight.flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    return flat / (flat.std(1, keepdim=True) + 1e-5) if flat.shape[1] > 1 else flat
 
 
 class SignWeight(WeightBinarizer):
@@ -165,10 +194,7 @@ class IRNetWeight(WeightBinarizer):
         self.estimator = build_estimator(estimator)
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        flat = weight.flatten(1)
-        flat = flat - flat.mean(1, keepdim=True)
-        if flat.shape[1] > 1:
-            flat = flat / (flat.std(1, keepdim=True) + 1e-5)
+        flat = standardised(weight)
         scale = torch.exp2(flat.detach().abs().mean(1).clamp(min=1e-12).log2().round())
         return self.estimator(flat.view_as(weight)), scale
 
@@ -209,3 +235,176 @@ class ReCUWeight(WeightBinarizer):
         bound = self.quantile * flat.detach().abs().mean()
         clamped = torch.minimum(torch.maximum(flat, -bound), bound)
         return self.estimator(clamped.view_as(weight)), self.alpha
+
+
+class RBNNWeight(WeightBinarizer):
+    r"""Rotated weights: the angle between a filter and its binary version is made smaller before the sign.
+
+    Forward: :math:`W_2 = (W_o - \mu_o)/\sigma_o`, its :math:`n` numbers as a matrix :math:`X_o` of :math:`a \times b` with
+    :math:`ab = n` closest to a square; :math:`W_3 = W_2 + |\sin\theta_o| (R_1^T X_o R_2 - W_2)`,
+    :math:`W_b = \alpha_o\,\mathrm{sign}(W_3)` with learned :math:`\theta` and :math:`\alpha`.
+
+    Gradient: :math:`dW_3 = \alpha g\,\partial(W_3)` with the training-aware approximation, then exactly through the rotation,
+    :math:`\theta`, mean and deviation. The released code cuts the gradient of the rotation and starts at
+    :math:`\theta = \pi/2`, where then neither latents nor :math:`\theta` receive any; here the start is :math:`\pi/4`.
+
+    :meth:`start_epoch` fits the rotations to the weights. They are buffers of the state dict: the signs depend on them.
+    Source: Lin et al. 2020 (RBNN), arXiv 2009.13055, and its released code.
+    """
+
+    def __init__(self, out_channels: int, fan_in: int, estimator: str | dict | Estimator = 'training_aware',
+                 alternations: int = 3):
+        super().__init__()
+        self.estimator = build_estimator(estimator)
+        self.alternations = alternations
+        self.alpha = nn.Parameter(torch.full((out_channels,), fan_in ** -0.5))
+        self.theta = nn.Parameter(torch.full((out_channels,), math.pi / 4))
+        rows = next(a for a in range(math.isqrt(fan_in), 0, -1) if fan_in % a == 0)
+        for name, size in (('left', rows), ('right', fan_in // rows)):
+            self.register_buffer(name, torch.linalg.qr(torch.randn(size, size)).Q)
+
+    def _matrices(self, weight: Tensor) -> Tensor:
+        return standardised(weight).unflatten(1, (len(self.left), len(self.right)))
+
+    def rotated(self, matrices: Tensor) -> Tensor:
+        """``R_1^T X R_2`` for ``[O, a, b]``, never rounded by autocast: signs would differ from those that are packed."""
+        with torch.autocast(matrices.device.type, enabled=False):
+            return self.left.mT @ matrices @ self.right
+
+    @torch.no_grad()
+    def start_epoch(self, weight: Tensor) -> None:
+        r"""Alternating maximisation of :math:`\sum_o \mathrm{tr}(B_o^T R_1^T X_o R_2)` over signs ``B`` and rotations."""
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        matrices, left, right = (t.to(dtype) for t in (self._matrices(weight), self.left, self.right))
+        for _ in range(self.alternations):
+            signs = sign(left.mT @ matrices @ right)
+            left = nearest_rotation(torch.einsum('oij,jk,olk->il', matrices, right, signs))
+            right = nearest_rotation(torch.einsum('oij,ik,okl->jl', matrices, left, signs))
+        self.left.copy_(left)
+        self.right.copy_(right)
+
+    def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        matrices = self._matrices(weight)
+        turn = self.theta.sin().abs().view(-1, 1, 1)
+        mixed = matrices + turn * (self.rotated(matrices) - matrices)
+        return self.estimator(mixed.view_as(weight)), self.alpha
+
+    def extra_repr(self) -> str:
+        return f'rotations {len(self.left)}x{len(self.right)}'
+
+
+def nearest_rotation(target: Tensor) -> Tensor:
+    """The orthogonal ``R`` with the largest ``tr(R^T target)``: ``U V^T`` of its singular value decomposition."""
+    u, _, vh = torch.linalg.svd(target)
+    return u @ vh
+
+
+class _Resilient(torch.autograd.Function):
+    """Signs and scale of ReBNN; the gradient of the weighted reconstruction error is added on the way back."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, alpha: Tensor, flips: Tensor):
+        levels = sign(weight)
+        ctx.save_for_backward(weight, alpha, flips, levels)
+        return levels, alpha.view_as(alpha)
+
+    @staticmethod
+    def backward(ctx, grad_levels: Tensor, grad_alpha: Tensor):
+        weight, alpha, flips, levels = ctx.saved_tensors
+        tiny = torch.finfo(alpha.dtype).tiny
+        peak = grad_levels.flatten(1).abs().amax(1) / alpha.clamp(min=tiny)  # levels received alpha * g
+        balance = (flips * peak).clamp(1e-5, 2e-4)
+        error = weight - per_filter(alpha, weight) * levels
+        inside = (weight.abs() <= 1).to(weight.dtype)
+        dw = grad_levels * inside + per_filter(balance, weight) * error
+        return dw, grad_alpha - balance * (error * levels).flatten(1).sum(1), None
+
+
+class ReBNNWeight(WeightBinarizer):
+    r"""Resilient binary weights: a weighted reconstruction error holds back latents that would flip to and fro.
+
+    Forward: :math:`W_b = \alpha_o\,\mathrm{sign}(W)` with a learned :math:`\alpha_o = |a_o|`.
+
+    Gradient, with the loss :math:`L + \frac{\gamma_o}2 \lVert W - \alpha b \rVert^2`, :math:`b = \mathrm{sign}(W)`:
+    :math:`dW = \alpha g\,1_{|W| \le 1} + \gamma_o (W - \alpha b)`, :math:`d\alpha = \sum g b - \gamma_o \sum (W - \alpha b) b`
+    with :math:`\gamma_o = \mathrm{clip}(f_o \max|g_o|, 10^{-5}, 2\cdot10^{-4})` and :math:`f_o`, the share of the filter's
+    signs that the last optimizer step flipped (:meth:`after_step` counts; the released code guesses). A loss scale of float16
+    training weakens the reconstruction term; bfloat16 needs none.
+    Source: Xu et al. 2023 (ReBNN), arXiv 2302.00956.
+    """
+
+    def __init__(self, out_channels: int, fan_in: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((out_channels,), fan_in ** -0.5))
+        self.register_buffer('flips', torch.zeros(out_channels), persistent=False)
+        self.register_buffer('last', torch.zeros(out_channels, fan_in, dtype=torch.bool), persistent=False)
+        self.counting = False
+
+    @torch.no_grad()
+    def after_step(self, weight: Tensor) -> None:
+        positive = (weight >= 0).flatten(1)
+        if self.counting:
+            self.flips.copy_((positive != self.last).to(self.flips.dtype).mean(1))
+        self.last.copy_(positive)
+        self.counting = True
+
+    def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return _Resilient.apply(weight, self.alpha.abs(), self.flips)
+
+
+class BNextWeight(WeightBinarizer):
+    r"""Signs at the end of a temperature schedule, without a scale.
+
+    Forward in training: :math:`W_b = \mathrm{clip}(W / T, -1, 1)`, and :math:`\mathrm{sign}(W)` once :math:`T` is at its end;
+    in evaluation always :math:`\mathrm{sign}(W)`, so that what is measured is what the bits compute. Gradient: :math:`dW = g`;
+    latents are to be clipped to [-1.5, 1.5].
+
+    Schedule: :math:`T = 10^{-7 p / p_1}` over the progress p, the sign from :math:`p_1` on; the released code multiplies by
+    0.9 each epoch, which takes 153 of its 512 epochs. The released training scripts of ES-BNext bind it to another class,
+    where it has no effect.
+    Source: Guo et al. 2022 (BNext), arXiv 2211.12933, released code.
+    """
+
+    def __init__(self, until: float = 0.3):
+        super().__init__()
+        if not 0 < until <= 1:
+            raise ValueError(f'BNext: until is the share of the training with a temperature, in (0, 1], but got {until}')
+        self.until = until
+        self.estimator = STE()
+        self.set_progress(0.0)
+
+    def set_progress(self, progress: float) -> None:
+        self.temperature = 10 ** (-7 * progress / self.until)
+        self.annealed = progress < self.until
+
+    def forward(self, weight: Tensor) -> tuple[Tensor, None]:
+        if not (self.training and self.annealed):
+            return self.estimator(weight), None
+        soft = (weight.detach() / self.temperature).clamp(-1, 1)
+        return soft + (weight - weight.detach()), None
+
+    def extra_repr(self) -> str:
+        return f'until={self.until}'
+
+
+class ScaledStandardWeight(WeightBinarizer):
+    r"""Scaled weight standardisation for networks without norms.
+
+    Forward: :math:`\hat W_o = \frac{W_o - \mu_o}{(\sigma_o + 10^{-5})\sqrt n}`,
+    :math:`W_b = \kappa_o\,\overline{|\hat W_o|}\,\mathrm{sign}(\hat W_o)` with a learned gain :math:`\kappa`, started at 1;
+    the mean magnitude is a constant for the gradient.
+
+    Gradient: :math:`d\hat W = \kappa\,g\,1_{|\hat W| \le 1}`, then exactly through mean and deviation.
+    Source: Chen et al. 2021 ("BNN - BN = ?"), arXiv 2104.08215, and its released code.
+    """
+
+    def __init__(self, out_channels: int):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(out_channels))
+        self.estimator = build_estimator('clipped_ste')
+
+    def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        flat = standardised(weight) * weight[0].numel() ** -0.5
+        magnitude = flat.detach().abs().mean(1)
+        levels = self.estimator(flat.view_as(weight))
+        return _UnscaleGrad.apply(levels, per_filter(magnitude, weight)), magnitude * self.gain

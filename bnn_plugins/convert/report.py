@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import BinaryLayer
+from .rules import candidates
 from .trace import trace
 
 # A sign that is the same for more than this share of its inputs carries next to no information.
@@ -57,8 +58,8 @@ class BinarizationReport:
     @classmethod
     def of(cls, model: nn.Module) -> 'BinarizationReport':
         """The report of a model that is binary already, natively or by ``binarize_``."""
-        return cls([LayerRow(name, type(layer).__name__, isinstance(layer, BinaryLayer), '', layer.weight.numel())
-                    for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)])
+        return cls([LayerRow(c.name, type(c.module).__name__, isinstance(c.module, BinaryLayer), '', c.module.weight.numel())
+                    for c in candidates(model)])
 
     @property
     def binary(self) -> list[LayerRow]:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from ..layers import BinaryLayer
 from .roles import role_of
 
 Reason = str | None
@@ -109,9 +110,11 @@ BUILT_IN: tuple[Callable[[Candidate], Reason], ...] = (
 
 
 def candidates(model: nn.Module) -> list[Candidate]:
-    """All convolutions and linear layers, in the order of ``named_modules``."""
+    """All convolutions and linear layers, in the order of ``named_modules``; not the real parts inside of binary layers."""
+    binary = [module for module in model.modules() if isinstance(module, BinaryLayer)]
+    inside = {part for layer in binary for part in layer.modules() if part is not layer}
     return [Candidate(name, module, parents) for name, module, parents in with_parents(model)
-            if isinstance(module, nn.Conv2d | nn.Linear)]
+            if isinstance(module, nn.Conv2d | nn.Linear) and module not in inside]
 
 
 def with_parents(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...]]]:

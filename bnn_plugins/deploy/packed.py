@@ -27,7 +27,7 @@ class PackedLayer(nn.Module):
     Attributes:
         weight_bits: int32 ``[w_bits, O, ...]``, layout of ``bnn_kernels.layout``.
         weight_scale: ``[O]``, ``[1]`` or ``None``. folded_scale: ``[O]`` or ``None``. bias: ``[O]`` or ``None``.
-        activation: the latent layer's binarizer (its thresholds).
+        activation: the latent layer's binarizer (its thresholds). gain: its gain, or ``None``.
         expand, replicas: expanding-and-shrinking; the accumulators are tiled ``replicas`` times, before bias and folded scale.
     """
 
@@ -62,7 +62,7 @@ class PackedLayer(nn.Module):
     def _accumulate(self, x: Tensor) -> Tensor:
         """The int32 accumulators of signed or unsigned activations, plane by plane."""
         if self.activation.signed:
-            words = self._pack(x, self.activation.threshold())
+            words = self._pack(self.activation.prepare(x), self.activation.threshold())
             return sum(self._binary(words, w, self.pad_value) * 2 ** j for j, w in enumerate(self.weight_bits))
         levels = self.activation(x).to(torch.int32)
         total = 0
@@ -81,8 +81,8 @@ class PackedLayer(nn.Module):
     def replicas(self) -> int:
         return 1 if self.expand is None else self.expand.replicas
 
-    def _epilogue(self, acc: Tensor) -> Tensor:
-        return finish(self, acc, self.weight_scale, self.bias)
+    def _epilogue(self, x: Tensor, acc: Tensor) -> Tensor:
+        return finish(self, x, acc, self.weight_scale, self.bias)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         found = local_metadata.get('bnn_layer')
@@ -132,11 +132,12 @@ class PackedConv2d(PackedLayer):
     def forward(self, input: Tensor) -> Tensor:
         if self.pre_norm is not None:
             input = self.pre_norm(input)
-        input = expand_input(self, input)
+        seen = expand_input(self, input)
         if self.activation.bits == 32:
-            return self._epilogue(convolve_levels(self, input, self._weight(input.dtype)))
+            return self._epilogue(input, convolve_levels(self, seen, self._weight(seen.dtype)))
         # dtype and memory format of a latent convolution: float layers behind it sum in an order that depends on both.
-        return self._epilogue(self._accumulate(input).to(self._dtype(input), memory_format=memory_format(input)))
+        acc = self._accumulate(seen).to(self._dtype(seen), memory_format=memory_format(seen))
+        return self._epilogue(input, acc)
 
     def signature(self) -> str:
         return (f'conv {self.in_channels}->{self.out_channels} kernel {tuple(self.kernel_size)} stride {tuple(self.stride)} '
@@ -176,10 +177,10 @@ class PackedLinear(PackedLayer):
         return bnn_kernels.binary_linear(words, w, self.fan_in)
 
     def forward(self, input: Tensor) -> Tensor:
-        input = expand_input(self, input)
+        seen = expand_input(self, input)
         if self.activation.bits == 32:
-            return self._epilogue(multiply_levels(self, input, self._weight(input.dtype)))
-        return self._epilogue(self._accumulate(input).to(self._dtype(input)))
+            return self._epilogue(input, multiply_levels(self, seen, self._weight(seen.dtype)))
+        return self._epilogue(input, self._accumulate(seen).to(self._dtype(seen)))
 
     def signature(self) -> str:
         return f'linear {self.in_features}->{self.out_features} method {method_text(self.method)}{expand_text(self)}'

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from ..binarize import ActivationBinarizer, build_method
+from ..binarize import ActivationBinarizer, build_method, quantize_gradient
 from ..binarize.activations import per_channel
 from .expand import Expansion, spread_copies_, tile, widen_bias_
 
@@ -21,6 +21,8 @@ class BinaryLayer(nn.Module):
     Attributes:
         activation (ActivationBinarizer): binarizer of the input.
         weight_binarizer (WeightBinarizer): binarizer of ``weight``, the latent weight.
+        gain (nn.Module | None): a factor that depends on the input or the position, see :mod:`bnn_plugins.binarize.gains`.
+        g_bits (int): bits of the gradient of the accumulators, 32 for all.
         latent_clip (float | None): bound of the latents, see :func:`bnn_plugins.binarize.clip_latents_`.
         folded_scale (Tensor | None): ``[O]``, a following norm's factor after ``fuse_conv_bn``.
         expand (Expansion | None): expanding-and-shrinking; ``in_*`` and ``out_*`` of the layer are the widths outside.
@@ -36,7 +38,8 @@ class BinaryLayer(nn.Module):
         self.fan_in = self.weight[0].numel()
         self.activation: ActivationBinarizer = bundle.activation(in_channels * input_copies(self), self.channel_dim)
         self.weight_binarizer = bundle.weight(len(self.weight), self.fan_in)
-        self.latent_clip = bundle.latent_clip
+        self.gain = bundle.gain and bundle.gain(in_channels, len(self.weight), self.fan_in, self.channel_dim)
+        self.latent_clip, self.g_bits = bundle.latent_clip, bundle.g_bits
         self.register_buffer('folded_scale', None)
         self.register_parameter('copy_shift', None)
         if expand is not None:
@@ -48,6 +51,10 @@ class BinaryLayer(nn.Module):
             if shift is not None:
                 spread_copies_(shift, expand.copies, expand.spread)
         self._sign_checked = not (self.activation.bits == 1 and self.activation.signed)
+
+    @property
+    def w_bits(self) -> int:
+        return self.weight_binarizer.bits
 
     @property
     def replicas(self) -> int:
@@ -71,8 +78,11 @@ class BinaryLayer(nn.Module):
             "replaces the ReLU), a native backbone such as 'bnn_plugins.BNNResNet', or a norm before the sign (pre_norm=True "
             'of BinaryConv2d).')
 
-    def _epilogue(self, acc: Tensor, scale: Tensor | None, bias: Tensor | None, factor: Tensor | None = None) -> Tensor:
-        return finish(self, acc, scale, bias, factor)
+    def _epilogue(self, x: Tensor, acc: Tensor, scale: Tensor | None, bias: Tensor | None,
+                  factor: Tensor | None = None) -> Tensor:
+        if self.g_bits < 32 and self.training:
+            acc = quantize_gradient(acc, self.g_bits)
+        return finish(self, x, acc, scale, bias, factor)
 
     def fold_(self, factor: Tensor) -> None:
         """Multiply the output by ``factor`` ``[O]`` from now on (a following norm's affine factor)."""
@@ -120,6 +130,9 @@ class BinaryLayer(nn.Module):
         """Turn into the packed layer, in place: bits of the latent weights, no latents (like torch's lazy modules do)."""
         if self.packed_class is None:
             raise RuntimeError('packed layers live in bnn_plugins.deploy: import bnn_plugins first')
+        if self.w_bits == 32:
+            raise ValueError(f'{type(self).__name__}({self.extra_repr()}) has real weights, which have no bits: train the '
+                             'second step (the method without binarize_weights=False) from this checkpoint, then pack')
         self.packed_class.take_over_(self)
 
 
@@ -131,7 +144,8 @@ def summation(layer, levels: Tensor) -> AbstractContextManager:
 
 def exact(layer, acc: Tensor) -> Tensor:
     """The accumulators as the integers that they are: on a GPU a convolution may transform its input, which rounds."""
-    return acc.round() if acc.is_cuda and not layer.training and layer.activation.bits < 32 else acc
+    integers = layer.activation.bits < 32 and getattr(layer, 'w_bits', 32) < 32
+    return acc.round() if acc.is_cuda and not layer.training and integers else acc
 
 
 def output_scale(*factors: Tensor | float | None) -> Tensor | float | None:
@@ -143,8 +157,14 @@ def output_scale(*factors: Tensor | float | None) -> Tensor | float | None:
     return scale
 
 
-def finish(layer, acc: Tensor, scale: Tensor | None, bias: Tensor | None, factor: Tensor | None = None) -> Tensor:
-    """The epilogue of a latent or packed layer: scale per filter, tile, folded factor and bias per output channel."""
+def finish(layer, x: Tensor, acc: Tensor, scale: Tensor | None, bias: Tensor | None, factor: Tensor | None = None) -> Tensor:
+    """The epilogue of a latent or packed layer: gain, scale per filter, tile, folded factor and bias per output channel.
+
+    ``x`` is the real input, from which a gain may be computed.
+    """
+    if layer.gain is not None:
+        with summation(layer, acc):
+            acc = acc * layer.gain(x, acc)
     scale = output_scale(scale, layer.activation.step)
     if layer.replicas > 1:
         if layer.folded_scale is None and factor is None:  # the same products, before the tile

@@ -82,7 +82,7 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
             input = self.pre_norm(input)
         weight_levels, scale = self.weight_binarizer(self.weight)
         acc = convolve_levels(self, self._levels(input), weight_levels)
-        return self._epilogue(acc, scale, bias, factor)
+        return self._epilogue(input, acc, scale, bias, factor)
 
     def extra_repr(self) -> str:
         expand = '' if self.expand is None else f', {self.expand.text()}'

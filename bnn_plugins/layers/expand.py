@@ -169,11 +169,12 @@ class ExpandedConv2d(nn.Conv2d):
     @checked_arguments
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
                  padding_mode='zeros', device=None, dtype=None, *, expand: dict | Expansion | None = None):
-        self_expand = checked_expand(expand, groups)
-        inputs, filters = (in_channels, out_channels) if self_expand is None else self_expand.split(in_channels, out_channels)
-        super().__init__(inputs, filters, kernel_size, stride, padding, dilation,
-                         groups if self_expand is None else self_expand.groups, bias, padding_mode, device, dtype)
-        self.in_channels, self.out_channels, self.expand = in_channels, out_channels, self_expand
+        expand = checked_expand(expand, groups)
+        inputs, filters = (in_channels, out_channels) if expand is None else expand.split(in_channels, out_channels)
+        super().__init__(inputs, filters, kernel_size, stride, padding, dilation, groups if expand is None else expand.groups,
+                         bias, padding_mode, device, dtype)
+        self.in_channels, self.out_channels, self.expand = in_channels, out_channels, expand
+        self.fan_in = self.weight[0].numel()
         widen_bias_(self)
 
     @property

@@ -45,7 +45,8 @@ class BinaryLinear(BinaryLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         weight_levels, scale = self.weight_binarizer(self.weight)
-        return self._epilogue(multiply_levels(self, self._levels(input), weight_levels), scale, self.bias)
+        acc = multiply_levels(self, self._levels(input), weight_levels)
+        return self._epilogue(input, acc, scale, self.bias)
 
     def extra_repr(self) -> str:
         expand = '' if self.expand is None else f', {self.expand.text()}'

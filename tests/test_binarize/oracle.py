@@ -1,8 +1,8 @@
 """The formulas of the papers in numpy, written without a look at ``bnn_plugins.binarize``.
 
 Each weight formula takes latents ``w`` ``[O, ...]`` and the gradient ``g`` that the binary weight ``W_b = scale * levels``
-receives, and returns ``(levels, scale, dw)``; ReCU's also the gradient of its learned scale. Each activation formula takes
-``x`` and the gradient ``g`` of the value (level times step) and returns ``(levels, dx)``.
+receives, and returns ``(levels, scale, dw)``, and a dict of the gradients of learned parameters where there are some. Each
+activation formula takes ``x`` and the gradient ``g`` of the value (level times step) and returns ``(levels, dx)``.
 """
 
 import numpy as np
@@ -49,8 +49,16 @@ def tanh(x, beta=1.0):
     return beta / np.cosh(np.minimum(np.abs(beta * x), 300)) ** 2
 
 
+def training_aware(x, progress=0.0, t_min=1e-2, t_max=10.0, activation=False):
+    """RBNN: k (sqrt(2) t - t^2 |x|) where that is positive; activations have k = 1 and t >= 1."""
+    t, k = ede_factors(progress, t_min, t_max)
+    if activation:
+        t, k = max(t, 1), 1
+    return k * np.where(np.abs(x) < np.sqrt(2) / t, np.sqrt(2) * t - t**2 * np.abs(x), 0)
+
+
 SURROGATES = {'ste': np.ones_like, 'clipped_ste': clipped, 'approx_sign': approx_sign, 'ede': ede, 'swish_sign': swish_sign,
-              'soft_sign': soft_sign, 'tanh': tanh}
+              'soft_sign': soft_sign, 'tanh': tanh, 'training_aware': training_aware}
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------------
@@ -130,11 +138,63 @@ def recu(w, g, alpha, progress=0.0):
     w1, back = standardise(w, 2 * np.sqrt(2))
     bound = -np.abs(w1).mean() * np.log(2 - 2 * recu_tau(progress))
     dw = back(along(alpha, w) * g * clipped(w1, bound))
-    return sign(np.clip(w1, -bound, bound)), alpha, dw, (g * sign(w1)).sum(filter_axes(w))
+    return sign(np.clip(w1, -bound, bound)), alpha, dw, dict(alpha=(g * sign(w1)).sum(filter_axes(w)))
 
 
-WEIGHTS = {'binaryconnect': sign_weight, 'binarynet': sign_weight, 'xnor': xnor, 'dorefa': dorefa, 'bireal': hard_binary,
-           'irnet': irnet, 'recu': recu, 'reactnet': hard_binary}
+def clipped_sign(w, g):
+    return sign(w), None, g * clipped(w)
+
+
+def matrix_shape(n):
+    """(a, b) with a b = n, a <= b, closest to a square."""
+    return min(((a, n // a) for a in range(1, n + 1) if n % a == 0 and a * a <= n), key=lambda ab: ab[1] - ab[0])
+
+
+def rbnn(w, g, alpha, theta, left, right, progress=0.0):
+    """W_3 = W_2 + |sin theta| (R_1^T W_2 R_2 - W_2) filter by filter; the gradient goes through all of it."""
+    w2, back = standardise(w)
+    d2, mixed, dtheta = np.zeros_like(w2), np.zeros_like(w2), np.zeros(len(w))
+    d3 = along(alpha, w) * g
+    for o in range(len(w)):
+        x = w2[o].reshape(len(left), len(right))
+        s = abs(np.sin(theta[o]))
+        y = x + s * (left.T @ x @ right - x)
+        mixed[o] = y.reshape(w[o].shape)
+        dy = (d3[o] * training_aware(mixed[o], progress)).reshape(x.shape)
+        d2[o] = ((1 - s) * dy + s * left @ dy @ right.T).reshape(w[o].shape)
+        dtheta[o] = (dy * (left.T @ x @ right - x)).sum() * np.cos(theta[o]) * np.sign(np.sin(theta[o]))
+    return sign(mixed), alpha, back(d2), dict(alpha=(g * sign(mixed)).sum(filter_axes(w)), theta=dtheta)
+
+
+def rebnn(w, g, alpha, flips):
+    """Loss + gamma / 2 ||W - alpha b||^2 with gamma = clip(flip ratio max|g|, 1e-5, 2e-4)."""
+    b, a = sign(w), np.abs(alpha)
+    gamma = np.clip(flips * np.abs(g).max(filter_axes(w)), 1e-5, 2e-4)
+    error = w - along(a, w) * b
+    dw = along(a, w) * g * clipped(w) + along(gamma, w) * error
+    da = (g * b).sum(filter_axes(w)) - gamma * (error * b).sum(filter_axes(w))
+    return b, a, dw, dict(alpha=da * np.sign(alpha))
+
+
+def bnext(w, g, progress=0.0, until=0.3):
+    """clip(W / T, -1, 1), T from 1 to 1e-7 until the given share of the training, then the sign."""
+    if progress >= until:
+        return sign(w), None, g
+    return np.clip(w / 1e-7 ** (progress / until), -1, 1), None, g
+
+
+def bnfree(w, g, gain):
+    hat, back = standardise(w)
+    root = np.sqrt(w[0].size)
+    hat = hat / root
+    magnitude = np.abs(hat).mean(filter_axes(w))
+    dw = back(along(gain, w) * g * clipped(hat) / root)
+    return sign(hat), gain * magnitude, dw, dict(gain=magnitude * (g * sign(hat)).sum(filter_axes(w)))
+
+
+WEIGHTS = {'binaryconnect': sign_weight, 'binarynet': sign_weight, 'xnor': xnor, 'xnorpp': clipped_sign, 'dorefa': dorefa,
+           'bireal': hard_binary, 'irnet': irnet, 'rbnn': rbnn, 'recu': recu, 'reactnet': hard_binary, 'adambnn': hard_binary,
+           'rebnn': rebnn, 'real2binary': clipped_sign, 'bnext': bnext, 'bnfree': bnfree}
 
 
 # ---- activations -----------------------------------------------------------------------------------------------------------
@@ -169,6 +229,23 @@ def recu_activation(x, g):
     return sign(x), d / r - centred / ((n - 1) * r**3) * (d * x).sum(axes, keepdims=True)
 
 
+def rbnn_activation(x, g, rows, progress=0.0):
+    """(x - mean) / root mean square deviation of each sample, or of each row of features."""
+    axes = (-1,) if rows else filter_axes(x)
+    centred = x - x.mean(axes, keepdims=True)
+    n = np.prod([x.shape[axis] for axis in axes])
+    r = np.sqrt((centred**2).mean(axes, keepdims=True) + 1e-5)
+    d = g * training_aware(centred / r, progress, activation=True)
+    d = d / r - centred / (n * r**3) * (d * centred).sum(axes, keepdims=True)
+    return sign(centred), d - d.mean(axes, keepdims=True)
+
+
+def wide_clipped_activation(x, g):
+    return sign(x), g * clipped(x, 1.5)
+
+
 ACTIVATIONS = {'binaryconnect': float_activation, 'binarynet': clipped_activation, 'xnor': clipped_activation,
-               'dorefa': dorefa_activation, 'bireal': approx_activation, 'irnet': ede_activation, 'recu': recu_activation,
-               'reactnet': approx_activation}
+               'xnorpp': clipped_activation, 'dorefa': dorefa_activation, 'bireal': approx_activation, 'irnet': ede_activation,
+               'rbnn': rbnn_activation, 'recu': recu_activation, 'reactnet': approx_activation, 'adambnn': approx_activation,
+               'rebnn': approx_activation, 'real2binary': clipped_activation, 'bnext': wide_clipped_activation,
+               'bnfree': approx_activation}

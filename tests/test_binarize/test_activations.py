@@ -29,11 +29,14 @@ def test_every_method_has_a_formula():
 
 
 @pytest.mark.parametrize(('shape', 'channel_dim'), SHAPES)
-@pytest.mark.parametrize(('spec', 'progress'), [*((spec, 0.0) for spec in SPECS), ('irnet', 1.0)], ids=str)
+@pytest.mark.parametrize(('spec', 'progress'), [*((spec, 0.0) for spec in SPECS), ('irnet', 1.0),
+                                                ('rbnn', 0.5), ('rbnn', 1.0)], ids=str)
 def test_formula(spec, shape, channel_dim, progress):
     name, options = name_and_options(spec)
-    if name == 'irnet':
+    if name in ('irnet', 'rbnn'):
         options['progress'] = progress
+    if name == 'rbnn':
+        options['rows'] = channel_dim == -1
     binarizer = activation(spec, channel_dim)
     set_progress(binarizer, progress)
     x = torch.randn(shape, dtype=torch.float64)

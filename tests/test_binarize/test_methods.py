@@ -8,12 +8,13 @@ from bnn_plugins.binarize import Method, build_method, clip_latents_, list_metho
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
 # act and latent_clip are part of the paper's recipe: a change of one must be meant.
-RECIPES = {'binaryconnect': ('relu', 1.0), 'binarynet': ('hardtanh', 1.0), 'xnor': ('prelu', 1.0),
+RECIPES = {'binaryconnect': ('relu', 1.0), 'binarynet': ('hardtanh', 1.0), 'xnor': ('prelu', 1.0), 'xnorpp': ('prelu', 1.0),
            'dorefa': ('identity', None), 'bireal': ('identity', None), 'irnet': ('hardtanh', None),
-           'recu': ('hardtanh', None), 'reactnet': ('rprelu', None)}
+           'rbnn': ('hardtanh', None), 'recu': ('hardtanh', None), 'reactnet': ('rprelu', None), 'adambnn': ('rprelu', None),
+           'rebnn': ('rprelu', None), 'real2binary': ('prelu', 1.0), 'bnext': ('prelu', 1.5), 'bnfree': ('rprelu', None)}
 
 
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('name', list_methods())
 def test_recipe(name):
     method = build_method(name)
     assert isinstance(method, Method)
@@ -36,10 +37,13 @@ def test_docstring_names_the_paper(name):
 @pytest.mark.parametrize(('spec', 'sentence'), [
     ('recuu', "unknown method 'recuu'; did you mean 'recu'"),
     ('ReActNet', "unknown method 'ReActNet'; did you mean 'reactnet'"),
-    (dict(type='xxxxxxxxxx'), r"unknown method 'xxxxxxxxxx'\. Known: binaryconnect, .*xnor"),
+    (dict(type='xxxxxxxxxx'), r"unknown method 'xxxxxxxxxx'\. Known: adambnn, binaryconnect, .*xnorpp"),
     ({}, 'unknown method None'),
     (dict(type='dorefa', wbits=2), "unknown option of the method 'dorefa' 'wbits'; did you mean 'w_bits'"),
     (dict(type='bireal', estimators='ste'), "'estimators'; did you mean 'estimator'"),
+    (dict(type='recu', binarize_weight=False), "did you mean 'binarize_weights'"),
+    (dict(type='binaryconnect', binarize_weights=False), "nothing binary in the method 'binaryconnect'"),
+    (dict(type='dorefa', g_bits=17), 'gradients take 1 to 16 bits, or 32 for none, but got g_bits=17'),
     (dict(type='binaryconnect', estimator='ste'), "unknown option of the method 'binaryconnect' 'estimator'"),
 ])
 def test_errors_name_the_nearest(spec, sentence):

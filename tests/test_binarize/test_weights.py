@@ -1,5 +1,6 @@
 """Weight binarizers: levels, scale and the gradient of the latents against the formulas of the papers."""
 
+import itertools
 import math
 
 import numpy as np
@@ -21,7 +22,8 @@ from bnn_plugins.binarize import (
 from . import oracle
 
 SPECS = [*list_methods(), *(dict(type='dorefa', w_bits=bits) for bits in (2, 3, 4, 8)), dict(type='irnet', t_min=1e-3)]
-SCHEDULED = ('irnet', 'recu')
+SCHEDULED = ('irnet', 'rbnn', 'recu', 'bnext')
+STANDARDISED = ('irnet', 'rbnn', 'recu', 'bnfree')
 SHAPES = [(5, 4, 3, 3), (3, 1, 3, 3), (6, 8), (2, 3, 1, 1)]
 EVERY = [*list_methods(), dict(type='binaryconnect', stochastic=True), dict(type='dorefa', w_bits=2, a_bits=2)]
 
@@ -46,26 +48,30 @@ def test_every_method_has_a_formula():
 
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize(('spec', 'progress'), [(spec, progress) for spec in SPECS for progress in
-                                                ((0.0, 0.7, 1.0) if formula(spec)[0] in SCHEDULED else (0.0,))], ids=str)
+                                                ((0.0, 0.1, 0.7, 1.0) if formula(spec)[0] in SCHEDULED else (0.0,))], ids=str)
 def test_formula(spec, shape, progress):
     name, options = formula(spec)
     if name in SCHEDULED:
         options['progress'] = progress
     binarizer = weight_binarizer(spec, shape)
     set_progress(binarizer, progress)
-    if name == 'recu':
-        binarizer.alpha.data.uniform_(-1, 2)
-        options['alpha'] = binarizer.alpha.detach().numpy()
+    # Learned parameters and buffers are arguments of the formula.
+    for key, tensor in (*binarizer.named_parameters(), *binarizer.named_buffers()):
+        if key in ('left', 'right'):
+            options[key] = tensor.numpy()
+        elif key != 'last':
+            tensor.data.uniform_(0 if key == 'flips' else -1, 0.01 if key == 'flips' else 2)
+            options[key] = tensor.detach().numpy()
     # Latents on both sides of the clipping points, some exactly at them.
     w = 1.3 * torch.randn(shape, dtype=torch.float64)
-    if name not in SCHEDULED:  # those standardise first
+    if name not in STANDARDISED:
         w.view(-1)[:3] = torch.tensor([1.0, -1.0, 0.0])
     w.requires_grad_()
     g = torch.randn(shape, dtype=torch.float64)
 
     levels, scale = binarizer(w)
     binary_weight(levels, scale).backward(g)
-    expected_levels, expected_scale, dw, *dalpha = oracle.WEIGHTS[name](w.detach().numpy(), g.numpy().copy(), **options)
+    expected_levels, expected_scale, dw, *learned = oracle.WEIGHTS[name](w.detach().numpy(), g.numpy().copy(), **options)
 
     np.testing.assert_array_equal(levels.detach().numpy(), expected_levels)
     if expected_scale is None:
@@ -73,8 +79,9 @@ def test_formula(spec, shape, progress):
     else:
         np.testing.assert_allclose(scale.detach().numpy(), expected_scale, rtol=1e-12)
     np.testing.assert_allclose(w.grad.numpy(), dw, rtol=1e-8, atol=1e-12)
-    if dalpha:
-        np.testing.assert_allclose(binarizer.alpha.grad.numpy(), dalpha[0], rtol=1e-9)
+    assert set(dict(binarizer.named_parameters())) == set(learned[0] if learned else ())
+    for key, parameter in binarizer.named_parameters():
+        np.testing.assert_allclose(parameter.grad.numpy(), learned[0][key], rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize('spec', EVERY, ids=str)
@@ -82,6 +89,7 @@ def test_formula(spec, shape, progress):
 @pytest.mark.parametrize('training', [True, False])
 def test_levels_are_exact_in_every_dtype(spec, dtype, training):
     binarizer = weight_binarizer(spec, (6, 5, 3, 3), dtype).train(training)
+    set_progress(binarizer, 1.0)  # where an annealed weight has become a sign
     for needs_grad in (True, False):
         levels, scale = binarizer(torch.randn(6, 5, 3, 3).to(dtype).requires_grad_(needs_grad))
         assert levels.dtype == dtype
@@ -155,7 +163,7 @@ def test_degenerate_filters_stay_finite(spec, shape, fill):
     assert levels.isfinite().all()
     assert scale is None or scale.isfinite().all()
     assert w.grad.isfinite().all()
-    if binarizer.bits == 1:
+    if binarizer.bits == 1 and not binarizer.annealed:
         assert (levels.abs() == 1).all()
 
 
@@ -238,3 +246,102 @@ def test_dorefa_refuses_other_widths(bits):
 def test_unknown_scale():
     with pytest.raises(ValueError, match="'none', 'channel' or 'layer'"):
         SignWeight(scale='filter')
+
+
+class TestReBNN:
+    """The flip ratio is that of the last optimizer step, counted filter by filter."""
+
+    def test_flips_are_counted(self):
+        binarizer = build_method('rebnn').weight(3, 4)
+        w = torch.tensor([[1.0, -1, 2, 0], [1, 1, 1, 1], [-1, -1, 0.5, -0.5]])
+        assert binarizer.flips.tolist() == [0, 0, 0]
+        binarizer.after_step(w)
+        assert binarizer.flips.tolist() == [0, 0, 0], 'the first step has nothing to compare with'
+        binarizer.after_step(w * torch.tensor([[1.0, -1, 1, 1], [2, 2, 2, 2], [-1, -1, -1, -1]]))
+        assert binarizer.flips.tolist() == [0.25, 0, 1]
+        binarizer.after_step(w)
+        binarizer.after_step(w)
+        assert binarizer.flips.tolist() == [0, 0, 0]
+
+    @pytest.mark.parametrize(('flips', 'gamma'), [(0.0, 1e-5), (1e-4, 1e-4), (1.0, 2e-4)])
+    def test_balance_is_clipped(self, flips, gamma):
+        """Outside of [-1, 1] only the reconstruction error pulls: gamma (W - alpha)."""
+        binarizer = build_method('rebnn').weight(1, 2).double()
+        binarizer.alpha.data.fill_(0.5)
+        binarizer.flips.fill_(flips)
+        w = torch.tensor([[2.0, -3.0]], dtype=torch.float64, requires_grad=True)
+        binary_weight(*binarizer(w)).backward(torch.tensor([[1.0, 0.3]], dtype=torch.float64))
+        torch.testing.assert_close(w.grad, gamma * torch.tensor([[1.5, -2.5]], dtype=torch.float64))
+
+
+class TestRBNN:
+    def test_rotations_are_orthogonal_and_nearly_square(self):
+        for n, rows in ((36, 6), (9, 3), (7, 1), (1, 1), (4608, 64)):
+            binarizer = build_method('rbnn').weight(2, n)
+            assert (len(binarizer.left), len(binarizer.right)) == oracle.matrix_shape(n) == (rows, n // rows)
+            for rotation in (binarizer.left, binarizer.right):
+                torch.testing.assert_close(rotation @ rotation.mT, torch.eye(len(rotation)), atol=1e-4, rtol=0)
+
+    def test_update_shrinks_the_angle(self):
+        """sum of |R1^T X R2|, which is the cosine times constants, grows with each alternation."""
+        binarizer = build_method(dict(type='rbnn', alternations=1)).weight(16, 24).double()
+        w = torch.randn(16, 24, dtype=torch.float64)
+        matrices = binarizer._matrices(w)
+        norms = [binarizer.rotated(matrices).abs().sum()]
+        for _ in range(5):
+            binarizer.start_epoch(w)
+            norms.append(binarizer.rotated(matrices).abs().sum())
+        assert all(later > earlier for earlier, later in itertools.pairwise(norms))
+        assert norms[-1] > 1.03 * norms[0]
+        torch.testing.assert_close(binarizer.left @ binarizer.left.mT, torch.eye(4, dtype=torch.float64))
+
+    def test_latents_and_angles_are_not_frozen_at_the_start(self):
+        binarizer = build_method('rbnn').weight(4, 18)
+        w = torch.randn(4, 18, requires_grad=True)
+        binary_weight(*binarizer(w)).backward(torch.randn(4, 18))
+        assert (w.grad.abs().amax(1) > 1e-3).all()
+        assert (binarizer.theta.grad.abs() > 1e-6).all()
+
+
+class TestBNext:
+    @pytest.mark.parametrize('until', [0.3, 1.0])
+    def test_ends_in_signs(self, until):
+        binarizer = build_method(dict(type='bnext', until=until)).weight(1, 1)
+        w = torch.randn(200)
+        shares = []
+        for progress in (0.0, until / 2, 0.95 * until, until, 1.0):
+            set_progress(binarizer, progress)
+            levels, scale = binarizer(w)
+            assert scale is None
+            assert levels.abs().max() <= 1
+            shares.append((levels.abs() == 1).float().mean().item())
+        assert shares == sorted(shares)
+        assert shares[0] < 0.5
+        assert shares[3:] == [1.0, 1.0]
+        set_progress(binarizer, 1.0)
+        assert torch.equal(binarizer(w)[0], torch.where(w >= 0, 1.0, -1.0))
+
+    def test_evaluation_is_the_sign_at_any_temperature(self):
+        binarizer = build_method('bnext').weight(1, 1).eval()
+        w = torch.tensor([0.3, -0.1, 0.0, -0.0])
+        assert binarizer(w)[0].tolist() == [1, -1, 1, 1]
+
+    @pytest.mark.parametrize('until', [0.0, -0.1, 1.1])
+    def test_impossible_schedules(self, until):
+        with pytest.raises(ValueError, match='share of the training with a temperature'):
+            build_method(dict(type='bnext', until=until)).weight(1, 1)
+
+
+@pytest.mark.parametrize('name', [name for name in list_methods() if name != 'binaryconnect'])
+def test_first_of_two_steps(name):
+    """binarize_weights=False: the weight itself, and all of its gradient."""
+    method = build_method(dict(type=name, binarize_weights=False))
+    binarizer = method.weight(4, 9)
+    w = torch.randn(4, 9, requires_grad=True)
+    levels, scale = binarizer(w)
+    levels.sum().backward()
+    assert binarizer.bits == 32
+    assert scale is None
+    assert torch.equal(levels, w)
+    assert torch.equal(w.grad, torch.ones(4, 9))
+    assert build_method(name).weight(4, 9).bits == 1

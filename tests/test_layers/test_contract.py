@@ -61,6 +61,11 @@ def levels_and_scale(case):
     return case.layer.activation(case.x), weight_levels, scale
 
 
+def gained(layer, x, acc):
+    """The accumulators times the gain of the methods that have one."""
+    return acc if layer.gain is None else acc * layer.gain(x, acc)
+
+
 @pytest.mark.parametrize('training', [True, False])
 def test_output_is_scale_times_convolution_of_levels(case, training):
     layer = case.layer.train(training)
@@ -69,7 +74,7 @@ def test_output_is_scale_times_convolution_of_levels(case, training):
     levels, weight_levels, scale = levels_and_scale(case)
     acc = torch.from_numpy(oracle.accumulators(layer, levels, weight_levels))
     column = (1, -1, 1, 1) if out.ndim == 4 else (-1,)
-    expected = acc * layer.activation.step
+    expected = gained(layer, case.x, acc) * layer.activation.step
     if scale is not None:
         expected = expected * scale.double().view(column)
     if layer.bias is not None:
@@ -87,7 +92,7 @@ def test_epilogue_order_bit_for_bit(case, folded):
     if folded:
         layer.fold_(torch.randn(len(layer.weight)))
     levels, weight_levels, scale = levels_and_scale(case)
-    out = torch.from_numpy(oracle.accumulators(layer, levels, weight_levels)).float()
+    out = gained(layer, case.x, torch.from_numpy(oracle.accumulators(layer, levels, weight_levels)).float())
     column = (1, -1, 1, 1) if out.ndim == 4 else (-1,)
     factor = torch.ones(1) if scale is None else scale
     factor = factor * layer.activation.step  # a product with 1 changes no bit
@@ -105,6 +110,10 @@ def test_levels(case, training):
     levels, weight_levels, scale = levels_and_scale(case)
     bits = layer.weight_binarizer.bits
     top = 2**bits - 1
+    if training and layer.weight_binarizer.annealed:
+        assert (weight_levels.abs() <= 1).all()
+        set_progress(layer, 1.0)
+        levels, weight_levels, scale = levels_and_scale(case)
     assert set(weight_levels.unique().tolist()) <= set(range(-top, top + 1, 2))
     if bits == 1:
         assert (weight_levels.abs() == 1).all()
@@ -136,9 +145,9 @@ def test_gradient_of_the_layer_is_that_of_the_binary_weight(small_case):
             value = weight_levels if scale is None else weight_levels * scale.view(-1, *[1] * (layer.weight.ndim - 1))
             levels = layer.activation(x) * layer.activation.step
             if isinstance(layer, nn.Conv2d):
-                out = nn.functional.conv2d(levels, value, layer.bias, padding=1)
+                out = gained(layer, x, nn.functional.conv2d(levels, value, padding=1)) + layer.bias[:, None, None]
             else:
-                out = nn.functional.linear(levels, value, layer.bias)
+                out = gained(layer, x, nn.functional.linear(levels, value)) + layer.bias
         else:
             out = layer(x)
         results.append((out, small_case.grads(out), x.grad))
@@ -168,8 +177,10 @@ def test_amp_in_evaluation_changes_nothing(case):
         assert torch.equal(layer(case.x), exact)
 
 
-def test_gradient_scaling_cancels(small_case):
+def test_gradient_scaling_cancels(small_case, method):
     """A loss scale, as of a GradScaler, comes out of the gradients as it went in."""
+    if method == 'rebnn':  # its reconstruction term does not pass through the loss; the docstring says so
+        return
     layer = small_case.layer.train()
     torch.manual_seed(1)
     grads = small_case.grads(layer(small_case.x))
@@ -231,7 +242,7 @@ def test_compile(small_case):
     counter = CompileCounterWithBackend('aot_eager')
     compiled = torch.compile(layer, backend=counter, fullgraph=True)
     graphs = []
-    for progress in (0.0, 0.3, 0.6, 1.0):
+    for progress in (0.0, 0.3, 0.6, 0.9, 1.0):
         set_progress(layer, progress)
         torch.manual_seed(1)
         out = compiled(small_case.x)
@@ -241,7 +252,8 @@ def test_compile(small_case):
         torch.testing.assert_close(out, eager, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(grads, small_case.grads(eager), rtol=1e-5, atol=1e-5)
         graphs.append(counter.frame_count)
-    assert graphs[1] == graphs[-1], f'graphs after each change of the progress: {graphs}'
+    # A number that changes for the first time costs one graph: RBNN's gradient of activations does so after 0.6.
+    assert graphs[-2] == graphs[-1] <= 4, f'graphs after each change of the progress: {graphs}'
     layer.eval()
     torch.testing.assert_close(compiled(small_case.x), layer(small_case.x), rtol=1e-6, atol=1e-6)
     torch._dynamo.reset()
@@ -268,7 +280,8 @@ def test_state_dict(small_case, method):
     assert not torch.equal(fresh(small_case.x), layer(small_case.x))
     fresh.load_state_dict(torch.load(file, weights_only=True), strict=True)
     assert torch.equal(fresh(small_case.x), layer(small_case.x))
-    assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()}, 'nothing but parameters is stored'
+    rotations = {'weight_binarizer.left', 'weight_binarizer.right'} if method == 'rbnn' else set()
+    assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()} | rotations
 
 
 def test_pickle(small_case):
