@@ -38,6 +38,19 @@ def convolutions(draw, channels=CHANNELS, outputs=OUTPUTS, image=10, batch=3):
 
 
 @st.composite
+def transposed(draw):
+    """Arguments of binary_conv_transpose2d."""
+    call = draw(convolutions(image=6))
+    output_padding = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(call['stride'], call['dilation'], strict=True))
+    del call['pad_value']
+    sizes = zip(call['x_words'].shape[1:3], call['stride'], call['w_words'].shape[1:3], call['dilation'], output_padding,
+                strict=True)
+    least = [(i - 1) * s + d * (k - 1) + o for i, s, k, d, o in sizes]  # the output's last position without padding
+    padding = tuple(draw(st.integers(0, min(3, size // 2))) for size in least)
+    return call | dict(padding=padding, output_padding=output_padding)
+
+
+@st.composite
 def signs(draw, conv=None):
     """Arguments of binary_conv2d_sign; thresholds lie where the sums do, and at the ends of int32."""
     call = draw(convolutions() if conv is None else conv)

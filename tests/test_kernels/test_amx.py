@@ -1,0 +1,137 @@
+"""The AMX kernel: emulated on every machine, its machine code where the processor or a trap handler runs it."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bnn_kernels.cpu import engine
+from bnn_kernels.cpu.backend import Cpu
+from bnn_kernels.reference import Reference
+
+from . import cases
+
+SOURCES, TESTS = Path(engine.__file__).with_name('src'), Path(__file__).parent
+COMPILER = os.environ.get('CXX') or shutil.which('c++') or shutil.which('g++')
+CPU, REFERENCE = Cpu(), Reference()
+try:
+    AVAILABLE = engine.available_isas()
+except RuntimeError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+
+@pytest.fixture(params=['amx-emulated', 'amx'])
+def isa(request):
+    if request.param not in AVAILABLE:
+        pytest.skip('this processor has no AMX')
+    with engine.set_isa(request.param):
+        yield
+
+
+uses_isa = pytest.mark.usefixtures('isa')
+
+
+def examples(number: int):
+    return settings(deadline=None, max_examples=number)
+
+
+def words(*shape: int) -> torch.Tensor:
+    return torch.randint(-2**31, 2**31 - 1, shape, dtype=torch.int32)
+
+
+def equal(call: dict, op: str = 'binary_conv2d') -> bool:
+    return cases.same(getattr(CPU, op)(**call), getattr(REFERENCE, op)(**call), torch.channels_last)
+
+
+@uses_isa
+@examples(1500)
+@given(call=cases.convolutions())
+def test_binary_conv2d(call):
+    assert equal(call)
+
+
+@uses_isa
+@examples(100)
+@given(call=cases.convolutions(st.sampled_from([1, 64, 130]), st.sampled_from([16, 33, 129]), image=40, batch=1))
+def test_images_of_several_blocks(call):
+    assert equal(call)
+
+
+@uses_isa
+@examples(400)
+@given(call=cases.transposed())
+def test_binary_conv_transpose2d(call):
+    assert equal(call, 'binary_conv_transpose2d')
+
+
+@uses_isa
+@examples(200)
+@given(call=cases.blocks())
+def test_binary_block2d(call):
+    for result, expected in zip(cases.run_block(CPU, call), cases.run_block(REFERENCE, call), strict=True):
+        assert torch.equal(result, expected)
+
+
+@uses_isa
+@examples(200)
+@given(call=cases.signs())
+def test_binary_conv2d_sign(call):
+    assert cases.same(CPU.binary_conv2d_sign(**call), REFERENCE.binary_conv2d_sign(**call))
+
+
+@uses_isa
+@pytest.mark.parametrize('pad_value', [0, -1, 1])
+@pytest.mark.parametrize(('far', 'near'), [(10**6, 20), (50, 50)])
+def test_wide_dilation(far, near, pad_value):
+    """Taps far apart get planes of their own, so memory does not grow with the dilation: only the middle tap is inside."""
+    call = dict(x_words=words(2, 7, 9, 2), w_words=words(20, 3, 3, 2), channels=64, stride=(1, 2), groups=1,
+                pad_value=pad_value)
+    result = CPU.binary_conv2d(**call, dilation=(far, far), padding=(far, far))
+    assert torch.equal(result, REFERENCE.binary_conv2d(**call, dilation=(near, near), padding=(near, near)))
+
+
+@uses_isa
+@pytest.mark.parametrize('threads', [1, 2, 3])
+def test_threads(threads, monkeypatch):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    call = dict(x_words=words(2, 30, 20, 2), w_words=words(100, 3, 3, 2), channels=64, stride=(1, 1), padding=(1, 1),
+                dilation=(1, 1), groups=1, pad_value=0)
+    assert equal(call)
+
+
+# --- the machine code ----------------------------------------------------------------------------------------
+
+@pytest.mark.skipif('avx512' not in AVAILABLE, reason='the code around the tile instructions is AVX-512')
+@pytest.mark.skipif(COMPILER is None, reason='no C++ compiler')
+def test_machine_code_under_a_trap_handler(tmp_path):
+    """On a processor without AMX every tile instruction traps; a handler that knows the manual executes it."""
+    library = tmp_path / 'trap.so'
+    sources = [SOURCES / name for name in ('api.cpp', 'driver.cpp', 'plan.cpp', 'isa_amx.cpp')]
+    subprocess.run([COMPILER, '-std=c++20', '-O2', '-fPIC', '-shared', '-fopenmp', '-fvisibility=hidden', f'-I{SOURCES}',
+                    *sources, TESTS / 'amx_trap.cpp', '-o', library], check=True)
+    run = subprocess.run([sys.executable, '-m', f'{__package__}.amx_trap', library, '300'], cwd=TESTS.parent,
+                         capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 1000
+
+
+@pytest.mark.skipif(platform.machine() != 'x86_64' or sys.platform != 'linux', reason='AMX is for x86-64 and Linux')
+@pytest.mark.skipif(shutil.which('objdump') is None, reason='no objdump')
+def test_the_engine_holds_the_six_instructions():
+    code = subprocess.run(['objdump', '-d', '--no-show-raw-insn', engine.LIBRARY], check=True, capture_output=True, text=True)
+    found = set(re.findall(r'\b((?:ld|st)tilecfg|tile\w+|tdp\w+)\b', code.stdout))
+    assert found == {'ldtilecfg', 'sttilecfg', 'tilezero', 'tileloadd', 'tilestored', 'tdpbssd'}
+
+
+def test_emulation_is_never_chosen_by_itself(monkeypatch):
+    monkeypatch.delenv(engine.VARIABLE, raising=False)
+    monkeypatch.setattr(engine, '_isa', None)
+    assert engine.isa() == [isa for isa in AVAILABLE if isa != 'amx-emulated'][-1]
