@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import bnn_kernels
 
-from ..convert.trace import LayerTrace, trace
+from ..convert.trace import LayerTrace, macs_per_output, trace
 from ..deploy import PackedLayer, pack_
 from ..deploy.file import serialize
 from ..layers import BinaryLayer
@@ -198,10 +198,11 @@ def layer_row(name: str, module: nn.Module, record: LayerTrace | None, batch: in
 
 def weight_count(module: nn.Module) -> int:
     """Number of weights, from the shape attributes (a packed layer has only their bits)."""
-    if hasattr(module, 'in_features'):
-        return module.in_features * module.out_features
-    kernel_height, kernel_width = module.kernel_size
-    return module.in_channels * module.out_channels // module.groups * kernel_height * kernel_width
+    replicas = getattr(module, 'replicas', 1)  # an expanded layer has fewer filters than outputs
+    if hasattr(module, 'out_features'):
+        return macs_per_output(module) * module.out_features // replicas
+    outputs = module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.out_channels
+    return macs_per_output(module) * outputs // replicas
 
 
 def take_bytes(tensors: dict[str, Tensor], name: str) -> int:

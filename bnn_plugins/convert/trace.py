@@ -34,6 +34,8 @@ class LayerTrace:
 
 def macs_per_output(module: nn.Module) -> int:
     """Multiply-accumulates for one output value (one input value of a transposed convolution)."""
+    if hasattr(module, 'fan_in'):
+        return module.fan_in
     if hasattr(module, 'in_features'):
         return module.in_features
     kernel_height, kernel_width = module.kernel_size
@@ -50,7 +52,8 @@ def trace(model: nn.Module, run: Callable[[], object], is_layer: Callable[[nn.Mo
         def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             record = traces.setdefault(name, LayerTrace())
             counted = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
-            record.macs += counted.numel() * macs_per_output(module)
+            # The outputs of an expanded layer are copies of fewer ones.
+            record.macs += counted.numel() // getattr(module, 'replicas', 1) * macs_per_output(module)
             record.calls += 1
             record.output_shape = tuple(output.shape)
         return hook

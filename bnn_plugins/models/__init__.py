@@ -4,10 +4,21 @@ from importlib.util import find_spec
 
 from ..layers import BinaryConv2d, BinaryLinear
 from ..registry import MODELS
-from .backbones import BNNResNet
+from .backbones import (
+    BNNMLP,
+    BNNSSDVGG,
+    BNNBNext,
+    BNNCifarResNet,
+    BNNConvNet,
+    BNNMoBiNet,
+    BNNReActNet,
+    BNNResNet,
+    BNNVGGSmall,
+)
 from .blocks import BinaryConvModule
 
-__all__ = ['BNNResNet', 'BinaryConvModule']
+__all__ = ['BNNMLP', 'BNNSSDVGG', 'BNNBNext', 'BNNCifarResNet', 'BNNConvNet', 'BNNMoBiNet', 'BNNReActNet', 'BNNResNet',
+           'BNNVGGSmall', 'BinaryConvModule']
 
 for layer in (BinaryConv2d, BinaryLinear):
     MODELS.register_module(module=layer)

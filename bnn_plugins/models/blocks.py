@@ -1,12 +1,13 @@
 """Building blocks that native models share."""
 
-import torch.nn.functional as F
+import torch.utils.checkpoint as cp
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor
 
 from ..binarize import build_method
 from ..layers import BinaryConv2d, build_act
+from .parts import Parts, match_width, pool
 
 
 class BinaryConvModule(BaseModule):
@@ -38,15 +39,7 @@ class BinaryConvModule(BaseModule):
         self.act = build_act(build_method(method).act if act == 'auto' else act, out_channels)
 
     def shortcut(self, x: Tensor) -> Tensor | None:
-        if self.stride != 1:
-            x = F.avg_pool2d(x, self.stride, self.stride, ceil_mode=True, count_include_pad=False)
-        if self.in_channels == self.out_channels:
-            return x
-        if self.in_channels % self.out_channels == 0:
-            return x.unflatten(1, (-1, self.out_channels)).mean(1)
-        if self.out_channels % self.in_channels == 0:
-            return x.repeat(1, self.out_channels // self.in_channels, 1, 1)
-        return None
+        return match_width(pool(x, self.stride), self.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv(x)
@@ -54,3 +47,39 @@ class BinaryConvModule(BaseModule):
             out = getattr(self, self.norm_name)(out)
         shortcut = self.shortcut(x)
         return self.act(out if shortcut is None else out + shortcut)
+
+
+class BinaryUnit(BaseModule):
+    """``act(norm(binary conv(x)) + shortcut)``: the real-valued stream goes around every sign.
+
+    Source: Liu et al. 2018 (Bi-Real Net), arXiv 1808.00278, fig. 3; with RPReLU as ``act`` it is ReActNet's, arXiv 2003.03488.
+
+    Shape: ``[N, W(in_channels), H, W]`` -> ``[N, W(out_channels), H', W']``, see :class:`bnn_plugins.models.parts.Parts`.
+    """
+
+    def __init__(self, parts: Parts, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1,
+                 groups: int = 1, act: bool = True, residual: bool = True):
+        super().__init__()
+        self.conv = parts.conv(in_channels, out_channels, kernel_size, stride, dilation, groups)
+        self.norm = parts.norm(out_channels, spread=not residual)[1]
+        self.act = parts.nonlinearity(out_channels) if act else None
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        out = self.norm(self.conv(x))
+        if shortcut is not None:
+            out = out + shortcut
+        return out if self.act is None else self.act(out)
+
+
+class CheckpointedModule(BaseModule):
+    """A block that may give up its activations and compute them again in the backward pass (``with_cp``)."""
+
+    with_cp = False
+
+    def run(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.with_cp and x.requires_grad:
+            return cp.checkpoint(self.run, x, use_reentrant=False)
+        return self.run(x)

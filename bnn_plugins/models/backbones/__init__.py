@@ -1,3 +1,19 @@
+from .bnn_binarynet import BNNMLP, BNNConvNet
+from .bnn_bnext import BNNBNext
+from .bnn_cifar_resnet import BNNCifarResNet
+from .bnn_mobinet import BNNMoBiNet
+from .bnn_reactnet import BNNReActNet
 from .bnn_resnet import BNNResNet
+from .bnn_vgg import BNNSSDVGG, BNNVGGSmall
 
-__all__ = ['BNNResNet']
+__all__ = [
+           'BNNMLP',
+           'BNNSSDVGG',
+           'BNNBNext',
+           'BNNCifarResNet',
+           'BNNConvNet',
+           'BNNMoBiNet',
+           'BNNReActNet',
+           'BNNResNet',
+           'BNNVGGSmall',
+]

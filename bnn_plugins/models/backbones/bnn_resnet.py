@@ -2,41 +2,38 @@
 
 from collections.abc import Sequence
 
-import torch.utils.checkpoint as cp
 from mmcv.cnn import build_norm_layer
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...binarize import build_method
 from ...binarize.lookup import checked_arguments
-from ...layers import BinaryConv2d, build_act
+from ...layers import build_act
 from ...registry import MODELS
+from ..blocks import CheckpointedModule
+from ..parts import Parts
+from .base import BinaryBackbone
 
 
-class BinaryBlock(BaseModule):
-    """Base of the residual blocks: builds the parts, runs under ``with_cp``.
+class BinaryBlock(CheckpointedModule):
+    """Base of the residual blocks: builds the parts under mmdet's names.
 
-    A *unit* is ``act(norm(binary conv(x)) + shortcut(x))``: the real-valued stream goes around every sign (Liu et al. 2018,
-    Bi-Real Net, arXiv 1808.00278, fig. 3; with RPReLU as ``act`` it is ReActNet's, arXiv 2003.03488).
+    A *unit* is that of :class:`bnn_plugins.models.blocks.BinaryUnit`.
     """
 
     expansion: int
 
-    def __init__(self, conv_cfg: dict, act: str, norm_cfg: dict, with_cp: bool):
+    def __init__(self, parts: Parts, with_cp: bool):
         super().__init__()
-        self.conv_cfg, self.act, self.norm_cfg, self.with_cp = conv_cfg, act, norm_cfg, with_cp
+        self.parts, self.with_cp = parts, with_cp
 
     def add_unit(self, index: int, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
                  dilation: int = 1) -> None:
         """Add ``conv{index}``, its norm (``bn{index}``) and ``act{index}``; names as in mmdet's ResNet."""
-        padding = dilation * (kernel_size // 2)
-        conv = BinaryConv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False, **self.conv_cfg)
-        name, norm = build_norm_layer(self.norm_cfg, out_channels, postfix=index)
+        name, norm = self.parts.norm(out_channels, postfix=index)
         setattr(self, f'norm{index}_name', name)
-        self.add_module(f'conv{index}', conv)
+        self.add_module(f'conv{index}', self.parts.conv(in_channels, out_channels, kernel_size, stride, dilation))
         self.add_module(name, norm)
-        self.add_module(f'act{index}', build_act(self.act, out_channels))
+        self.add_module(f'act{index}', self.parts.nonlinearity(out_channels))
 
     def unit(self, index: int, x: Tensor, shortcut: Tensor | None) -> Tensor:
         norm = getattr(self, getattr(self, f'norm{index}_name'))
@@ -48,8 +45,8 @@ class BinaryBlock(BaseModule):
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
             pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False) if stride != 1 else nn.Identity()
-            self.downsample = nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False),
-                                            build_norm_layer(self.norm_cfg, out_channels)[1])
+            self.downsample = nn.Sequential(pool, self.parts.real_conv(in_channels, out_channels),
+                                            self.parts.norm(out_channels, spread=True)[1])
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         # Without avg_down (torchvision's, mmdet's default) the 1x1 convolution is at index 0 and its norm at 1.
@@ -62,14 +59,6 @@ class BinaryBlock(BaseModule):
 
     def shortcut(self, x: Tensor) -> Tensor:
         return x if self.downsample is None else self.downsample(x)
-
-    def run(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.with_cp and x.requires_grad:
-            return cp.checkpoint(self.run, x, use_reentrant=False)
-        return self.run(x)
 
 
 class BinaryBasicBlock(BinaryBlock):
@@ -111,7 +100,7 @@ class BinaryBottleneck(BinaryBlock):
 
 
 @MODELS.register_module()
-class BNNResNet(BaseModule):
+class BNNResNet(BinaryBackbone):
     """ResNet-18/34/50 with binary 3x3 (and bottleneck 1x1) convolutions; stem and shortcuts stay real.
 
     The stem pools before its norm, so that the first sign is balanced.
@@ -125,6 +114,7 @@ class BNNResNet(BaseModule):
         method (str | dict): see :func:`bnn_plugins.list_methods`.
         act (str): non-linearity of the units; ``'auto'`` is the method's own (``Method.act``).
         pad_value (int): what stands outside of the image after the sign: 0, -1 or 1.
+        expand (dict): expanding-and-shrinking, see :class:`bnn_plugins.models.parts.Parts`.
         in_channels, stem_channels, base_channels, num_stages, strides, dilations, out_indices, deep_stem, frozen_stages,
             norm_cfg, norm_eval, with_cp, init_cfg: as in ``mmdet.ResNet``. ``norm_eval`` defaults to False and
             ``frozen_stages`` to -1: frozen latents or statistics of a float network do not fit a binary one.
@@ -143,13 +133,12 @@ class BNNResNet(BaseModule):
 
     @checked_arguments
     def __init__(self, depth: int, method: str | dict = 'reactnet', act: str = 'auto', pad_value: int = 0,
-                 in_channels: int = 3, stem_channels: int | None = None, base_channels: int = 64, num_stages: int = 4,
-                 strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
+                 expand: dict | None = None, in_channels: int = 3, stem_channels: int | None = None, base_channels: int = 64,
+                 num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
                  out_indices: Sequence[int] = (0, 1, 2, 3), style: str = 'pytorch', deep_stem: bool = False,
                  frozen_stages: int = -1, norm_cfg: dict | None = None, norm_eval: bool = False, with_cp: bool = False,
                  init_cfg: dict | list | None = None):
-        super().__init__(init_cfg or [dict(type='Kaiming', layer='Conv2d'),
-                                      dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])])
+        super().__init__(Parts(method, act, pad_value, norm_cfg, expand), init_cfg)
         if depth not in self.arch_settings:
             raise KeyError(f'BNNResNet has depth {", ".join(map(str, self.arch_settings))}, but got {depth}')
         if style != 'pytorch':
@@ -163,36 +152,40 @@ class BNNResNet(BaseModule):
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        norm_cfg = norm_cfg or dict(type='BN', requires_grad=True)
-        act = build_method(method).act if act == 'auto' else act
         stem_channels = stem_channels or base_channels
-        self.stem = make_stem(in_channels, stem_channels, norm_cfg, act) if deep_stem else None
-        if not deep_stem:
-            self.conv1 = nn.Conv2d(in_channels, stem_channels, 7, 2, 3, bias=False)
-            self.norm1_name, norm = build_norm_layer(norm_cfg, stem_channels, postfix=1)
-            self.add_module(self.norm1_name, norm)
-            self.act1 = build_act(act, stem_channels)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self._add_stem(in_channels, stem_channels, deep_stem)
 
         block, blocks = self.arch_settings[depth]
-        common = dict(conv_cfg=dict(method=method, pad_value=pad_value), act=act, norm_cfg=norm_cfg, with_cp=with_cp)
-        self.res_layers = []
+        self.res_layers, self.widths = [], []
         inplanes = stem_channels
         for stage in range(num_stages):
             planes = base_channels * 2**stage
             layer = nn.Sequential()
             for index in range(blocks[stage]):
-                layer.append(block(inplanes, planes, strides[stage] if index == 0 else 1, dilations[stage], **common))
+                layer.append(block(inplanes, planes, strides[stage] if index == 0 else 1, dilations[stage], parts=self.parts,
+                                   with_cp=with_cp))
                 inplanes = planes * block.expansion
             self.res_layers.append(f'layer{stage + 1}')
             self.add_module(self.res_layers[-1], layer)
-        self.feat_dim = inplanes
+            self.widths.append(inplanes)
+        self.feat_dim = self.out_width(inplanes)
         self._freeze_stages()
+
+    def _add_stem(self, in_channels: int, channels: int, deep_stem: bool) -> None:
+        parts = self.parts
+        self.stem = make_stem(in_channels, channels, parts) if deep_stem else None
+        if not deep_stem:
+            self.conv1 = nn.Conv2d(in_channels, channels, 7, 2, 3, bias=False)
+            self.norm1_name, norm = parts.stem_norm(channels, postfix=1)
+            self.add_module(self.norm1_name, norm)
+            self.act1 = parts.nonlinearity(channels)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
 
     def _stem_modules(self) -> list[nn.Module]:
         modules = [*self.stem] if self.stem is not None else [self.conv1, getattr(self, self.norm1_name), self.act1]
+        *first, norm, act = modules
         # Pooling before the last norm, as in XNOR-Net: maxima behind a norm are nearly all positive, their sign is no news.
-        return [*modules[:-2], self.maxpool, *modules[-2:]]
+        return [*first, self.maxpool, *self.parts.around_norm(norm), act]
 
     def _freeze_stages(self) -> None:
         frozen = self._stem_modules() if self.frozen_stages >= 0 else []
@@ -209,7 +202,7 @@ class BNNResNet(BaseModule):
         for index, name in enumerate(self.res_layers):
             x = getattr(self, name)(x)
             if index in self.out_indices:
-                outs.append(x)
+                outs.append(self.output(x, self.widths[index]))
         return tuple(outs)
 
     def train(self, mode: bool = True):
@@ -223,12 +216,14 @@ class BNNResNet(BaseModule):
         return self
 
 
-def make_stem(in_channels: int, out_channels: int, norm_cfg: dict, act: str) -> nn.Sequential:
+def make_stem(in_channels: int, out_channels: int, parts: Parts) -> nn.Sequential:
     """Three real 3x3 convolutions instead of the 7x7 (ResNet-D)."""
     half = out_channels // 2
     stem = nn.Sequential()
-    for inputs, outputs, stride in ((in_channels, half, 2), (half, half, 1), (half, out_channels, 1)):
+    for inputs, outputs, stride in ((in_channels, half, 2), (half, half, 1)):
         stem.append(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False))
-        stem.append(build_norm_layer(norm_cfg, outputs)[1])
-        stem.append(build_act(act, outputs))
-    return stem
+        stem.append(build_norm_layer(parts.norm_cfg, outputs)[1])
+        stem.append(build_act(parts.act, outputs))
+    stem.append(nn.Conv2d(half, out_channels, 3, 1, 1, bias=False))
+    stem.append(parts.stem_norm(out_channels)[1])
+    return stem.append(parts.nonlinearity(out_channels))
