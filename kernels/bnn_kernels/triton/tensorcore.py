@@ -1,0 +1,240 @@
+"""Backend 'triton-tensorcore': fused 1-bit convolutions on the 1-bit tensor cores of NVIDIA's Ampere, Ada and Hopper.
+
+Two ways lead Triton to the 1-bit MMA. `mma.sync` is reached by inline assembly, through Triton's public interface. `wgmma`,
+on Hopper only, is reached by rewriting the PTX of an int8 product (`tensorcore_rewrite`). BNN_KERNELS_WGMMA=0 leaves that off.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+
+from .. import checks
+from ..dispatch import Backend
+from ..layout import words_per_group
+from . import tensorcore_kernels, tensorcore_rewrite
+from .tensorcore_tables import prepared
+from .versions import gluon_refusal
+
+SHARED_BYTES = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 7): 163 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10}  # CUDA guide
+ELEMENTS = {torch.float32: gl.float32, torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
+TERMS_LIMIT = 2**22  # a sum below it can be made a float by adding it to the bits of a larger one
+INDEX_LIMIT = 2**31  # offsets in the kernels are int32
+BLOCK_M = 64
+WARPS = 4
+
+
+class Machine(NamedTuple):
+    """What decides about kernels and tiles."""
+
+    capability: tuple[int, int]
+    processors: int  # streaming multiprocessors
+    wgmma: bool  # whether PTX may be rewritten, which leads to wgmma on 9.0
+
+
+class Plan(NamedTuple):
+    """One launch: `kernel[(programs,)](**arguments, **options)`."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+def launch(plan: Plan) -> None:
+    if plan.kernel is tensorcore_kernels.conv_wgmma:
+        tensorcore_rewrite.install()
+    with torch.cuda.device_of(plan.arguments['x']):
+        plan.kernel[(plan.programs,)](**plan.arguments, **plan.options)
+
+
+class TensorCore(Backend):
+    """`machine` and `launch` are for tests and profiles, which compile and emulate what a GPU would run."""
+
+    name = 'triton-tensorcore'
+
+    def __init__(self, machine: Machine | None = None, launch: Callable[[Plan], None] = launch):
+        self.machine, self.launch = machine, launch
+
+    def available(self):
+        if reason := gluon_refusal():
+            return False, reason
+        if not torch.cuda.is_available() or torch.version.hip:
+            return False, 'triton-tensorcore needs an NVIDIA GPU, and torch sees none'
+        return True, ''
+
+    def supports(self, op, **call):
+        able, reason = super().supports(op, **call)
+        if able:
+            reason = self._refusal(op, call)
+        return not reason, reason
+
+    def binary_conv2d(self, *, x_words, w_words, **geometry):
+        shape = checks.binary_conv2d(x_words, w_words, **geometry)
+        sums = torch.empty(shape, dtype=torch.int32, device=x_words.device, memory_format=torch.channels_last)
+        self._run('sums', x_words, w_words, geometry, shape, stream=sums)
+        return sums
+
+    def binary_conv2d_sign(self, *, x_words, w_words, threshold, flip, out_groups, **geometry):
+        batch, _, *sizes = shape = checks.binary_conv2d(x_words, w_words, **geometry)
+        words = x_words.new_empty(batch, *sizes, out_groups * words_per_group(len(threshold), out_groups))
+        self._run('sign', x_words, w_words, geometry, shape, words=words, level=threshold, flip=flip, channels=len(threshold))
+        return words
+
+    def binary_block2d(self, *, x_words, w_words, scale, bias, shortcut, act, gamma, slope, zeta, threshold, out_groups, dtype,
+                       pack, keep, out, **geometry):
+        batch, _, *sizes = shape = checks.binary_conv2d(x_words, w_words, **geometry)
+        width = (batch, len(scale), *sizes)
+        words = x_words.new_empty((batch, *sizes, out_groups * words_per_group(len(scale), out_groups)) if pack else 0)
+        stream = out
+        if keep and out is None:
+            stream = torch.empty(width, dtype=dtype, device=x_words.device, memory_format=torch.channels_last)
+        if shortcut is not None:
+            shortcut = shortcut.contiguous(memory_format=torch.channels_last)
+        self._run('block', x_words, w_words, geometry, shape, words=words if pack else None, stream=stream, shortcut=shortcut,
+                  scale=scale, bias=bias, gamma=gamma, slope=slope, zeta=zeta, threshold=threshold, act=act, dtype=dtype,
+                  channels=len(scale))
+        return words, stream if keep else torch.empty(0, dtype=dtype, device=x_words.device)
+
+    def binary_linear(self, *, x_words, w_words, features):
+        rows = x_words.reshape(-1, 1, 1, x_words.shape[-1])
+        sums = self.binary_conv2d(x_words=rows, w_words=w_words[:, None, None], channels=features, **LINEAR)
+        return sums.view(*x_words.shape[:-1], len(w_words))
+
+    def _run(self, mode: str, x_words: Tensor, w_words: Tensor, geometry: dict, shape: Sequence[int], **results) -> None:
+        if prod(shape):
+            self.launch(plan(self._machine(x_words), mode, x_words.contiguous(), w_words.contiguous(), geometry, shape,
+                             **results))
+
+    def _machine(self, x_words: Tensor) -> Machine:
+        return self.machine or machine_of(x_words.device)
+
+    def _refusal(self, op: str, call: dict) -> str:
+        """Why this call cannot run here; '' where it can."""
+        x_words, w_words = call['x_words'], call['w_words']
+        if self.machine is None and not x_words.is_cuda:
+            return f'triton-tensorcore needs CUDA tensors, got {x_words.device}'
+        machine = self._machine(x_words)
+        if machine.capability not in SHARED_BYTES:
+            have = ', '.join(f'{major}.{minor}' for major, minor in SHARED_BYTES)
+            return f'1-bit MMA exists on compute capability {have}, and this GPU has {_dotted(machine.capability)}'
+        if op == 'binary_linear':
+            call = dict(x_words=x_words.reshape(-1, 1, 1, x_words.shape[-1]), w_words=w_words[:, None, None],
+                        channels=call['features'], **LINEAR)
+            x_words, w_words = call['x_words'], call['w_words']
+        outputs, *kernel, words = w_words.shape
+        if call['groups'] != 1:
+            return f'triton-tensorcore has no groups, got groups={call["groups"]}'
+        if outputs % 32:
+            return f'triton-tensorcore needs a multiple of 32 output channels, got {outputs}'
+        if prod(kernel) > 30:
+            return f'triton-tensorcore has at most 30 taps, got a kernel of {kernel[0]} x {kernel[1]}'
+        for size, padding, dilation in zip(kernel, call['padding'], call['dilation'], strict=True):
+            if padding and not (size in (2, 3) and padding <= dilation):
+                return (f'triton-tensorcore pads kernels of 2 and 3 taps by up to one tap, got padding={padding} for {size} '
+                        f'taps and dilation={dilation}')
+        if prod(kernel) * call['channels'] >= TERMS_LIMIT:
+            return f'triton-tensorcore sums fewer than 2**22 terms, got {prod(kernel) * call["channels"]}'
+        width = outputs
+        for vector in ('threshold', 'scale'):
+            width = len(call[vector]) if isinstance(call.get(vector), Tensor) else width
+        out_groups = call.get('out_groups', 1)
+        if out_groups > 1 and width // out_groups % 32:
+            return (f'triton-tensorcore packs whole words per output group, got {width} channels in {out_groups} groups')
+        batch, _, *sizes = checks.binary_conv2d(x_words, w_words, *[call[key] for key in GEOMETRY])
+        if max(batch * prod(sizes) * width, 4 * x_words.numel(), batch * prod(sizes) * 2) >= INDEX_LIMIT:
+            return 'triton-tensorcore counts in int32, and the tensors of this call are larger: split the batch'
+        if not _block_n(machine, outputs, prod(kernel) * words, 'sums'):
+            return (f'the weights of 32 channels do not fit into the shared memory of compute capability '
+                    f'{_dotted(machine.capability)}')
+        return ''
+
+
+GEOMETRY = ('channels', 'stride', 'padding', 'dilation', 'groups', 'pad_value')
+LINEAR = dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, pad_value=0)
+
+
+def machine_of(device: torch.device) -> Machine:
+    properties = torch.cuda.get_device_properties(device)
+    return Machine((properties.major, properties.minor), properties.multi_processor_count,
+                   os.environ.get('BNN_KERNELS_WGMMA', '1') != '0' and not tensorcore_rewrite.refusal())
+
+
+def plan(machine: Machine, mode: str, x_words: Tensor, w_words: Tensor, geometry: dict, shape: Sequence[int], *,
+         words: Tensor | None = None, stream: Tensor | None = None, shortcut: Tensor | None = None,
+         scale: Tensor | None = None, bias: Tensor | None = None, gamma: Tensor | None = None, slope: Tensor | None = None,
+         zeta: Tensor | None = None, threshold: Tensor | None = None, level: Tensor | None = None, flip: Tensor | None = None,
+         act: str = 'identity', dtype: torch.dtype = torch.float32, channels: int | None = None) -> Plan:
+    """The kernel, its grid and its arguments for one call.
+
+    Args:
+        machine: what it is for.
+        mode: 'sums' (int32 in `stream`), 'sign' (`level`: integer thresholds, `flip`) or 'block' (float epilogue).
+        x_words, w_words: contiguous.
+        geometry: channels, stride, padding, dilation, groups, pad_value.
+        shape: of the sums, [N, O, H', W'].
+        words, stream, shortcut, scale ... flip, act, dtype: as in the operators; None for what is not there.
+        channels: P, O or a multiple of it.
+    """
+    batch, outputs, out_height, out_width = shape
+    _, height, width, count = x_words.shape
+    kernel = w_words.shape[1:3]
+    wgmma = machine.wgmma and machine.capability == (9, 0)
+    op = 'and' if machine.capability == (9, 0) else 'xor'
+    block_n = _block_n(machine, outputs, prod(kernel) * count, mode)
+    block_m = BLOCK_M
+    border = any(geometry['padding']) and geometry['pad_value'] != -1
+    ready = prepared(w_words, level, flip, geometry['channels'], geometry['pad_value'], border, mode, op, block_n, wgmma)
+    pixels = batch * out_height * out_width
+    tiles = triton.cdiv(pixels, block_m)
+    blocks = outputs // block_n
+    fit = SHARED_BYTES[machine.capability] // (_weight_bytes(prod(kernel) * count, block_n) + 1024)
+    programs = min(tiles, max(1, machine.processors * min(fit, 4) // blocks)) * blocks
+    x, w = (x_words.view(torch.int8), ready.weight.view(torch.int8)) if wgmma else (x_words, ready.weight)
+    arguments = dict(
+        x=x, w=w, table=ready.table, words=words, stream=stream, shortcut=shortcut, scale=scale, bias=bias, gamma=gamma,
+        slope=slope, zeta=zeta, threshold=threshold, flip=ready.flip, pixels=pixels, tiles=tiles, height=height, width=width,
+        out_width=out_width, out_pixels=out_height * out_width, **divisor('image', out_height * out_width),
+        **divisor('row', out_width), WORDS=count, **_pair('KERNEL', kernel), **_pair('STRIDE', geometry['stride']),
+        **_pair('PAD', geometry['padding']), **_pair('DILATION', geometry['dilation']), BORDER=border, MODE=mode, OP=op,
+        ACT=act, ELEMENT=ELEMENTS[dtype], OUTPUTS=outputs, REPLICAS=(channels or outputs) // outputs, BLOCK_M=block_m,
+        BLOCK_N=block_n, WARPS=WARPS)
+    return Plan(tensorcore_kernels.conv_wgmma if wgmma else tensorcore_kernels.conv_mma, programs, arguments,
+                dict(num_warps=WARPS, enable_fp_fusion=False))
+
+
+def divisor(name: str, value: int) -> dict[str, int]:
+    """Multiplier and shift of `tensorcore_kernels._divide`: n // d = (2 n * m >> 32) >> s for all n < 2**31.
+
+    With s = ceil(log2 d) and m = ceil(2**(31 + s) / d), which has 32 bits: Granlund and Montgomery, "Division by invariant
+    integers using multiplication", 1994.
+    """
+    shift = (value - 1).bit_length()
+    multiplier = -(-2**(31 + shift) // value)
+    return {f'{name}_multiplier': multiplier - 2**32 if multiplier >= 2**31 else multiplier, f'{name}_shift': shift}
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return '.'.join(map(str, capability))
+
+
+def _pair(name: str, pair: Sequence[int]) -> dict[str, int]:
+    return {f'{name}_H': pair[0], f'{name}_W': pair[1]}
+
+
+def _weight_bytes(words: int, block_n: int) -> int:
+    return triton.cdiv(words, 16) * 64 * block_n
+
+
+def _block_n(machine: Machine, outputs: int, words: int, mode: str) -> int:
+    """Channels per block: the widest that divides them and fits; 0 where none does."""
+    widest = 128 if mode == 'sign' and words >= 36 else 64
+    for block_n in (128, 64, 32):
+        if block_n <= widest and outputs % block_n == 0 and _weight_bytes(words, block_n) <= SHARED_BYTES[machine.capability]:
+            return block_n
+    return 0
