@@ -1,0 +1,13 @@
+"""Triton kernels: `popcount` and `bitplane` in plain Triton for every GPU, `tensorcore` in Gluon for the 1-bit MMA of NVIDIA.
+
+versions.py    which Triton this is, the names that moved between versions; raises ImportError where there is none to use
+backend.py     the operators as methods: what all backends share
+launch.py      from shapes to a launch; tables.py and tables.toml choose the tiles
+geometry.py    which input pixel a tap reads
+epilogue.py    what follows the accumulator, up to the packed words
+pack.py        floats to words
+popcount.py    XOR and popcount
+bitplane.py    bits expanded to int8 in registers, for the int8 MMA
+"""
+
+from . import versions as versions  # before any kernel: in one sentence why Triton cannot be used, where it cannot

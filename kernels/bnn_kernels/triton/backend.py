@@ -1,0 +1,119 @@
+"""The operators of the Triton backends as methods: results are allocated here, `launch` does the rest."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..dispatch import Backend
+from .launch import Layer, Results, convolve, pack_signs
+from .versions import INTERPRETED
+
+NO_DOWNSAMPLE = ('the Triton backends leave downsample2d to torch: it pools in one kernel bound by memory, and the 1x1 '
+                 'convolution is a real-valued matrix product, for which it has cuBLAS or rocBLAS')
+
+
+class TritonBackend(Backend):
+    """Base of the backends: a subclass adds `name`, `kernel` and the least CUDA compute capability it runs on."""
+
+    kernel: Callable
+    least_capability: tuple[int, int]
+
+    def available(self) -> tuple[bool, str]:
+        if INTERPRETED or torch.cuda.is_available():
+            return True, ''
+        return False, (f'{self.name} needs an NVIDIA or AMD GPU and torch sees none; TRITON_INTERPRET=1 in the environment '
+                       f'interprets it on the CPU, for tests')
+
+    def supports(self, op: str, **call) -> tuple[bool, str]:
+        if op == 'downsample2d':
+            return False, NO_DOWNSAMPLE
+        able, reason = super().supports(op, **call)
+        return (able, reason) if not able else self.runs_on((call['x'] if 'x' in call else call['x_words']).device)
+
+    def runs_on(self, device: torch.device) -> tuple[bool, str]:
+        """(True, '') or (False, reason) for tensors on `device`."""
+        if INTERPRETED:
+            reason = f'{self.name} is interpreted (TRITON_INTERPRET=1) and takes CPU tensors, got {device}'
+            return (True, '') if device.type == 'cpu' else (False, reason)
+        if device.type != 'cuda':
+            return False, f'{self.name} takes CUDA tensors, got {device}'
+        capability = torch.cuda.get_device_capability(device)
+        if not torch.version.hip and capability < self.least_capability:
+            least = '.'.join(map(str, self.least_capability))
+            return False, f'{self.name} needs compute capability {least}, {device} has {capability[0]}.{capability[1]}'
+        return True, ''
+
+    def pack_activations(self, x: Tensor, threshold: Tensor | None, groups: int) -> Tensor:
+        batch, _, height, width = x.shape
+        return pack_signs(x.flatten(2), threshold, groups).view(batch, height, width, -1)
+
+    def pack_features(self, x: Tensor, threshold: Tensor | None) -> Tensor:
+        rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+        return pack_signs(rows.t()[None], threshold, 1).view(*x.shape[:-1], -(-x.shape[-1] // 32))
+
+    def binary_conv2d(self, x_words: Tensor, w_words: Tensor, channels: int, stride, padding, dilation, groups: int,
+                      pad_value: int) -> Tensor:
+        layer = _layer(w_words, channels, stride, padding, dilation, groups, pad_value)
+        return self._sums(layer, x_words, w_words, layer.size(*x_words.shape[1:3]))
+
+    def binary_conv_transpose2d(self, x_words: Tensor, w_words: Tensor, channels: int, stride, padding, output_padding,
+                                dilation, groups: int) -> Tensor:
+        layer = _layer(w_words, channels, stride, padding, dilation, groups, 0, transposed=True)
+        size = tuple((i - 1) * s - 2 * p + d * (k - 1) + o + 1 for i, k, s, p, o, d in
+                     zip(x_words.shape[1:3], layer.kernel, stride, padding, output_padding, dilation, strict=True))
+        return self._sums(layer, x_words, w_words, size)
+
+    def binary_linear(self, x_words: Tensor, w_words: Tensor, features: int) -> Tensor:
+        lead, words = x_words.shape[:-1], x_words.shape[-1]
+        rows = x_words.reshape(1, lead.numel(), 1, words)
+        layer = _layer(w_words[:, None, None], features, (1, 1), (0, 0), (1, 1), 1, 0)
+        return self._sums(layer, rows, w_words, (rows.shape[1], 1)).view(*lead, layer.outputs)
+
+    def binary_conv2d_sign(self, x_words: Tensor, w_words: Tensor, channels: int, stride, padding, dilation, groups: int,
+                           pad_value: int, threshold: Tensor, flip: Tensor | None, out_groups: int) -> Tensor:
+        layer = _layer(w_words, channels, stride, padding, dilation, groups, pad_value)
+        size, width = layer.size(*x_words.shape[1:3]), threshold.numel()
+        results = Results(words=_words(x_words, size, width, out_groups), threshold=threshold.contiguous(),
+                          flip=None if flip is None else flip.contiguous().view(torch.uint8))
+        self._convolve(layer, x_words, w_words, size, results, width, out_groups)
+        return results.words
+
+    def binary_block2d(self, x_words: Tensor, w_words: Tensor, channels: int, stride, padding, dilation, groups: int,
+                       pad_value: int, scale: Tensor, bias: Tensor, shortcut: Tensor | None, act: str, gamma: Tensor | None,
+                       slope: Tensor | None, zeta: Tensor | None, threshold: Tensor | None, out_groups: int,
+                       dtype: torch.dtype, pack: bool, keep: bool, out: Tensor | None) -> tuple[Tensor, Tensor]:
+        layer = _layer(w_words, channels, stride, padding, dilation, groups, pad_value)
+        size, width = layer.size(*x_words.shape[1:3]), scale.numel()
+        if keep and out is None:
+            out = _image(x_words, size, width, dtype)
+        if shortcut is not None:
+            shortcut = shortcut.contiguous(memory_format=torch.channels_last)
+        results = Results(words=_words(x_words, size, width, out_groups) if pack else None, stream=out, shortcut=shortcut,
+                          scale=scale, bias=bias, gamma=gamma, slope=slope, zeta=zeta, threshold=threshold)
+        self._convolve(layer, x_words, w_words, size, results, width, out_groups, act, dtype)
+        nothing = [x_words.new_empty(0, dtype=of) for of in (torch.int32, dtype)]
+        return nothing[0] if results.words is None else results.words, nothing[1] if out is None else out
+
+    def _sums(self, layer: Layer, x_words: Tensor, w_words: Tensor, size: tuple[int, int]) -> Tensor:
+        sums = _image(x_words, size, layer.outputs, torch.int32)
+        self._convolve(layer, x_words, w_words, size, Results(sums=sums), layer.outputs)
+        return sums
+
+    def _convolve(self, layer: Layer, x_words: Tensor, w_words: Tensor, *arguments) -> None:
+        convolve(type(self).kernel, self.name.removeprefix('triton-'), layer, x_words, w_words, *arguments)
+
+
+def _layer(w_words, channels, stride, padding, dilation, groups, pad_value, transposed=False) -> Layer:
+    outputs, *kernel, _ = w_words.shape
+    return Layer(channels // groups, outputs, groups, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), pad_value,
+                 transposed)
+
+
+def _image(x_words: Tensor, size: tuple[int, int], channels: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty((x_words.shape[0], channels, *size), dtype=dtype, device=x_words.device,
+                       memory_format=torch.channels_last)
+
+
+def _words(x_words: Tensor, size: tuple[int, int], channels: int, groups: int) -> Tensor:
+    return x_words.new_empty(x_words.shape[0], *size, groups * -(-channels // groups // 32))

@@ -1,0 +1,138 @@
+"""What follows the accumulators of a tile, the same for every Triton kernel: int32 sums, or integer thresholds, or the float
+epilogue of `bnn_kernels.epilogue`; then the signs, packed into words.
+
+A tile is `acc`, int32 [M, N]: M output pixels and N neighbouring accumulators. Kernels compile with enable_fp_fusion=False: a
+multiplication and the addition behind it are rounded one by one, as the contract asks.
+
+A pointer to int16 stands for the bits of bfloat16: the Triton interpreter cuts where hardware rounds.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def decode(value):
+    """An element of a stream to float32, exactly."""
+    if value.dtype == tl.int16:
+        return (value.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return value.to(tl.float32)
+
+
+@triton.jit
+def encode(v, ELEMENT: tl.constexpr):
+    """Float32 to an element of a stream, rounded to nearest even."""
+    if tl.int16 == ELEMENT:
+        bits = v.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(v == v, bits, 0x7FC0).to(tl.int16)
+    else:
+        return v.to(ELEMENT)
+
+
+@triton.jit
+def float_bits(acc, pixel, real_pixel, channel, real_channel, scale, bias, shortcut, gamma, slope, zeta, threshold, stream,
+               CHANNELS: tl.constexpr, ACT: tl.constexpr, ELEMENT: tl.constexpr):
+    """The float epilogue of one tile: stores the stream where there is one and returns the bits, bool [M, N].
+
+    `pixel` [M] and `channel` [N] are places in the stream and the shortcut, [pixels, CHANNELS] in memory.
+    """
+    real = real_pixel[:, None] & real_channel[None, :]
+    place = pixel.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
+    v = acc.to(tl.float32) * _row(scale, channel, real_channel)
+    v = v + _row(bias, channel, real_channel)
+    if shortcut is not None:
+        v = v + decode(tl.load(shortcut + place, mask=real, other=0))
+    if ACT == 'prelu':
+        if gamma is not None:
+            v = v - _row(gamma, channel, real_channel)
+        v = tl.where(v > 0, v, _row(slope, channel, real_channel) * v)
+        if zeta is not None:
+            v = v + _row(zeta, channel, real_channel)
+    elif ACT == 'relu':
+        v = tl.where(v < 0, 0.0, v)  # NaN stays NaN, as in hardtanh
+    elif ACT == 'hardtanh':
+        v = tl.where(v < -1, -1.0, tl.where(v > 1, 1.0, v))
+    element = encode(v, ELEMENT)
+    if stream is not None:
+        tl.store(stream + place, element, mask=real)
+    level = 0.0
+    if threshold is not None:
+        level = _row(threshold, channel, real_channel)
+    return (decode(element) >= level) & real_channel[None, :]
+
+
+@triton.jit
+def sign_bits(acc, channel, real_channel, threshold, flip):
+    """The integer epilogue of one tile: bool [M, N]. `flip` points to uint8, or is None."""
+    bits = acc >= _row(threshold, channel, real_channel)
+    if flip is not None:
+        bits = bits != (_row(flip, channel, real_channel) != 0)
+    return bits & real_channel[None, :]
+
+
+@triton.jit
+def packed(bits, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Bool [M, N] to int32 words [M, N / 32], least significant bit first."""
+    lanes = tl.reshape(bits.to(tl.int32), (BLOCK_M, BLOCK_N // 32, 32))
+    return tl.sum(lanes << tl.arange(0, 32)[None, None, :], axis=2)
+
+
+@triton.jit
+def finish(acc, pixel, real_pixel, first, count, sums, words, stream, shortcut, scale, bias, gamma, slope, zeta, threshold,
+           flip, OUTPUTS: tl.constexpr, REPLICAS: tl.constexpr, ACT: tl.constexpr, ELEMENT: tl.constexpr,
+           BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Everything behind the accumulators `first` ... `first + count` of OUTPUTS; see `launch.Results` for the pointers.
+
+    Words are whole: `first`, and OUTPUTS where there are replicas, are multiples of 32 (`launch.words_fit`).
+    """
+    lane = tl.arange(0, BLOCK_N)
+    if sums is not None:
+        place = pixel.to(tl.int64)[:, None] * OUTPUTS + (first + lane)[None, :]
+        tl.store(sums + place, acc, mask=real_pixel[:, None] & (lane < count)[None, :])
+    else:
+        for replica in range(REPLICAS):
+            start = replica * OUTPUTS + first
+            if scale is not None:
+                bits = float_bits(acc, pixel, real_pixel, start + lane, lane < count, scale, bias, shortcut, gamma, slope,
+                                  zeta, threshold, stream, REPLICAS * OUTPUTS, ACT, ELEMENT)
+            else:
+                bits = sign_bits(acc, start + lane, lane < count, threshold, flip)
+            if words is not None:
+                word = tl.arange(0, BLOCK_N // 32)
+                place = pixel.to(tl.int64)[:, None] * ((REPLICAS * OUTPUTS + 31) // 32) + (start // 32 + word)[None, :]
+                tl.store(words + place, packed(bits, BLOCK_M, BLOCK_N),
+                         mask=real_pixel[:, None] & (word * 32 < count)[None, :])
+
+
+@triton.jit(do_not_specialize=['pixels'])
+def finish_apart(sums, words, stream, shortcut, scale, bias, gamma, slope, zeta, threshold, flip, pixels,
+                 OUTPUTS: tl.constexpr, REPLICAS: tl.constexpr, OUT_GROUPS: tl.constexpr, ACT: tl.constexpr,
+                 ELEMENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """`finish` from stored sums [pixels, OUTPUTS], for channels whose words do not lie in one tile of a convolution."""
+    PER_GROUP: tl.constexpr = REPLICAS * OUTPUTS // OUT_GROUPS
+    WORDS: tl.constexpr = (PER_GROUP + 31) // 32
+    tiles = tl.cdiv(OUT_GROUPS * WORDS * 32, BLOCK_N)
+    pixel = tl.program_id(0) // tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    start = tl.program_id(0) % tiles * BLOCK_N
+    place = start + tl.arange(0, BLOCK_N)  # of a bit in the words of a pixel
+    group, within = place // (WORDS * 32), place % (WORDS * 32)
+    channel = group * PER_GROUP + within
+    real_channel = (within < PER_GROUP) & (group < OUT_GROUPS)
+    real_pixel = pixel < pixels
+    acc = tl.load(sums + pixel.to(tl.int64)[:, None] * OUTPUTS + (channel % OUTPUTS)[None, :],
+                  mask=real_pixel[:, None] & real_channel[None, :], other=0)
+    if scale is not None:
+        bits = float_bits(acc, pixel, real_pixel, channel, real_channel, scale, bias, shortcut, gamma, slope, zeta, threshold,
+                          stream, REPLICAS * OUTPUTS, ACT, ELEMENT)
+    else:
+        bits = sign_bits(acc, channel, real_channel, threshold, flip)
+    word = start // 32 + tl.arange(0, BLOCK_N // 32)
+    tl.store(words + pixel.to(tl.int64)[:, None] * (OUT_GROUPS * WORDS) + word[None, :], packed(bits, BLOCK_M, BLOCK_N),
+             mask=real_pixel[:, None] & (word < OUT_GROUPS * WORDS)[None, :])
+
+
+@triton.jit
+def _row(vector, channel, real_channel):
+    return tl.load(vector + channel, mask=real_channel, other=0)[None, :]

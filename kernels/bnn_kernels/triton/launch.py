@@ -1,0 +1,153 @@
+"""From shapes to a launch. What a kernel is compiled for is decided once per layer and cached: a call reads metadata,
+allocates its results and launches, so that it can be captured in a CUDA graph."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from . import epilogue, pack
+from .tables import architecture, tile
+from .versions import INTERPRETED
+
+Pair = tuple[int, int]
+PIXELS_LIMIT = 2**31  # pixels are counted in int32
+ELEMENTS = {
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.int16 if INTERPRETED else tl.bfloat16,  # see epilogue.py
+}
+
+
+class Layer(NamedTuple):
+    """What a convolution kernel is compiled for, besides its epilogue. Pairs are (height, width)."""
+
+    channels: int  # inputs of one group
+    outputs: int  # accumulators of all groups
+    groups: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    pad_value: int
+    transposed: bool
+
+    def size(self, height: int, width: int) -> Pair:
+        """Output size of a convolution that is not transposed."""
+        return tuple((i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in
+                     zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True))
+
+
+class Results(NamedTuple):
+    """Where a convolution writes, and what from; None for what does not take part.
+
+    Either `sums`, or `scale` and what belongs to the float epilogue, or `threshold` alone (int32) and `flip` (uint8).
+    """
+
+    sums: Tensor | None = None  # int32 [pixels, O]
+    words: Tensor | None = None  # int32 [pixels, out_groups * words]
+    stream: Tensor | None = None  # [pixels, P], may be the shortcut
+    shortcut: Tensor | None = None  # [pixels, P]
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+    gamma: Tensor | None = None
+    slope: Tensor | None = None
+    zeta: Tensor | None = None
+    threshold: Tensor | None = None
+    flip: Tensor | None = None
+
+
+def convolve(kernel: Callable, name: str, layer: Layer, x_words: Tensor, w_words: Tensor, size: Pair, results: Results,
+             channels: int, out_groups: int = 1, act: str = 'identity', dtype: torch.dtype = torch.float32) -> None:
+    """Runs `kernel`, and the epilogue apart where words cross its tiles.
+
+    Args:
+        kernel, name: the kernel and its section in tables.toml. Words come as int8 where `name` is 'bitplane'.
+        size: height and width of the output.
+        channels: P, output channels behind the epilogue.
+    """
+    batch, height, width, _ = x_words.shape
+    pixels = batch * size[0] * size[1]
+    if pixels == 0:
+        return
+    if max(pixels, batch * height * width) >= PIXELS_LIMIT:
+        raise ValueError(f'{pixels} output pixels in one call, the limit is 2**31 - 1: split the batch.')
+    replicas = channels // layer.outputs
+    direct = results
+    if results.words is not None and not words_fit(layer, replicas, out_groups):
+        direct = Results(sums=x_words.new_empty(pixels, layer.outputs))
+    with _on(x_words.device):
+        arch = architecture(x_words.device)
+        constants = _constants(name, arch, layer, replicas, act, ELEMENTS[dtype])
+        tiles = layer.groups * -(-layer.outputs // layer.groups // constants['BLOCK_N'])
+        view = torch.int8 if name == 'bitplane' else torch.int32
+        programs = tiles * -(-pixels // constants['BLOCK_M'])
+        kernel[(programs,)](x_words.contiguous().view(view), w_words.contiguous().view(view), **_pointers(direct),
+                            pixels=pixels, height=height, width=width, out_height=size[0], out_width=size[1], **constants)
+        if direct is not results:
+            _finish_apart(arch, direct.sums, results, pixels, layer.outputs, replicas, out_groups, act, dtype)
+
+
+def words_fit(layer: Layer, replicas: int, out_groups: int) -> bool:
+    """Whether every word of the result lies in one tile of a kernel: no word crosses a group or a replica."""
+    whole = (layer.groups == 1 or layer.outputs // layer.groups % 32 == 0) and (replicas == 1 or layer.outputs % 32 == 0)
+    return whole and (out_groups == 1 or layer.outputs * replicas // out_groups % 32 == 0)
+
+
+def pack_signs(x: Tensor, threshold: Tensor | None, groups: int) -> Tensor:
+    """Float [images, C, pixels], of any strides, to int32 [images, pixels, groups * words]."""
+    images, channels, pixels = x.shape
+    words = groups * -(-channels // groups // 32)
+    result = torch.empty((images, pixels, words), dtype=torch.int32, device=x.device)
+    if result.numel() == 0:
+        return result
+    wide = torch.float64 in (x.dtype, threshold.dtype if threshold is not None else None)
+    threshold = None if threshold is None else _bits(threshold.reshape(-1).contiguous())
+    with _on(x.device):
+        tiles = tile('pack', architecture(x.device), words * 32)
+        programs = images * -(-pixels // tiles['BLOCK_M']) * -(-words * 32 // tiles['BLOCK_N'])
+        pack.pack_signs[(programs,)](
+            _bits(x.detach()), threshold, result, pixels, images * pixels, x.stride(0), x.stride(2), x.stride(1),
+            CHANNELS=channels, GROUPS=groups, THRESHOLDS=0 if threshold is None else threshold.numel(),
+            WIDE=tl.float64 if wide else tl.float32, **tiles)
+    return result
+
+
+@cache
+def _constants(name, arch, layer, replicas, act, element) -> dict:
+    tiles = tile(name, arch, layer.outputs // layer.groups)
+    if name == 'bitplane':
+        tiles = dict(tiles, ASM=arch.startswith('sm_'))
+    return dict(CHANNELS=layer.channels, OUTPUTS=layer.outputs, GROUPS=layer.groups, KERNEL_H=layer.kernel[0],
+                KERNEL_W=layer.kernel[1], STRIDE_H=layer.stride[0], STRIDE_W=layer.stride[1], PADDING_H=layer.padding[0],
+                PADDING_W=layer.padding[1], DILATION_H=layer.dilation[0], DILATION_W=layer.dilation[1],
+                PAD_VALUE=layer.pad_value, TRANSPOSED=layer.transposed, REPLICAS=replicas, ACT=act, ELEMENT=element,
+                enable_fp_fusion=False, **tiles)
+
+
+def _finish_apart(arch, sums, results, pixels, outputs, replicas, out_groups, act, dtype) -> None:
+    tiles = tile('finish', arch, outputs)
+    bits = results.words.shape[-1] * 32
+    programs = -(-pixels // tiles['BLOCK_M']) * -(-bits // tiles['BLOCK_N'])
+    epilogue.finish_apart[(programs,)](**_pointers(results._replace(sums=sums)), pixels=pixels, OUTPUTS=outputs,
+                                       REPLICAS=replicas, OUT_GROUPS=out_groups, ACT=act, ELEMENT=ELEMENTS[dtype],
+                                       enable_fp_fusion=False, **tiles)
+
+
+def _pointers(results: Results) -> dict[str, Tensor | None]:
+    return {name: None if tensor is None else _bits(tensor) for name, tensor in results._asdict().items()}
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.int16) if INTERPRETED and tensor.dtype == torch.bfloat16 else tensor
+
+
+def _on(device: torch.device):
+    """Triton launches on the current device."""
+    if device.type != 'cuda' or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
