@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # which makes two of them up to ten times slower than one.
 export OMP_NUM_THREADS := 1
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint check-arm clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,19 @@ lint: install
 
 test: lint
 	$(BIN)/pytest --numprocesses 2
+
+# The engine on 64-bit Arm: cross-compiled, and compared with loops under an emulator. Skips where the tools are absent.
+ARM_CXX := aarch64-linux-gnu-g++
+ENGINE := kernels/bnn_kernels/cpu/src
+check-arm:
+	@if ! command -v $(ARM_CXX) || ! command -v qemu-aarch64; then \
+		echo 'check-arm skipped: it needs $(ARM_CXX) and qemu-aarch64 (Debian: g++-aarch64-linux-gnu qemu-user)'; \
+	else \
+		mkdir -p build && \
+		$(ARM_CXX) -std=c++20 -O3 -static -fopenmp -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized -I$(ENGINE) \
+			tests/test_kernels/exactness.cpp $(ENGINE)/*.cpp -o build/exactness-arm && \
+		qemu-aarch64 build/exactness-arm; \
+	fi
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info work_dirs
