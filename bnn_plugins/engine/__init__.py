@@ -1,7 +1,11 @@
-"""Training with mmengine: hooks, optimizer settings, mixed precision on a CPU."""
+"""Training with mmengine: hooks, optimizers and their settings, mixed precision on a CPU."""
 
 from .amp import BFloat16OptimWrapper
+from .bop import Bop
+from .clipping import AdaptiveGradientClippingHook, adaptive_clip_grad_
 from .hooks import BinaryTrainingHook, EpochSeedHook
 from .optimizers import BinaryOptimWrapperConstructor
+from .statistics import BinaryStatisticsHook
 
-__all__ = ['BFloat16OptimWrapper', 'BinaryOptimWrapperConstructor', 'BinaryTrainingHook', 'EpochSeedHook']
+__all__ = ['AdaptiveGradientClippingHook', 'BFloat16OptimWrapper', 'BinaryOptimWrapperConstructor', 'BinaryStatisticsHook',
+           'BinaryTrainingHook', 'Bop', 'EpochSeedHook', 'adaptive_clip_grad_']

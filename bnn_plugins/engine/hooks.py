@@ -8,29 +8,42 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import set_random_seed
 
-from ..binarize import clip_latents_, set_progress
+from ..binarize import after_step_, set_progress, start_epoch_
 from ..registry import HOOKS
 
 
 @HOOKS.register_module()
 class BinaryTrainingHook(Hook):
-    """Schedules of the binarizers before each iteration, latent clipping after it.
+    """Schedules of the binarizers before each iteration, latent clipping after it, rotations (RBNN) before each epoch.
 
     The progress is ``iter / max_iters``, a function of the iteration alone, so a resumed run continues exactly. Latents are
     clipped only in layers whose method asks for it.
+
+    Args:
+        epoch_length: number of iterations that count as an epoch; ``None``: the epochs of the loop (one for a loop that counts
+            iterations).
     """
 
     priority = 'ABOVE_NORMAL'  # before the EMA and checkpoint hooks see the weights
+
+    def __init__(self, epoch_length: int | None = None):
+        self.epoch_length = epoch_length
 
     @staticmethod
     def _model(runner):
         return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
+    def before_train_epoch(self, runner) -> None:
+        if self.epoch_length is None:
+            start_epoch_(self._model(runner))
+
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if self.epoch_length is not None and runner.iter % self.epoch_length == 0:
+            start_epoch_(self._model(runner))
         set_progress(self._model(runner), runner.iter / runner.max_iters)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        clip_latents_(self._model(runner))
+        after_step_(self._model(runner))
 
 
 @HOOKS.register_module()

@@ -3,7 +3,7 @@
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
-from ..binarize import check_keys
+from ..binarize import SignWeight, check_keys
 from ..layers import BinaryLayer, RPReLU
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
@@ -23,11 +23,13 @@ class BinaryOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     - ``latent_decay_mult`` (float): factor of their weight decay. Default 0.
     - ``threshold_decay_mult`` (float): factor of the decay of thresholds, scales, RPReLU and PReLU. Default 0.
 
+    Groups of latents are marked with ``latent=True``; :class:`Bop` flips those and trains the rest.
+
     What a matching entry of ``custom_keys`` says about the rate or the decay wins over these.
 
     Raises:
         ValueError: for an unknown key of ``paramwise_cfg`` (the nearest known one is named), and for a factor of the decay
-            when the optimizer has no ``weight_decay``.
+            when the optimizer has no ``weight_decay``; for Bop with a method that does more to its weights than take signs.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -45,6 +47,8 @@ class BinaryOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:
             return
+        if str(getattr(self.optimizer_cfg['type'], '__name__', self.optimizer_cfg['type'])).rpartition('.')[2] == 'Bop':
+            self._check_bop(module)
         kinds = self._kinds(module)
         names = {id(p): name for name, p in module.named_parameters()}
         for group in params[first:]:
@@ -52,6 +56,8 @@ class BinaryOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             kind = kinds.get(identity)
             if kind is None:
                 continue
+            if kind == 'latent':
+                group['latent'] = True
             custom = self._custom(names[identity])
             if not custom & {'decay_mult', 'weight_decay'}:
                 # Explicitly zero also where the optimizer has a default of its own, as AdamW.
@@ -67,14 +73,20 @@ class BinaryOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return set(custom_keys[max(matching, key=len)]) if matching else set()
 
     @staticmethod
+    def _check_bop(model: nn.Module) -> None:
+        for name, layer in model.named_modules():
+            if isinstance(layer, BinaryLayer) and not isinstance(layer.weight_binarizer, SignWeight):
+                raise ValueError(f'Bop has weights of -1 and +1, but the method {layer.method!r} of the layer {name!r} '
+                                 'computes them from latents: use one that takes plain signs, such as binarynet or reactnet')
+
+    @staticmethod
     def _kinds(model: nn.Module) -> dict[int, str]:
         """``id(parameter) -> 'latent' | 'threshold'`` for the parameters that are treated specially."""
         kinds = {}
         for module in model.modules():
             if isinstance(module, BinaryLayer):
                 kinds[id(module.weight)] = 'latent'
-                for part in (module.activation, module.weight_binarizer):
-                    kinds.update((id(p), 'threshold') for p in part.parameters())
+                kinds.update((id(p), 'threshold') for name, p in module.named_parameters() if name not in ('weight', 'bias'))
             elif isinstance(module, RPReLU | nn.PReLU):
                 kinds.update((id(p), 'threshold') for p in module.parameters())
         return kinds

@@ -212,3 +212,33 @@ class TestEpochSeedHook:
 
         EpochSeedHook().before_train_epoch(State)
         assert 'persistent_workers=False' in warnings[0]
+
+
+class TestEpochs:
+    """RBNN fits its rotations before each epoch, or each ``epoch_length`` iterations; ReBNN counts flips after each step."""
+
+    @staticmethod
+    def rotations(m):
+        return m.conv.weight_binarizer.left.clone()
+
+    @pytest.mark.parametrize(('hook', 'train_cfg', 'at'), [
+        (dict(), dict(by_epoch=True, max_epochs=2), {0, 4}),
+        (dict(), dict(by_epoch=False, max_iters=6), {0}),
+        (dict(epoch_length=3), dict(by_epoch=False, max_iters=7), {0, 3, 6})])
+    def test_rotations(self, tmp_path, hook, train_cfg, at):
+        model = Model(method='rbnn')
+        seen = [self.rotations(model)]
+        recorder = Recorder(self.rotations)
+        runner(tmp_path, model, [BinaryTrainingHook(**hook), recorder], train_cfg=train_cfg).train()
+        seen += recorder.before
+        changed = {i for i in range(len(recorder.before)) if not torch.equal(seen[i], seen[i + 1])}
+        assert changed == at
+
+    def test_flips(self, tmp_path):
+        model = Model(method='rebnn')
+        recorder = Recorder(lambda m: (m.fc.weight_binarizer.flips.clone(), m.fc.weight.detach() >= 0))
+        runner(tmp_path, model, [BinaryTrainingHook(), recorder], lr=2.0).train()
+        pairs = itertools.pairwise(recorder.after)
+        expected = [(new != old).float().mean(1) for (_, old), (_, new) in pairs]
+        torch.testing.assert_close([flips for flips, _ in recorder.after[1:]], expected)
+        assert sum(e.sum() for e in expected) > 0

@@ -1,0 +1,58 @@
+"""Adaptive gradient clipping, for networks without norms."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from mmengine.hooks import Hook
+from torch import Tensor, nn
+
+from ..registry import HOOKS
+
+
+def unit_norm(x: Tensor) -> Tensor:
+    """Norm of each output unit, ``[O, 1, ...]``; of the whole for vectors and numbers."""
+    return x.norm() if x.ndim <= 1 else x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+
+
+@torch.no_grad()
+def adaptive_clip_grad_(parameters: Iterable[nn.Parameter], ratio: float = 0.02, eps: float = 1e-3) -> None:
+    r"""Scale the gradient of each output unit down, in place, where it is large next to the weight.
+
+    :math:`G_o \leftarrow \lambda \frac{\max(\lVert W_o\rVert, \epsilon)}{\lVert G_o\rVert} G_o` where
+    :math:`\lVert G_o\rVert > \lambda \max(\lVert W_o\rVert, \epsilon)`, with ``ratio`` :math:`\lambda`.
+    Sources: Brock et al. 2021 (NFNets), arXiv 2102.06171, eq. 3; Chen et al. 2021 ("BNN - BN = ?"), arXiv 2104.08215 (0.02).
+    """
+    for parameter in parameters:
+        if parameter.grad is not None:
+            limit = ratio * unit_norm(parameter).clamp(min=eps)
+            norm = unit_norm(parameter.grad)
+            parameter.grad.mul_(torch.where(norm > limit, limit / norm.clamp(min=1e-30), torch.ones_like(norm)))
+
+
+@HOOKS.register_module()
+class AdaptiveGradientClippingHook(Hook):
+    """:func:`adaptive_clip_grad_` right before each optimizer step, with any optimizer wrapper (also behind a loss scale).
+
+    Args:
+        ratio, eps: see :func:`adaptive_clip_grad_`.
+        exclude: parts of dotted names of parameters that are left alone; the paper leaves out the classifier.
+
+    Raises:
+        ValueError: when an entry of ``exclude`` matches no parameter.
+    """
+
+    def __init__(self, ratio: float = 0.02, eps: float = 1e-3, exclude: Sequence[str] = ('fc',)):
+        self.ratio, self.eps, self.exclude = ratio, eps, tuple(exclude)
+        self._handle = None
+
+    def before_train(self, runner) -> None:
+        names = dict(runner.model.named_parameters())
+        for part in self.exclude:
+            if not any(part in name for name in names):
+                raise ValueError(f'exclude of AdaptiveGradientClippingHook: no parameter has {part!r} in its name')
+        clipped = [p for name, p in names.items() if not any(part in name for part in self.exclude)]
+        self._handle = runner.optim_wrapper.optimizer.register_step_pre_hook(
+            lambda *_: adaptive_clip_grad_(clipped, self.ratio, self.eps))
+
+    def after_train(self, runner) -> None:
+        self._handle.remove()
