@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .activations import per_channel
 
-__all__ = ['DataDrivenGain', 'RankOneGain']
+__all__ = ['DataDrivenGain', 'RankOneGain', 'SpatialGain']
 
 
 class RankOneGain(nn.Module):
@@ -62,3 +62,21 @@ class DataDrivenGain(nn.Module):
         mean = x.mean((2, 3)) if self.channel_dim == 1 else x
         gain = self.excite(self.squeeze(mean.to(self.squeeze.weight.dtype)).relu()).sigmoid()
         return gain[:, :, None, None] if self.channel_dim == 1 else gain
+
+
+class SpatialGain(nn.Module):
+    r"""XNOR-Net's scale of the input, made trainable: :math:`k \circledast \overline{|x|}` with one learned filter :math:`k`.
+
+    The mean runs over the channels, the filter starts as the box filter, ``1 / kernel_size**2``; where the convolution
+    strides, the map is averaged down to its size. ``[N, C, H, W]`` -> ``[N, 1, H', W']``. Source: Zheng et al. 2024 (BiDM),
+    arXiv 2412.05926, sec. 3.2; the untrained scale is Rastegari et al. 2016 (XNOR-Net), arXiv 1603.05279, sec. 3.2.
+    """
+
+    def __init__(self, kernel_size: int):
+        super().__init__()
+        self.filter = nn.Parameter(torch.full((1, 1, kernel_size, kernel_size), kernel_size ** -2.0))
+
+    def forward(self, x: Tensor, acc: Tensor) -> Tensor:
+        mean = x.abs().mean(1, keepdim=True).to(self.filter.dtype)
+        gain = F.conv2d(mean, self.filter, padding=self.filter.shape[2] // 2)
+        return gain if gain.shape[2:] == acc.shape[2:] else F.adaptive_avg_pool2d(gain, acc.shape[2:])

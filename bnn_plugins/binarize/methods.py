@@ -12,7 +12,7 @@ from functools import partial
 from torch import nn
 
 from .activations import ActivationBinarizer, CenteredSign, DoReFaActivation, FloatActivation, RSign, SignActivation
-from .gains import DataDrivenGain, RankOneGain
+from .gains import DataDrivenGain, RankOneGain, SpatialGain
 from .lookup import check_keys, unknown
 from .weights import (
     BNextWeight,
@@ -192,6 +192,19 @@ def recu(tau_min: float = 0.85, tau_max: float = 0.99) -> Method:
 def reactnet(estimator='approx_sign') -> Method:
     """ReActNet, arXiv 2003.03488: learned thresholds (RSign), magnitude-aware weights, RPReLU."""
     return Method(_rsign(estimator), _sign_weight('clipped_ste', 'channel'), act='rprelu')
+
+
+@register_method('bidm')
+def bidm(kernel_size=3, estimator='approx_sign') -> Method:
+    """BiDM, arXiv 2412.05926: ReActNet's thresholds and weights, and a trained spatial scale of convolutions.
+
+    Options: ``kernel_size`` of the filter of that scale. The cross-timestep connection and the patched distillation belong to
+    the training of a diffusion model, see :mod:`bnn_plugins.hosts.diffusers`.
+    """
+    def gain(in_channels, out_channels, fan_in, channel_dim):
+        return SpatialGain(kernel_size) if channel_dim == 1 else None
+
+    return replace(reactnet(estimator), gain=gain)
 
 
 @register_method('adambnn')

@@ -193,7 +193,8 @@ def bnfree(w, g, gain):
 
 
 WEIGHTS = {'binaryconnect': sign_weight, 'binarynet': sign_weight, 'xnor': xnor, 'xnorpp': clipped_sign, 'dorefa': dorefa,
-           'bireal': hard_binary, 'irnet': irnet, 'rbnn': rbnn, 'recu': recu, 'reactnet': hard_binary, 'adambnn': hard_binary,
+           'bireal': hard_binary, 'irnet': irnet, 'rbnn': rbnn, 'recu': recu, 'reactnet': hard_binary, 'bidm': hard_binary,
+           'adambnn': hard_binary,
            'rebnn': rebnn, 'real2binary': clipped_sign, 'bnext': bnext, 'bnfree': bnfree}
 
 
@@ -246,6 +247,7 @@ def wide_clipped_activation(x, g):
 
 ACTIVATIONS = {'binaryconnect': float_activation, 'binarynet': clipped_activation, 'xnor': clipped_activation,
                'xnorpp': clipped_activation, 'dorefa': dorefa_activation, 'bireal': approx_activation, 'irnet': ede_activation,
-               'rbnn': rbnn_activation, 'recu': recu_activation, 'reactnet': approx_activation, 'adambnn': approx_activation,
+               'rbnn': rbnn_activation, 'recu': recu_activation, 'reactnet': approx_activation, 'bidm': approx_activation,
+               'adambnn': approx_activation,
                'rebnn': approx_activation, 'real2binary': clipped_activation, 'bnext': wide_clipped_activation,
                'bnfree': approx_activation}

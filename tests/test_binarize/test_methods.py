@@ -10,7 +10,8 @@ from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 # act and latent_clip are part of the paper's recipe: a change of one must be meant.
 RECIPES = {'binaryconnect': ('relu', 1.0), 'binarynet': ('hardtanh', 1.0), 'xnor': ('prelu', 1.0), 'xnorpp': ('prelu', 1.0),
            'dorefa': ('identity', None), 'bireal': ('identity', None), 'irnet': ('hardtanh', None),
-           'rbnn': ('hardtanh', None), 'recu': ('hardtanh', None), 'reactnet': ('rprelu', None), 'adambnn': ('rprelu', None),
+           'rbnn': ('hardtanh', None), 'recu': ('hardtanh', None), 'reactnet': ('rprelu', None), 'bidm': ('rprelu', None),
+           'adambnn': ('rprelu', None),
            'rebnn': ('rprelu', None), 'real2binary': ('prelu', 1.0), 'bnext': ('prelu', 1.5), 'bnfree': ('rprelu', None)}
 
 

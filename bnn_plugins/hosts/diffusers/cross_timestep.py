@@ -20,7 +20,7 @@ class CrossTimestepConnection(nn.Module):
         unet: with ``up_blocks`` (``UNet2DModel``, ``BinaryUNet2DModel``, ``UNet2DConditionModel``).
         buckets: of timesteps. num_train_timesteps: of the noise scheduler. initial: value of every :math:`\alpha`.
 
-    The module is stored in the UNet as ``cross_timestep``, so that its parameter is trained and saved with it.
+    The module is stored in the UNet as ``cross_timestep_connection``, so that its parameter is trained and saved with it.
 
     Raises:
         ValueError: when the UNet has one already.
@@ -28,13 +28,13 @@ class CrossTimestepConnection(nn.Module):
 
     def __init__(self, unet: nn.Module, buckets: int = 100, num_train_timesteps: int = 1000, initial: float = 0.0):
         super().__init__()
-        if hasattr(unet, 'cross_timestep'):
+        if hasattr(unet, 'cross_timestep_connection'):
             raise ValueError('this UNet has a cross-timestep connection already')
         self.buckets, self.num_train_timesteps = buckets, num_train_timesteps
         self.alpha = nn.Parameter(torch.full((buckets, len(unet.up_blocks)), float(initial)))
         self._memory: dict[int, Tensor] = {}
         self._timesteps: Tensor | None = None
-        unet.cross_timestep = self
+        unet.cross_timestep_connection = self
         unet.register_forward_pre_hook(self._begin, with_kwargs=True)
         for index, block in enumerate(unet.up_blocks):
             block.register_forward_hook(lambda module, args, out, index=index: self._mix(index, out))

@@ -73,6 +73,8 @@ class BNNQuantizer(DiffusersQuantizer):
         for module in model.modules():
             if isinstance(module, BinaryLayer) and is_meta(module):
                 materialise_(module, self.quantization_config)
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.data = tensor.data.clone()  # mapped from the file at any byte, where float operators round differently
         model.is_quantized = self.packed
         model.register_to_config(quantization_config=self.quantization_config)
         return model

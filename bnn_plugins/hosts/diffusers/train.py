@@ -244,7 +244,7 @@ class Trainer:
             noisy = scheduler.add_noise(clean, noise, timesteps)
             return noisy if condition is None else torch.cat([noisy, condition], 1)
 
-        connection = getattr(self.bare_unet, 'cross_timestep', None)
+        connection = getattr(self.bare_unet, 'cross_timestep_connection', None)
         if connection is not None:  # the step before, as in sampling
             connection.reset()
             before = (t + 1).clamp(max=scheduler.config.num_train_timesteps - 1)

@@ -11,6 +11,7 @@ from ...convert import BNNConfig
 from ...layers import FirstCopy, Tile, expanded_width
 from . import bi_diffsr  # noqa: F401  (registers its blocks)
 from .blocks import BLOCKS, BlockOptions, binarize_block_
+from .cross_timestep import CrossTimestepConnection
 from .quantizer import note_config
 
 PREFIX = 'Binary'
@@ -56,6 +57,7 @@ class BinaryUNet2DModel(UNet2DModel):
         expand (dict | None): ``dict(tau=2, ...)``, see :class:`bnn_plugins.layers.Expansion`.
         time_buckets (int): timestep buckets with thresholds and RPReLUs of their own (BI-DiffSR uses 5), 0 for none; the
             timestep embedding shifts every threshold in any case.
+        cross_timestep (dict | None): ``dict(buckets=100, initial=0.0)`` adds a :class:`CrossTimestepConnection`.
         the others: as in ``UNet2DModel``. ``num_train_timesteps`` (default 1000) also divides the buckets.
 
     Raises:
@@ -99,6 +101,7 @@ class BinaryUNet2DModel(UNet2DModel):
         pad_value: int = 0,
         expand: dict | None = None,
         time_buckets: int = 0,
+        cross_timestep: dict | None = None,
     ):
         mid_block_types = [] if mid_block_type is None else [mid_block_type]
         names = dict(down=list(down_block_types), mid=mid_block_types, up=list(up_block_types))
@@ -135,6 +138,8 @@ class BinaryUNet2DModel(UNet2DModel):
             self.conv_in = nn.Sequential(nn.Conv2d(in_channels, first, 3, padding=1), Tile(copies))
             self.conv_norm_out = nn.Sequential(FirstCopy(copies), nn.GroupNorm(norm_num_groups, first, norm_eps))
             self.conv_out = nn.Conv2d(first, out_channels, 3, padding=1)
+        if cross_timestep is not None:
+            CrossTimestepConnection(self, num_train_timesteps=num_train_timesteps or 1000, **cross_timestep)
         if len(is_float) < sum(map(len, names.values())):
             note_config(self, BNNConfig(method=method, pad_value=pad_value))
 
