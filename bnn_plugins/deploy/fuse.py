@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from operator import attrgetter, getitem, is_
+from types import CodeType
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -183,6 +184,10 @@ class FusedForward:
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.original)
+
+    @property
+    def __code__(self) -> CodeType:  # torch.export asks where a forward was written
+        return self.original.__code__
 
     @property
     def original(self) -> Callable:

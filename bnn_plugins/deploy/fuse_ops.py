@@ -54,6 +54,8 @@ class Step(nn.Module):
         if same and not old.is_inference():
             old.copy_(value)
             return old
+        # A copy: what is a parameter itself would otherwise be written to, and seem to have changed, for ever.
+        value = None if value is None else value.detach().clone()
         object.__setattr__(self, name, value)
         return value
 

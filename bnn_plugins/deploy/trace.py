@@ -247,4 +247,4 @@ def constant(graph: fx.Graph, root: nn.Module, target: str) -> Tensor:
 
 def tensors_of(module: nn.Module) -> list[tuple[dict, str]]:
     """Where the parameters and buffers of one module are held, without its children."""
-    return [(held, name) for held in (module._parameters, module._buffers) for name in held]
+    return [(held, name) for held in (module._parameters, module._buffers) for name in held if name != 'num_batches_tracked']
