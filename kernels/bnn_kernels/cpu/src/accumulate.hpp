@@ -1,12 +1,16 @@
-// The popcount convolution for an instruction set, given by T: T::tile counts for at most T::pixels pixels, one 32-bit lane per
-// output channel, T::lanes of them in a vector.
+// The convolution by counting, for an instruction set given by T:
+//   T::lanes    channels that it always computes together; T::pixels: pixels of a tile at most
+//   T::Word     what 32 channels of one pixel are to it, and T::Weight what they are in the weights; T::per_word of the latter
+//   T::put      writes the weights of one word of one output channel
+//   T::source   finds the words of a block's input
+//   T::tile     counts the differing signs of a tile of pixels
 //
-// Pixels are grouped by the taps that lie inside the image, so that a tile of pixels runs over these taps only: what is outside
-// is not computed, and a sum is K - 2 popcount(x ^ w) over what is inside. With pad_value -1 and +1 the taps outside add a
-// constant per channel, taken from the number of +1 weights of each tap.
+// Pixels are grouped by the taps that lie inside the image, so that a tile runs over these taps only: what is outside is not
+// computed, and a sum is K - 2 popcount(x ^ w) over what is inside. With pad_value -1 and +1 the taps outside add a constant per
+// channel, from the number of +1 weights of each tap.
 //
 // Prepared weights, per group: [taps][outputs, rounded up to lanes] int32 number of +1 weights, then per chunk
-// [taps][words][channels of the chunk, rounded up to lanes] words.
+// [taps][words][T::per_word][channels of the chunk, rounded up to lanes] weights.
 #pragma once
 
 #include <algorithm>
@@ -22,53 +26,63 @@ struct Segment {  // words that follow each other, from x[x] in the input and fr
   int64_t x, w, length;
 };
 
-// `pixels` pixels whose words start `offsets` from x, and `vectors` vectors of channels:
-// out[pixel][channel] = base[channel] - 2 popcount(x ^ w).
+// `pixels` pixels whose words start `offsets` from x, and `row` channels: out[pixel][channel] = base[channel] - 2 differing signs.
+template <class T>
 struct Tile {
-  int64_t pixels, vectors;
-  const uint32_t* x;
+  int64_t pixels, row;
+  const typename T::Word* x;
   const int64_t* offsets;
   const std::vector<Segment>& segments;
-  const uint32_t* w;
+  const typename T::Weight* w;
   const int32_t* base;
   int32_t* const* out;
 };
 
+// Words of an image: pixel (y, x) starts at origin + y * pitch + x * pixel_words, for those pixels that the block reads.
+template <class Word>
+struct Source {
+  const Word* origin;
+  int64_t pitch;
+};
+
 template <class T>
-struct Popcount {
+struct Counting {
+  using Weight = typename T::Weight;
 
   static int64_t rounded(int64_t channels) { return round_up(channels, T::lanes); }
-  static int64_t group_words(const Conv& c) { return rounded(c.group_outputs()) * c.taps() * (c.words() + 1); }
-
-  static int64_t prepared_bytes(const Conv& c) { return c.groups * group_words(c) * 4; }
+  static int64_t ones_bytes(const Conv& c) { return c.taps() * rounded(c.group_outputs()) * static_cast<int64_t>(sizeof(int32_t)); }
+  static int64_t chunk_bytes(const Conv& c, int64_t channels) {
+    return c.taps() * c.words() * T::per_word * rounded(channels) * static_cast<int64_t>(sizeof(Weight));
+  }
+  static int64_t group_bytes(const Conv& c) { return round_up(ones_bytes(c) + chunk_bytes(c, c.group_outputs()), ALIGNMENT); }
+  static int64_t prepared_bytes(const Conv& c) { return c.groups * group_bytes(c); }
 
   static void prepare(const Conv& c, const uint32_t* weight, void* prepared) {
-    const int64_t outputs = c.group_outputs(), words = c.words(), taps = c.taps();
+    const int64_t outputs = c.group_outputs(), words = c.words();
     for (int64_t group = 0; group < c.groups; group++) {
-      uint32_t* ones = static_cast<uint32_t*>(prepared) + group * group_words(c);
-      uint32_t* chunk = ones + taps * rounded(outputs);
-      for (int64_t first = 0; first < outputs; first += CHUNK) {
-        const int64_t count = std::min(CHUNK, outputs - first), row = rounded(count);
-        for (int64_t i = 0; i < count; i++) {
-          const uint32_t* source = weight + (group * outputs + first + i) * taps * words;
-          for (int64_t k = 0; k < taps * words; k++) {
-            chunk[k * row + i] = source[k];
-            ones[k / words * rounded(outputs) + first + i] += std::popcount(source[k]);
-          }
+      char* start = static_cast<char*>(prepared) + group * group_bytes(c);
+      int32_t* ones = reinterpret_cast<int32_t*>(start);
+      for (int64_t o = 0; o < outputs; o++) {
+        const int64_t first = o / CHUNK * CHUNK, row = rounded(std::min(CHUNK, outputs - first));
+        Weight* chunk = reinterpret_cast<Weight*>(start + ones_bytes(c) + chunk_bytes(c, first));
+        for (int64_t k = 0; k < c.taps() * words; k++) {
+          const uint32_t word = *weight++;
+          T::put(word, chunk + k * T::per_word * row + o - first, row);
+          ones[k / words * rounded(outputs) + o] += std::popcount(word);
         }
-        chunk += taps * words * row;
       }
     }
   }
 
   static void accumulate(const Plan& plan, const Block& block, const Chunk& chunk, const uint32_t* image, const void* prepared,
-                         const void*, int32_t* tile, int64_t stride) {
+                         const void* scratch, int32_t* tile, int64_t stride) {
     const Conv& c = plan.conv;
-    const int64_t row = rounded(chunk.count), vectors = row / T::lanes;
-    const int64_t all = rounded(c.group_outputs());
-    const uint32_t* ones = static_cast<const uint32_t*>(prepared) + chunk.group * group_words(c);
-    const uint32_t* weight = ones + c.taps() * (all + c.words() * chunk.first);
-    const uint32_t* x = image + chunk.group * c.words();
+    const int64_t row = rounded(chunk.count);
+    const char* start = static_cast<const char*>(prepared) + chunk.group * group_bytes(c);
+    const Weight* weight = reinterpret_cast<const Weight*>(start + ones_bytes(c) + chunk_bytes(c, chunk.first));
+    const int32_t* ones = reinterpret_cast<const int32_t*>(start) + chunk.first;
+    Source<typename T::Word> source = T::source(plan, block, image, scratch);
+    source.origin += chunk.group * c.words();
     thread_local std::vector<Segment> segments;
     for (const Run& vertical : plan.rows) {
       const Piece ys = piece(vertical, block.y0, block.y1);
@@ -77,23 +91,24 @@ struct Popcount {
         const Piece xs = piece(horizontal, block.x0, block.x1);
         if (xs.from >= xs.to) continue;
         alignas(ALIGNMENT) int32_t base[CHUNK];
-        collect(c, vertical, horizontal, row, segments);
-        constants(c, vertical, horizontal, reinterpret_cast<const int32_t*>(ones) + chunk.first, all, row, base);
-        rectangle(plan, block, vertical, ys, horizontal, xs, segments, x, weight, base, vectors, tile, stride);
+        collect(c, vertical, horizontal, source.pitch, row, segments);
+        constants(c, vertical, horizontal, ones, row, base);
+        rectangle(c, block, vertical, ys, horizontal, xs, segments, source, weight, base, row, tile, stride);
       }
     }
   }
 
  private:
-  static void collect(const Conv& c, const Run& vertical, const Run& horizontal, int64_t row, std::vector<Segment>& segments) {
-    const int64_t words = c.words();
+  static void collect(const Conv& c, const Run& vertical, const Run& horizontal, int64_t pitch, int64_t row,
+                      std::vector<Segment>& segments) {
+    const int64_t words = c.words(), step = T::per_word * row;
     segments.clear();
     for (size_t i = 0; i < vertical.taps.size(); i++) {
       for (size_t j = 0; j < horizontal.taps.size(); j++) {
-        const int64_t x = (vertical.offsets[i] * c.width + horizontal.offsets[j]) * c.pixel_words();
-        const int64_t w = (vertical.taps[i] * c.kernel_w + horizontal.taps[j]) * words * row;
+        const int64_t x = vertical.offsets[i] * pitch + horizontal.offsets[j] * c.pixel_words();
+        const int64_t w = (vertical.taps[i] * c.kernel_w + horizontal.taps[j]) * words * step;
         if (!segments.empty() && segments.back().x + segments.back().length == x &&
-            segments.back().w + segments.back().length * row == w)
+            segments.back().w + segments.back().length * step == w)
           segments.back().length += words;
         else
           segments.push_back({x, w, words});
@@ -102,8 +117,8 @@ struct Popcount {
   }
 
   // What a sum is where all signs agree, taps outside included.
-  static void constants(const Conv& c, const Run& vertical, const Run& horizontal, const int32_t* ones, int64_t ones_row,
-                        int64_t row, int32_t* base) {
+  static void constants(const Conv& c, const Run& vertical, const Run& horizontal, const int32_t* ones, int64_t row,
+                        int32_t* base) {
     const int32_t terms = static_cast<int32_t>(c.group_channels());
     std::fill(base, base + row, terms * static_cast<int32_t>(vertical.taps.size() * horizontal.taps.size()));
     if (c.pad_value == 0) return;
@@ -111,32 +126,56 @@ struct Popcount {
       const bool row_inside = std::binary_search(vertical.taps.begin(), vertical.taps.end(), i);
       for (int64_t j = 0; j < c.kernel_w; j++) {
         if (row_inside && std::binary_search(horizontal.taps.begin(), horizontal.taps.end(), j)) continue;
-        const int32_t* tap = ones + (i * c.kernel_w + j) * ones_row;
+        const int32_t* tap = ones + (i * c.kernel_w + j) * rounded(c.group_outputs());
         for (int64_t o = 0; o < row; o++) base[o] += static_cast<int32_t>(c.pad_value) * (2 * tap[o] - terms);
       }
     }
   }
 
-  static void rectangle(const Plan& plan, const Block& block, const Run& vertical, Piece ys, const Run& horizontal, Piece xs,
-                        const std::vector<Segment>& segments, const uint32_t* x, const uint32_t* weight, const int32_t* base,
-                        int64_t vectors, int32_t* tile, int64_t stride) {
-    const Conv& c = plan.conv;
-    const int64_t pixels = (ys.to - ys.from) * (xs.to - xs.from);
-    const int64_t tiles = divide_up(pixels, T::pixels);
-    int64_t i = ys.from, j = xs.from;
+  static void rectangle(const Conv& c, const Block& block, const Run& vertical, Piece ys, const Run& horizontal, Piece xs,
+                        const std::vector<Segment>& segments, const Source<typename T::Word>& source, const Weight* weight,
+                        const int32_t* base, int64_t row, int32_t* tile, int64_t stride) {
+    const int64_t width = xs.to - xs.from, pixels = (ys.to - ys.from) * width;
+    const int64_t tiles = divide_up(pixels, T::pixels), size = pixels / tiles, larger = pixels % tiles;
+    // From one pixel to the next, and from the end of a row to the start of the next.
+    const int64_t x_step = horizontal.source_step * c.pixel_words();
+    const int64_t x_turn = vertical.source_step * source.pitch - width * x_step;
+    const int64_t out_step = horizontal.step * stride;
+    const int64_t out_turn = vertical.step * (block.x1 - block.x0) * stride - width * out_step;
+    const typename T::Word* x = source.origin + (vertical.source + ys.from * vertical.source_step) * source.pitch +
+                                (horizontal.source + xs.from * horizontal.source_step) * c.pixel_words();
+    tile += ((vertical.first + ys.from * vertical.step - block.y0) * (block.x1 - block.x0) + horizontal.first +
+             xs.from * horizontal.step - block.x0) * stride;
+    int64_t left = width, offset = 0;
     for (int64_t n = 0; n < tiles; n++) {  // tiles of equal size, give or take one pixel
-      const int64_t size = pixels * (n + 1) / tiles - pixels * n / tiles;
       int64_t offsets[T::pixels];
       int32_t* out[T::pixels];
-      for (int64_t p = 0; p < size; p++) {
-        const int64_t row = vertical.source + i * vertical.source_step, column = horizontal.source + j * horizontal.source_step;
-        const int64_t y = vertical.first + i * vertical.step, at = horizontal.first + j * horizontal.step;
-        offsets[p] = (row * c.width + column) * c.pixel_words();
-        out[p] = tile + ((y - block.y0) * (block.x1 - block.x0) + at - block.x0) * stride;
-        if (++j == xs.to) j = xs.from, i++;
+      const int64_t count = size + (n < larger);
+      for (int64_t p = 0; p < count; p++) {
+        offsets[p] = offset;
+        out[p] = tile;
+        offset += x_step;
+        tile += out_step;
+        if (--left == 0) {
+          left = width;
+          offset += x_turn;
+          tile += out_turn;
+        }
       }
-      T::tile({size, vectors, x, offsets, segments, weight, base, out});
+      T::tile({count, row, x, offsets, segments, weight, base, out});
     }
+  }
+};
+
+// For instruction sets that count the words as they are.
+struct PlainWords {
+  using Word = uint32_t;
+  using Weight = uint32_t;
+  static constexpr int64_t per_word = 1;
+
+  static void put(uint32_t word, uint32_t* weight, int64_t) { *weight = word; }
+  static Source<uint32_t> source(const Plan& plan, const Block&, const uint32_t* image, const void*) {
+    return {image, plan.conv.width * plan.conv.pixel_words()};
   }
 };
 

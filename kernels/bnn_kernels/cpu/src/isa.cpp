@@ -9,6 +9,8 @@ const Kernel* kernel(int64_t isa) {
     case PORTABLE:
       return &portable;
 #if defined(__x86_64__)
+    case AVX2:
+      return has_avx2() ? &avx2 : nullptr;
     case AVX512:
       return has_avx512() ? &avx512 : nullptr;
 #endif
@@ -25,7 +27,8 @@ const Kernel* kernel(int64_t isa) {
 
 #if defined(__x86_64__)
 bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt") &&
+         __builtin_cpu_supports("f16c");
 }
 
 bool has_avx512() {

@@ -7,6 +7,7 @@ namespace bnn {
 
 extern const Kernel portable, amx_emulated;
 #if defined(__x86_64__)
+extern const Kernel avx2;
 extern const Kernel avx512;
 bool has_avx2();
 bool has_avx512();

@@ -21,7 +21,8 @@ BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512v
 namespace bnn {
 namespace {
 
-struct Avx512Tile {
+struct Avx512Count : PlainWords {
+  using Tile = bnn::Tile<Avx512Count>;
   static constexpr int lanes = 16, pixels = 6;
 
   template <int PIXELS, int VECTORS>
@@ -61,7 +62,7 @@ struct Avx512Tile {
 
   template <int PIXELS>
   static void vectors(const Tile& t) {
-    switch (t.vectors) {
+    switch (t.row / lanes) {
       case 1: return count<PIXELS, 1>(t);
       case 2: return count<PIXELS, 2>(t);
       case 3: return count<PIXELS, 3>(t);
@@ -81,12 +82,12 @@ struct Avx512Tile {
   }
 };
 
-using Counting = Popcount<Avx512Tile>;
+using Count = Counting<Avx512Count>;
 
 }  // namespace
 
-const Kernel avx512 = {"avx512", 64, Avx512Tile::lanes, Counting::prepared_bytes, Counting::prepare, nullptr, nullptr,
-                       Counting::accumulate, fused<Avx512>, signs<Avx512>, pack<Avx512>, downsample<Avx512>};
+const Kernel avx512 = {"avx512", 64, Avx512Count::lanes, Count::prepared_bytes, Count::prepare, nullptr, nullptr, Count::accumulate,
+                       fused<Avx512>, signs<Avx512>, pack<Avx512>, downsample<Avx512>};
 
 }  // namespace bnn
 

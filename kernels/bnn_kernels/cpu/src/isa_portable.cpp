@@ -9,7 +9,8 @@
 namespace bnn {
 namespace {
 
-struct PortableTile {
+struct PortableCount : PlainWords {
+  using Tile = bnn::Tile<PortableCount>;
   static constexpr int lanes = 16, pixels = 1;
 
   static uint32_t count(uint32_t v) {
@@ -25,24 +26,23 @@ struct PortableTile {
   }
 
   static void tile(const Tile& t) {
-    const int64_t row = t.vectors * lanes;
-    for (int64_t first = 0; first < row; first += lanes) {
+    for (int64_t first = 0; first < t.row; first += lanes) {
       uint32_t sum[lanes] = {};
       for (const Segment& segment : t.segments) {
         const uint32_t *x = t.x + segment.x + t.offsets[0], *w = t.w + segment.w + first;
         for (int64_t k = 0; k < segment.length; k++)
-          for (int i = 0; i < lanes; i++) sum[i] += count(x[k] ^ w[k * row + i]);
+          for (int i = 0; i < lanes; i++) sum[i] += count(x[k] ^ w[k * t.row + i]);
       }
       for (int i = 0; i < lanes; i++) t.out[0][first + i] = t.base[first + i] - 2 * static_cast<int32_t>(sum[i]);
     }
   }
 };
 
-using Counting = Popcount<PortableTile>;
+using Count = Counting<PortableCount>;
 
 }  // namespace
 
-const Kernel portable = {"portable", 64, PortableTile::lanes, Counting::prepared_bytes, Counting::prepare, nullptr, nullptr,
-                         Counting::accumulate, fused<Portable>, signs<Portable>, pack<Portable>, downsample<Portable>};
+const Kernel portable = {"portable", 64, PortableCount::lanes, Count::prepared_bytes, Count::prepare, nullptr, nullptr,
+                         Count::accumulate, fused<Portable>, signs<Portable>, pack<Portable>, downsample<Portable>};
 
 }  // namespace bnn
