@@ -7,16 +7,24 @@ counts what it costs. In an OpenMMLab config, ``type='bnn_plugins.X'`` is enough
 from importlib import import_module
 
 from .analysis import Summary, summarize
-from .binarize import clip_latents_, list_estimators, list_methods, register_method, set_progress
+from .binarize import (
+    after_step_,
+    clip_latents_,
+    list_estimators,
+    list_methods,
+    register_method,
+    set_progress,
+    start_epoch_,
+)
 from .convert import BinarizationReport, BNNConfig, binarize_
-from .deploy import FusionReport, fuse_, load_packed_, pack_, save_packed, unfuse_
+from .deploy import FusionReport, VerificationReport, fuse_, load_packed_, pack_, save_packed, unfuse_, verify
 from .hosts.doors import open_doors
 from .version import __version__
 
 __all__ = [
-    'BNNConfig', 'BinarizationReport', 'FusionReport', 'Summary', '__version__', 'binarize_', 'clip_latents_', 'fuse_',
-    'list_estimators', 'list_methods', 'load_packed_', 'pack_', 'register_method', 'save_packed', 'set_progress', 'summarize',
-    'unfuse_',
+    'BNNConfig', 'BinarizationReport', 'FusionReport', 'Summary', 'VerificationReport', '__version__', 'after_step_',
+    'binarize_', 'clip_latents_', 'fuse_', 'list_estimators', 'list_methods', 'load_packed_', 'pack_', 'register_method',
+    'save_packed', 'set_progress', 'start_epoch_', 'summarize', 'unfuse_', 'verify',
 ]
 
 open_doors()

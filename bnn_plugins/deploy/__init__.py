@@ -4,6 +4,8 @@ from .file import PackedFile, attach_signatures, load_packed_, read_packed, save
 from .fuse import FusionReport, fuse_, fused_parts, fused_steps, unfuse_
 from .pack import PACKED, pack_
 from .packed import PackedConv2d, PackedLayer, PackedLinear
+from .verify import VerificationReport, verify
 
-__all__ = ['PACKED', 'FusionReport', 'PackedConv2d', 'PackedFile', 'PackedLayer', 'PackedLinear', 'attach_signatures', 'fuse_',
-           'fused_parts', 'fused_steps', 'load_packed_', 'pack_', 'read_packed', 'save_packed', 'unfuse_']
+__all__ = ['PACKED', 'FusionReport', 'PackedConv2d', 'PackedFile', 'PackedLayer', 'PackedLinear', 'VerificationReport',
+           'attach_signatures', 'fuse_', 'fused_parts', 'fused_steps', 'load_packed_', 'pack_', 'read_packed', 'save_packed',
+           'unfuse_', 'verify']

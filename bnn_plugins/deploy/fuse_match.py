@@ -28,7 +28,7 @@ from .fuse_ops import (
     depends_on_input,
 )
 from .packed import PackedConv2d, PackedLayer, PackedLinear
-from .trace import constant, module_of, mutates, storage_of
+from .trace import constants_of, graph_module, module_of, mutates, storage_of
 
 ADDS = (operator.add, operator.iadd, torch.add)
 ACTS = {F.relu: 'relu', torch.relu: 'relu', 'relu': 'relu', 'relu_': 'relu', F.hardtanh: 'hardtanh', torch.tanh: None}
@@ -83,9 +83,9 @@ def refusal(layer: PackedLayer) -> str:
 
 
 class Place(NamedTuple):
-    """Where a block was in the traced graph: names of the nodes that are its input, its shortcut and its result."""
+    """What a step stands for in the traced graph: names of the nodes that are its input, its shortcut and its result."""
 
-    step: BlockStep
+    step: Step
     input: str
     shortcut: str | None
     result: str
@@ -273,7 +273,7 @@ class Rewriter:
         stream: dtype of the real-valued stream between steps, ``None`` for that of the model.
 
     Attributes:
-        steps: ``{target: Step}``. rows: ``{layer name: what it became}``. places: of the blocks.
+        steps: ``{target: Step}``. rows: ``{layer name: what it became}``. places: of all but the packings.
     """
 
     def __init__(self, matcher: Matcher, stream: torch.dtype | None):
@@ -306,16 +306,13 @@ class Rewriter:
                 value = self.host(source) if isinstance(step, ConvStep) else self.values[source]
                 self.values[node] = self.call(step, name_of_step(nodes), value)
                 self.made[node] = step
+                self.places.append(Place(step, source.name, None, node.name))
             else:
                 self.values[node] = self.graph.node_copy(node, self.host)
             if node not in self.m.changed:
                 for reader in self.readers.get(node, ()):
                     self.pack(reader)
-        targets = {node.target for node in self.graph.nodes if node.op == 'call_module'} - set(self.steps)
-        held = {target: self.root.get_submodule(target) for target in targets}
-        held.update({node.target: constant(self.m.graph, self.root, node.target) for node in self.graph.nodes
-                     if node.op == 'get_attr'})
-        return fx.GraphModule({**held, **self.steps}, self.graph, 'FusedGraph')
+        return graph_module(self.root, self.graph, constants_of(self.m.graph), self.steps)
 
     def call(self, step: Step, label: str, *arguments: fx.Node) -> fx.Node:
         target = f'fused_{len(self.steps)}'

@@ -316,8 +316,12 @@ def sign_threshold(layer: PackedLayer) -> Tensor | None:
     return value.float().contiguous()
 
 
-def affine(layer: PackedLayer, tiles: int, norms: list[nn.Module]) -> tuple[Tensor, Tensor]:
-    """``scale``, ``bias`` float64 ``[P]`` with output = accumulator * scale + bias."""
+def affine(layer: PackedLayer, tiles: int, norms: list[nn.Module], sizes: bool = False) -> tuple[Tensor, Tensor]:
+    """``scale``, ``bias`` float64 ``[P]`` with output = accumulator * scale + bias.
+
+    Args:
+        sizes: give the sums of the magnitudes of all that is folded, which bound the rounding errors, instead of the values.
+    """
     outputs = layer.weight_bits.shape[1]
     scale = torch.ones(outputs, dtype=torch.float64, device=layer.weight_bits.device)
     if layer.weight_scale is not None:
@@ -330,27 +334,28 @@ def affine(layer: PackedLayer, tiles: int, norms: list[nn.Module]) -> tuple[Tens
     if layer.folded_scale is not None:
         scale, bias = scale * layer.folded_scale.double(), bias * layer.folded_scale.double()
     if layer.bias is not None:
-        bias = bias + layer.bias.double()
-    return through_norms(scale.repeat(tiles), bias.repeat(tiles), norms)
+        bias = bias.abs() + layer.bias.double().abs() if sizes else bias + layer.bias.double()
+    return through_norms(scale.repeat(tiles), bias.repeat(tiles), norms, sizes)
 
 
-def through_norms(scale: Tensor, bias: Tensor, norms: list[nn.Module]) -> tuple[Tensor, Tensor]:
-    """The affine of norms in evaluation, behind another affine."""
+def through_norms(scale: Tensor, bias: Tensor, norms: list[nn.Module], sizes: bool = False) -> tuple[Tensor, Tensor]:
+    """The affine of norms in evaluation, behind another affine; ``sizes`` as in :func:`affine`."""
+    size = torch.abs if sizes else torch.Tensor.double
+    scale, bias = size(scale), size(bias)
     for norm in norms:
+        mean = norm.running_mean.double()
         factor = (norm.running_var.double() + norm.eps).rsqrt()
-        if norm.weight is not None:
-            factor = factor * norm.weight.double()
-        scale, bias = scale * factor, (bias - norm.running_mean.double()) * factor
-        if norm.bias is not None:
-            bias = bias + norm.bias.double()
+        factor = factor if norm.weight is None else factor * size(norm.weight.double())
+        scale, bias = scale * factor, (bias + mean.abs() if sizes else bias - mean) * factor
+        bias = bias if norm.bias is None else bias + size(norm.bias.double())
     return scale, bias
 
 
-def folded_weight(conv: nn.Conv2d, norms: list[nn.Module]) -> tuple[Tensor, Tensor]:
-    """Weight and bias float64 of a real convolution and its norms."""
-    weight = conv.weight.double()
+def folded_weight(conv: nn.Conv2d, norms: list[nn.Module], sizes: bool = False) -> tuple[Tensor, Tensor]:
+    """Weight and bias float64 of a real convolution and its norms; ``sizes`` as in :func:`affine`."""
+    weight = conv.weight.double().abs() if sizes else conv.weight.double()
     bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
-    scale, bias = through_norms(torch.ones_like(bias), bias, norms)
+    scale, bias = through_norms(torch.ones_like(bias), bias, norms, sizes)
     return weight * scale.view(-1, 1, 1, 1), bias
 
 

@@ -60,7 +60,7 @@ class Tracer(fx.Tracer):
             except Exception as error:  # whatever a forward does with a proxy that it took for a tensor
                 raise Untraceable('', first_line(error)) from error
         for name in [name for name in vars(root) if name.startswith('_tensor_constant')]:
-            graph.owning_constants = {**getattr(graph, 'owning_constants', {}), name: vars(root)[name]}
+            constants_of(graph)[name] = vars(root)[name]
             delattr(root, name)  # fx leaves it at the module
         skip_nothings(root, graph)
         return graph
@@ -236,13 +236,23 @@ def storage_of(root: nn.Module, node: fx.Node) -> fx.Node:
     return node
 
 
-def constant(graph: fx.Graph, root: nn.Module, target: str) -> Tensor:
-    """The tensor of a ``get_attr`` node."""
-    constants = getattr(graph, 'owning_constants', {})
-    if target in constants:
-        return constants[target]
-    owner, _, name = target.rpartition('.')
-    return getattr(root.get_submodule(owner), name)
+def constants_of(graph: fx.Graph) -> dict[str, Tensor]:
+    """Tensors that a traced forward made itself, by the target of their node."""
+    return vars(graph).setdefault('_made_while_tracing', {})
+
+
+def graph_module(root: nn.Module, graph: fx.Graph, constants: dict[str, Tensor],
+                 steps: dict[str, nn.Module]) -> fx.GraphModule:
+    """A graph over the modules and tensors of ``root``, and ``steps`` by their target."""
+    held = {}
+    for node in graph.nodes:
+        if node.op == 'call_module':
+            held[node.target] = steps[node.target] if node.target in steps else root.get_submodule(node.target)
+        elif node.op == 'get_attr':
+            owner, _, name = node.target.rpartition('.')
+            found = node.target in constants
+            held[node.target] = constants[node.target] if found else getattr(root.get_submodule(owner), name)
+    return fx.GraphModule(held, graph, 'FusedGraph')
 
 
 def tensors_of(module: nn.Module) -> list[tuple[dict, str]]:

@@ -1,0 +1,336 @@
+"""``verify``: a packed model, fused or not, against the latent model that it was made from, layer by layer."""
+
+import io
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import bnn_kernels
+from bnn_kernels.layout import unpack_bits
+
+from ..layers import BinaryLayer
+from ..layers.base import expand_input
+from ..layers.conv import convolve_levels
+from ..layers.expand import tile
+from ..layers.linear import multiply_levels
+from .fuse import FusedForward, fused_parts
+from .fuse_match import Place
+from .fuse_ops import (
+    AffineStep,
+    BlockStep,
+    ConvStep,
+    PackStep,
+    Step,
+    act_vectors,
+    affine,
+    folded_weight,
+    sign_threshold,
+    through_norms,
+)
+from .packed import PackedConv2d, PackedLayer
+from .trace import constants_of, graph_module, trace_region
+
+ROUNDINGS = 16  # of a block, in units in the last place of the largest intermediate result
+
+
+@dataclass
+class LayerCheck:
+    """One layer or fused step, summed over its calls.
+
+    Attributes:
+        name: of the layer. kind: ``'accumulators'``, or what the step fuses.
+        positions: how many accumulators or signs were compared. different: accumulators that are not equal, or signs that
+            flipped.
+        violations: those among them that must not be: any accumulator, a sign or a value outside of the bound.
+        worst: largest distance from the latent model in units of the bound; 0 for integers.
+    """
+
+    name: str
+    kind: str
+    positions: int = 0
+    different: int = 0
+    violations: int = 0
+    worst: float = 0.0
+
+
+@dataclass
+class VerificationReport:
+    """The result of :func:`verify`. ``print(report)`` and rich both show it as a table.
+
+    Attributes:
+        rows: one for each binary layer, and one for each fused step.
+        outputs: largest distance between the outputs of both models; flips before have their consequences.
+    """
+
+    rows: list[LayerCheck] = field(default_factory=list)
+    outputs: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return not any(row.violations for row in self.rows)
+
+    @property
+    def flips(self) -> int:
+        return sum(row.different for row in self.rows if row.kind != 'accumulators')
+
+    @property
+    def signs(self) -> int:
+        return sum(row.positions for row in self.rows if row.kind != 'accumulators')
+
+    def summary(self) -> str:
+        layers = [row for row in self.rows if row.kind == 'accumulators']
+        wrong = sum(row.violations for row in self.rows)
+        return (f'{len(layers)} layers, {sum(row.positions for row in layers):,} accumulators, '
+                f'{sum(row.different for row in layers):,} different; {self.flips:,} of {self.signs:,} signs flipped; '
+                f'{wrong:,} violations; outputs differ by at most {self.outputs:.3g}: {"ok" if self.ok else "NOT OK"}')
+
+    def __rich__(self) -> Table:
+        table = Table(title='Verification', caption=self.summary(), box=SIMPLE_HEAD)
+        for column in ('layer', 'what', 'compared', 'different', 'violations', 'worst / bound'):
+            table.add_column(column, justify='left' if column in ('layer', 'what') else 'right', overflow='fold')
+        for row in self.rows:
+            table.add_row(*map(Text, (row.name, row.kind, f'{row.positions:,}', f'{row.different:,}', f'{row.violations:,}',
+                                      f'{row.worst:.3f}')))
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=160, file=io.StringIO())
+        console.print(self)
+        return console.file.getvalue()
+
+
+@torch.no_grad()
+def verify(latent: nn.Module, packed: nn.Module, *inputs, **more) -> VerificationReport:
+    r"""Compare a packed model with the latent one, layer by layer, on the values that the *latent* model has there.
+
+    So each layer is judged by itself, and a sign that may flip does not make the layers behind it look wrong.
+
+    - Each binary layer: given the same input, the accumulators of both are equal integers.
+    - Each fused step: its real-valued stream ``v`` is that of the latent model within
+      :math:`16\,\epsilon\,(|a s| + |b| + |x| + |\gamma|)\max(1, |\beta|) + 16\,\epsilon\,|\zeta|`, and a sign is another only
+      where the latent value is this close to its threshold. :math:`\epsilon` is that of the dtype (2^-23 for float32), ``a``
+      the accumulator, ``s`` the folded scale, ``b`` the sum of the magnitudes folded into the bias, ``x`` the shortcut; 16
+      counts the roundings of both ways to compute it. Sums of real convolutions may also round once for each term.
+
+    Args:
+        latent: the latent model, in evaluation mode. packed: the same after ``pack_`` (of a copy), or ``load_packed_``, with
+            or without ``fuse_``.
+        inputs, more: what both are called with.
+
+    Returns:
+        counts per layer; ``report.ok`` says that nothing is outside of its bound.
+
+    Raises:
+        ValueError: when the two models have not the same binary layers, or ``latent`` is in training mode.
+    """
+    layers = matching_layers(latent, packed)
+    report = VerificationReport()
+    rows: dict[tuple[str, str], LayerCheck] = {}
+
+    def row(name: str, kind: str) -> LayerCheck:
+        return rows.setdefault((name, kind), LayerCheck(name, kind))
+
+    with ExitStack() as stack:
+        for name, (one, other) in layers.items():
+            stack.callback(one.register_forward_hook(
+                lambda _, args, __, one=one, other=other, name=name: compare_layer(row(name, 'accumulators'), one, other,
+                                                                                   args[0])).remove)
+        for name, part in fused_parts(packed):
+            stack.enter_context(watched(latent.get_submodule(name), part, row))
+        expected = latent(*inputs, **more)
+    found = packed(*inputs, **more)
+    report.outputs = max((float((a.double() - b.double()).abs().max()) for a, b in zip(tensors_in(expected), tensors_in(found),
+                                                                                     strict=True) if a.numel()), default=0.0)
+    report.rows = list(rows.values())
+    return report
+
+
+def matching_layers(latent: nn.Module, packed: nn.Module) -> dict[str, tuple[BinaryLayer, PackedLayer]]:
+    ones = {name: module for name, module in latent.named_modules() if isinstance(module, BinaryLayer)}
+    others = {name: module for name, module in packed.named_modules() if isinstance(module, PackedLayer)}
+    if not ones:
+        raise ValueError(f'verify takes the latent model first, but this {type(latent).__name__} has no binary layer')
+    for name in sorted(ones.keys() ^ others.keys()):
+        raise ValueError(f'verify takes the same model twice, but the layer {name!r} is '
+                         f'{"not packed in the second" if name in ones else "not binary in the first"}')
+    if any(module.training for module in latent.modules()):
+        raise ValueError('the latent model is in training mode: call latent.eval() first')
+    return {name: (ones[name], others[name]) for name in ones}
+
+
+def compare_layer(row: LayerCheck, one: BinaryLayer, other: PackedLayer, x: Tensor) -> None:
+    """The accumulators of both layers for the same input, as integers."""
+    if one.activation.bits == 32:
+        return  # no integers: the levels of the weights are compared by what follows
+    norm = getattr(one, 'pre_norm', None)
+    x = x if norm is None else norm(x)
+    seen = expand_input(other, x)
+    levels, _ = one.weight_binarizer(one.weight)
+    product = convolve_levels if isinstance(other, PackedConv2d) else multiply_levels
+    expected = product(one, one.activation(expand_input(one, x)), levels)
+    found = other._accumulate(seen)
+    row.positions += found.numel()
+    different = int((expected != found).sum()) if expected.shape == found.shape else found.numel()
+    row.different += different
+    row.violations += different
+
+
+@contextmanager
+def watched(module: nn.Module, part: FusedForward, row: Callable[[str, str], LayerCheck]):
+    """While the latent model runs, every call of ``module`` (a part that is fused in the packed model) is compared."""
+    if part.run is None:
+        part.build()
+    if isinstance(module, BinaryLayer):
+        (place,) = part.places
+        handle = module.register_forward_hook(
+            lambda _, args, out: compare_step(row, part, place, {place.input: args[0], place.result: out}))
+        yield
+        handle.remove()
+        return
+    _, graph = trace_region(module, BinaryLayer, part.method)
+    recorder = Recorder(graph_module(module, graph, constants_of(graph), {}), part.places)
+    original = vars(module).get(part.method)
+    run = getattr(module, part.method)
+
+    def call(*args, **kwargs):
+        tensors = part.flatten(args, kwargs)
+        if tensors is None:
+            return run(*args, **kwargs)
+        recorder.values.clear()
+        out = recorder.run(*tensors)
+        for place in part.places:
+            compare_step(row, part, place, recorder.values)
+        return out
+
+    setattr(module, part.method, call)
+    yield
+    delattr(module, part.method)
+    if original is not None:
+        setattr(module, part.method, original)
+
+
+class Recorder(fx.Interpreter):
+    """Runs a graph and keeps the values that steps stand between; what is changed in place later is kept as it was."""
+
+    def __init__(self, module: fx.GraphModule, places: list[Place]):
+        super().__init__(module)
+        self.wanted = {name for place in places for name in (place.input, place.shortcut, place.result)}
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node):
+        value = super().run_node(n)
+        if n.name in self.wanted:
+            self.values[n.name] = value.clone()
+        return value
+
+
+def compare_step(row: Callable[[str, str], LayerCheck], part: FusedForward, place: Place, values: dict[str, Tensor]) -> None:
+    """One fused step on the values of the latent model."""
+    step, x, expected = place.step, values[place.input], values[place.result]
+    if isinstance(step, BlockStep):
+        compare_block(row(part.full(step.name), step.text), step, x, values.get(place.shortcut), expected)
+        return
+    check = row(part.full(step.label), type(step).__name__.removesuffix('Step').lower())
+    found, bound = step(x), float_bound(step, x)
+    compare_values(check, found, expected, bound)
+
+
+def compare_values(check: LayerCheck, found: Tensor, expected: Tensor, bound: Tensor) -> None:
+    distance = (found.double() - expected.double()).abs() / bound
+    check.worst = max(check.worst, float(distance.max()) if distance.numel() else 0.0)
+    check.violations += int((distance > 1).sum())
+
+
+def compare_block(check: LayerCheck, step: BlockStep, x: Tensor, shortcut: Tensor | None, expected: Tensor) -> None:
+    layer = step.held[0]
+    packing = PackStep(layer)
+    packing.prepare()
+    words = packing(x)
+    bound = block_bound(step, words, shortcut, expected)
+    if shortcut is not None:
+        shortcut = shortcut.to(step.stream)
+        shortcut = shortcut.clone(memory_format=torch.channels_last) if step.is_conv else shortcut.clone()
+    out = step(words) if shortcut is None else step(words, shortcut)
+    signs, stream = out if step.pack and step.keep else (out, None) if step.pack else (None, out)
+    if stream is not None:
+        compare_values(check, stream, expected, bound)
+    if signs is None:
+        return
+    reader = step.consumers[0]
+    reading = PackStep(reader)
+    reading.prepare()
+    flipped = unpack_bits(signs ^ reading(expected), len(step.scale), getattr(reader, 'groups', 1))
+    threshold = sign_threshold(reader)
+    threshold = torch.zeros_like(step.scale) if threshold is None else threshold
+    if step.is_conv:
+        flipped, threshold = flipped.permute(0, 3, 1, 2), threshold.view(-1, 1, 1)
+    distance = ((expected.double() - threshold.double()).abs() / bound)[flipped]
+    check.positions += flipped.numel()
+    check.different += distance.numel()
+    check.violations += int((distance > 1).sum())
+    check.worst = max(check.worst, float(distance.max()) if distance.numel() else 0.0)
+
+
+def block_bound(step: BlockStep, words: Tensor, shortcut: Tensor | None, expected: Tensor) -> Tensor:
+    """How far the result of a block may be from the latent model's, elementwise; see :func:`verify`."""
+    layer = step.held[0]
+    scale, bias = affine(layer, step.tiles, step.norms, sizes=True)
+    if step.is_conv:
+        acc = bnn_kernels.binary_conv2d(words, step.weight, step.channels, **step.geometry)
+    else:
+        acc = bnn_kernels.binary_linear(words, layer.weight_bits[0], step.channels)
+    acc = tile(acc.double().abs(), len(scale) // acc.shape[layer.channel_dim], layer.channel_dim)
+    if step.is_conv:
+        scale, bias = scale.view(-1, 1, 1), bias.view(-1, 1, 1)
+    total = acc * scale + bias
+    total = through_act(total if shortcut is None else total + shortcut.double().abs(), step.acts[0], layer.channel_dim)
+    return total * rounding(expected, step) + torch.finfo(torch.float32).tiny
+
+
+def float_bound(step: Step, x: Tensor) -> Tensor:
+    """As :func:`block_bound`, for a real convolution, a downsample or a norm: one rounding more for each term of a sum."""
+    size, terms = x.double().abs(), 0
+    if isinstance(step, AffineStep):
+        one = torch.ones(size.shape[1], dtype=torch.float64, device=x.device)
+        scale, bias = (v.view(-1, 1, 1) for v in through_norms(one, one * 0, step.held, sizes=True))
+        total = size * scale + bias
+    else:
+        weight, bias = folded_weight(step.held[0], step.norms, sizes=True)
+        terms = weight[0].numel()
+        if isinstance(step, ConvStep):
+            total = F.conv2d(size, weight, bias, *step.geometry)
+        else:
+            pooled = F.avg_pool2d(size, step.pool, step.pool, ceil_mode=True, count_include_pad=False)
+            total = F.conv2d(pooled, weight, bias)
+    total = through_act(total, step.tail.act if isinstance(step, AffineStep | ConvStep) else None, 1)
+    return total * (rounding(x, step) + terms * torch.finfo(torch.float32).eps) + torch.finfo(torch.float32).tiny
+
+
+def through_act(total: Tensor, act: nn.Module | str | None, channel_dim: int) -> Tensor:
+    """The magnitudes behind a non-linearity."""
+    shape = (-1, *[1] * (total.dim() - 2)) if channel_dim == 1 else (-1,)
+    _, *vectors = act_vectors(act, total.shape[channel_dim])
+    gamma, slope, zeta = (v if v is None else v.to(total.device).double().abs().view(shape) for v in vectors)
+    total = total if gamma is None else total + gamma
+    total = total if slope is None else total * slope.clamp(min=1)
+    return total if zeta is None else total + zeta
+
+
+def rounding(expected: Tensor, step: Step) -> float:
+    return ROUNDINGS * max(torch.finfo(expected.dtype).eps, torch.finfo(step.stream).eps)
+
+
+def tensors_in(value) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [tensor for item in value for tensor in tensors_in(item)] if isinstance(value, list | tuple) else []
