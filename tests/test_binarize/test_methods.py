@@ -38,7 +38,7 @@ def test_docstring_names_the_paper(name):
 @pytest.mark.parametrize(('spec', 'sentence'), [
     ('recuu', "unknown method 'recuu'; did you mean 'recu'"),
     ('ReActNet', "unknown method 'ReActNet'; did you mean 'reactnet'"),
-    (dict(type='xxxxxxxxxx'), r"unknown method 'xxxxxxxxxx'\. Known: adambnn, binaryconnect, .*xnorpp"),
+    (dict(type='xxxxxxxxxx'), r"unknown method 'xxxxxxxxxx'\. Known: adambnn, bidm, binaryconnect, .*xnorpp"),
     ({}, 'unknown method None'),
     (dict(type='dorefa', wbits=2), "unknown option of the method 'dorefa' 'wbits'; did you mean 'w_bits'"),
     (dict(type='bireal', estimators='ste'), "'estimators'; did you mean 'estimator'"),

@@ -49,12 +49,14 @@ FLAGS = {
     'seed': (0, ''),
     # ours
     'holdout': (0.1, 'share of the pictures that is never trained on'),
-    'teacher_model': (None, 'folder of a float UNet with the same block widths'),
+    'teacher_model': (None, 'folder of a pipeline with a float UNet of the same block widths'),
+    'teacher_config': (None, 'config of the float twin: trained first where teacher_model is not there yet'),
     'teacher_weight': (0.0, 'of the squared error to what the teacher predicts'),
     'spd_weight': (0.0, 'of space patched distillation (BiDM uses 1e-2)'),
     'lrm_weight': (0.0, 'of low-rank representation mimicking (BinaryDM uses 1e-4)'),
     'latent_clip': (True, 'clip latent weights where the method says so'),
     'residual': (False, 'super-resolution: diffuse the difference to the enlarged picture'),
+    'crop': (0, 'train on random crops of so many pixels, 0 for whole pictures'),
     'log_every': (50, 'steps between two lines in the log'),
 }
 INTEGERS = ('max_train_steps', 'checkpoints_total_limit')

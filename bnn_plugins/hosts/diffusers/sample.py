@@ -1,19 +1,18 @@
 """``tools/sample.py``: pictures from a saved pipeline, latent, packed on the way, or packed already."""
 
 import argparse
-import math
 import time
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import make_image_grid
 
 import bnn_kernels
 
 from ...deploy import PackedLayer, pack_
 from ...layers import BinaryLayer
 from .data import build_dataset
+from .grid import picture_grid
 from .sr_pipeline import SuperResolutionPipeline
 
 
@@ -74,13 +73,7 @@ def main(argv: list[str] | None = None) -> Path:
     images = generate(pipe, args.num if conditions is None else len(conditions), args.steps, args.seed, conditions=conditions)
     kind, seconds = kind_of(pipe.unet), time.perf_counter() - start
     ran = f' on the backend {bnn_kernels.last_backend()!r}' if kind == 'packed' else ''
-    columns = math.ceil(math.sqrt(len(images)))
-    blank = images[0].resize(images[0].size)
-    blank.paste(0, (0, 0, *blank.size))
-    rows = math.ceil(len(images) / columns)
-    grid = make_image_grid(images + [blank] * (rows * columns - len(images)), rows, columns)
-    scale = max(1, 512 // max(grid.size))
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    grid.resize([side * scale for side in grid.size], 0).save(args.out)
+    picture_grid(images).save(args.out)
     print(f'{len(images)} pictures by the {kind} UNet{ran} in {seconds:.1f} s: {args.out}')
     return Path(args.out)

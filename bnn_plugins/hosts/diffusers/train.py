@@ -11,13 +11,13 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import ProjectConfiguration
-from diffusers import ModelMixin
+from diffusers import AutoModel, ModelMixin
 from diffusers.optimization import get_scheduler
-from diffusers.utils import make_image_grid
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -29,6 +29,7 @@ from .data import Images, build_dataset
 from .distill import BlockFeatures, LowRankMimicking, space_patched_loss
 from .ema import BNNEMAModel
 from .flags import parse_args
+from .grid import picture_grid
 
 logger = logging.getLogger('bnn_plugins')
 
@@ -103,11 +104,11 @@ class Trainer:
             if asked:
                 raise ValueError(f'{asked[0]} needs --teacher_model: the folder of a float UNet')
             return
-        if not Path(args.teacher_model).is_dir():
-            raise FileNotFoundError(f'there is no teacher in {args.teacher_model}: train the float twin first, or leave '
-                                    'teacher_model out')
-        from diffusers import AutoModel
-        self.teacher = AutoModel.from_pretrained(str(args.teacher_model)).to(self.accelerator.device).requires_grad_(False)
+        if not (Path(args.teacher_model) / 'unet').is_dir():
+            raise FileNotFoundError(f'there is no teacher in {args.teacher_model}: train the float twin first, name its '
+                                    'config with --teacher_config, or leave teacher_model out')
+        teacher = AutoModel.from_pretrained(str(args.teacher_model), subfolder='unet')
+        self.teacher = teacher.to(self.accelerator.device).requires_grad_(False)
         self.student_features, self.teacher_features = BlockFeatures(unet), BlockFeatures(self.teacher)
         self.mimicking = LowRankMimicking()
 
@@ -235,6 +236,10 @@ class Trainer:
             flip = torch.rand(len(clean), 1, 1, 1, device=clean.device) < 0.5
             clean = torch.where(flip, clean.flip(3), clean)
             condition = None if condition is None else torch.where(flip, condition.flip(3), condition)
+        if args.crop:
+            top, left = (int(torch.randint(size - args.crop + 1, ())) for size in clean.shape[2:])
+            clean, condition = (x if x is None else x[:, :, top:top + args.crop, left:left + args.crop]
+                                for x in (clean, condition))
         if args.residual:
             clean = clean - condition
         noise = torch.randn_like(clean)
@@ -302,25 +307,17 @@ class Trainer:
                 images = pipe(batch_size=count, **options).images
             else:
                 images = pipe(torch.stack([self.heldout[i]['condition'] for i in range(count)]), **options).images
-        columns = math.isqrt(count) if math.isqrt(count) ** 2 == count else count
-        grid = make_image_grid(images, count // columns, columns)
+        grid = picture_grid(images)
         path = self.folder / 'samples' / f'{epoch:04d}.png'
         path.parent.mkdir(exist_ok=True)
-        scale = max(1, 512 // max(grid.size))
-        grid.resize([side * scale for side in grid.size], 0).save(path)
+        grid.save(path)
         if self.args.logger == 'tensorboard':
-            array = torch.stack([torch.from_numpy(pil_array(image)) for image in images])
-            self.accelerator.get_tracker('tensorboard', unwrap=True).add_images('samples', array, epoch, dataformats='NHWC')
+            tracker = self.accelerator.get_tracker('tensorboard', unwrap=True)
+            tracker.add_image('samples', np.asarray(grid), epoch, dataformats='HWC')
 
     def save_pipeline(self) -> None:
         with self.averaged_weights() as unet:
             self.pipeline(unet).save_pretrained(self.folder)
-
-
-def pil_array(image):
-    import numpy as np
-    array = np.asarray(image)
-    return array[..., None] if array.ndim == 2 else array
 
 
 def parameter_groups(unet: nn.Module, weight_decay: float) -> list[dict]:
@@ -342,4 +339,10 @@ def check_channels(unet: ModelMixin, data: Images) -> None:
 def main(argv: list[str] | None = None) -> Path:
     """``tools/train_diffusion.py``."""
     logging.basicConfig(format='%(levelname)s %(message)s', level=logging.INFO)
-    return Trainer(parse_args(argv)).run()
+    args = parse_args(argv)
+    if args.teacher_config and not (Path(args.teacher_model or '') / 'model_index.json').is_file():
+        logger.info('training the float twin first: %s', args.teacher_config)
+        twin = parse_args([args.teacher_config, '--seed', str(args.seed), '--logger', args.logger])
+        twin.output_dir = args.teacher_model or twin.output_dir
+        args.teacher_model = str(Trainer(twin).run())
+    return Trainer(args).run()
