@@ -118,6 +118,12 @@ def test_any_image_with_one_compiled_kernel(batch, height, width, seed):
         agree(chip, 'binary_conv2d_sign', signs(convolution(seed, batch, height, width)))
 
 
+def test_tall_tiles():
+    call = signs(convolution(height=12, width=13, channels=128))
+    program = agree(Chip((8, 6)), 'binary_conv2d_sign', call)
+    assert sum(i.op[0] == 'mma' for i in program.instructions) == 5 * 128 // 64 * 64 // 8
+
+
 def test_sizes_are_no_part_of_a_kernel():
     programs = set()
     for batch, height, width in ((1, 1, 1), (1, 16, 16), (2, 5, 16), (3, 7, 2)):
@@ -284,3 +290,23 @@ def test_rewriting():
             tensorcore_rewrite.rewritten(ptx)
     assert tensorcore_rewrite.refusal('3.6.0') == ''
     assert 'not tested with Triton 3.5.1' in tensorcore_rewrite.refusal('3.5.1')
+
+
+def test_a_hook_that_is_there_runs_first(monkeypatch):
+    from triton import knobs
+    seen = []
+
+    def other(backend=None, stages=None, options=None, language=None, capability=None):
+        if stages is None:
+            return 'other', 'other'
+        seen.append(sorted(stages))
+        stages['ptx'] = lambda source, metadata: f'{tensorcore_rewrite.MARKER} {source}'
+
+    monkeypatch.setattr(knobs.runtime, 'add_stages_inspection_hook', other)
+    tensorcore_rewrite.install()
+    tensorcore_rewrite.install()
+    stages = {'ptx': None}
+    knobs.runtime.add_stages_inspection_hook(None, stages, None, None, 90)
+    assert seen == [['ptx']]
+    assert 'k256.s32.b1.b1.and.popc' in stages['ptx']('wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8', {})
+    assert all('other' in part and tensorcore_rewrite.KEY in part for part in knobs.runtime.add_stages_inspection_hook())

@@ -25,7 +25,6 @@ SHARED_BYTES = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 7): 163 << 10, (8, 9): 
 ELEMENTS = {torch.float32: gl.float32, torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 TERMS_LIMIT = 2**22  # a sum below it can be made a float by adding it to the bits of a larger one
 INDEX_LIMIT = 2**31  # offsets in the kernels are int32
-BLOCK_M = 64
 WARPS = 4
 
 
@@ -186,11 +185,12 @@ def plan(machine: Machine, mode: str, x_words: Tensor, w_words: Tensor, geometry
     kernel = w_words.shape[1:3]
     wgmma = machine.wgmma and machine.capability == (9, 0)
     op = 'and' if machine.capability == (9, 0) else 'xor'
-    block_n = _block_n(machine, outputs, prod(kernel) * count, mode)
-    block_m = BLOCK_M
+    pixels = batch * out_height * out_width
+    # With mma.sync every warp reads all weights from shared memory: two rows of MMAs per warp halve that.
+    block_m = 128 if op == 'xor' and mode == 'sign' and pixels >= 256 * machine.processors else 64
+    block_n = _block_n(machine, outputs, prod(kernel) * count, mode if block_m == 64 else 'tall')
     border = any(geometry['padding']) and geometry['pad_value'] != -1
     ready = prepared(w_words, level, flip, geometry['channels'], geometry['pad_value'], border, mode, op, block_n, wgmma)
-    pixels = batch * out_height * out_width
     tiles = triton.cdiv(pixels, block_m)
     blocks = outputs // block_n
     fit = SHARED_BYTES[machine.capability] // (_weight_bytes(prod(kernel) * count, block_n) + 1024)
@@ -232,7 +232,7 @@ def _weight_bytes(words: int, block_n: int) -> int:
 
 
 def _block_n(machine: Machine, outputs: int, words: int, mode: str) -> int:
-    """Channels per block: the widest that divides them and fits; 0 where none does."""
+    """Channels per block: the widest that divides them and fits, 0 where none does. 128 leave registers for signs only."""
     widest = 128 if mode == 'sign' and words >= 36 else 64
     for block_n in (128, 64, 32):
         if block_n <= widest and outputs % block_n == 0 and _weight_bytes(words, block_n) <= SHARED_BYTES[machine.capability]:

@@ -50,8 +50,8 @@ def install() -> None:
         return
 
     def hook(backend=None, stages=None, options=None, language=None, capability=None):
-        if stages is None:  # since 3.7: the hook's part of the cache key
-            return f'{KEY}{previous() if previous else ""}', KEY
+        if stages is None:  # since 3.7: the hook's parts of the cache keys
+            return tuple(f'{KEY} {part}' for part in (previous() if previous else ('', '')))
         if previous:
             previous(backend, stages, options, language, capability)
         if 'ptx' in stages:

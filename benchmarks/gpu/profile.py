@@ -1,0 +1,200 @@
+"""What the compiler made of the tensor-core kernels, and what a model of the chip makes of that: no GPU is needed, or timed.
+
+``python -m benchmarks.gpu.profile`` compiles every kernel below and prints where it differs from the committed profile;
+``--update`` writes the new one. What the file holds is an exact property of the machine code, but for the last columns: the
+clocks of one tile on one multiprocessor, were the busiest of its units busy all the time. These are a model, no measurement.
+"""
+
+import argparse
+import csv
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from triton import knobs
+
+from bnn_kernels.triton import tensorcore
+from bnn_kernels.triton.tensorcore_offline import compiled
+
+RESULTS = Path(__file__).parent / 'results'
+TARGETS = {'sm_80': ((8, 0), False), 'sm_89': ((8, 9), False), 'sm_90a mma': ((9, 0), False), 'sm_90a wgmma': ((9, 0), True)}
+LAYERS = {'64 3x3': (64, 64, 3), '128 3x3': (128, 128, 3), '256 3x3': (256, 256, 3), '512 3x3': (512, 512, 3),
+          '1024 3x3': (1024, 1024, 3), '256 1x1': (256, 256, 1)}
+EPILOGUES = ('sign', 'block', 'sums')
+TRIMMED = {'sm_89': ('sign',), 'sm_90a mma': ('sign',)}  # what the others already tell
+
+# Clocks that one warp instruction occupies a unit of one of the four partitions of a multiprocessor: 32 over the lanes of the
+# unit (CUDA C++ Programming Guide, table of arithmetic throughput). IMAD shares the float unit at half rate.
+ALU = {'BMSK', 'F2FP', 'FMNMX', 'FSEL', 'FSET', 'FSETP', 'I2FP', 'IABS', 'IADD', 'IADD3', 'IMNMX', 'ISETP', 'LEA', 'LOP3',
+       'MOV', 'P2R', 'PLOP3', 'PRMT', 'R2P', 'SEL', 'SGXT', 'SHF', 'VIADD', 'VIADDMNMX', 'VIMNMX'}
+FLOAT = {'FADD', 'FFMA', 'FMUL', 'HADD2', 'HFMA2', 'HMUL2'}
+SPECIAL = {'F2F', 'F2I', 'FLO', 'I2F', 'MUFU', 'POPC'}
+MEMORY = {'LD', 'LDG', 'LDGSTS', 'LDL', 'LDS', 'LDSM', 'ST', 'STG', 'STL', 'STS', 'STSM'}
+ALU_CLOCKS, FLOAT_CLOCKS, IMAD_CLOCKS, SPECIAL_CLOCKS = 2, 1, 2, 8
+PARTITIONS = 4
+# Products of bits per clock and multiprocessor: 8 times the int8 rate. On 8.9 and for wgmma that is an assumption; on an H200
+# others have measured at least 26 500 for wgmma, on a GH200 17 700 for mma.sync.
+MMA_RATE = {(8, 0): 16384, (8, 9): 8192, (9, 0): 16384}
+WGMMA_RATE = 32768
+
+
+class Instruction(NamedTuple):
+    address: int
+    name: str
+    operands: str
+
+
+class Machine(NamedTuple):
+    """The machine code of a kernel."""
+
+    registers: int
+    stack: int  # bytes per thread; more than 0 is spilling
+    instructions: list[Instruction]
+
+    def loop(self) -> list[Instruction]:
+        """The longest loop with MMAs in it: what is done for one tile."""
+        loops = []
+        for branch in self.instructions:
+            target = re.search(r'0x([0-9a-f]+)', branch.operands)
+            if branch.name == 'BRA' and target and int(target[1], 16) < branch.address:
+                body = [i for i in self.instructions if int(target[1], 16) <= i.address <= branch.address]
+                if any('MMA' in i.name for i in body):
+                    loops.append(body)
+        return max(loops, key=len)
+
+
+def disassembled(cubin: bytes) -> Machine:
+    """Through cuobjdump, which comes with Triton."""
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(cubin)
+        file.flush()
+        tool = knobs.nvidia.cuobjdump.path
+        usage, code = [subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+                       for option in ('--dump-resource-usage', '--dump-sass')]
+    registers, stack = re.search(r'REG:(\d+) STACK:(\d+)', usage).groups()
+    lines = re.findall(r'^\s+/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?);', code, re.MULTILINE)
+    return Machine(int(registers), int(stack), [Instruction(int(address, 16), *rest) for address, *rest in lines])
+
+
+def plan_of(target: str, layer: str, epilogue: str) -> tensorcore.Plan:
+    """A call as it would be launched: exact zero padding, float16 shortcut, RPReLU."""
+    channels, outputs, kernel = LAYERS[layer]
+    capability, wgmma = TARGETS[target]
+    plans = []
+    backend = tensorcore.TensorCore(tensorcore.Machine(capability, 132, wgmma), plans.append)
+    call = dict(x_words=torch.zeros(8, 80, 80, channels // 32, dtype=torch.int32),
+                w_words=torch.zeros(outputs, kernel, kernel, channels // 32, dtype=torch.int32), channels=channels,
+                stride=(1, 1), padding=(kernel // 2,) * 2, dilation=(1, 1), groups=1, pad_value=0)
+    vector = torch.zeros(outputs)
+    if epilogue == 'sign':
+        backend.binary_conv2d_sign(**call, threshold=vector.int(), flip=vector.bool(), out_groups=1)
+    elif epilogue == 'sums':
+        backend.binary_conv2d(**call)
+    else:
+        backend.binary_block2d(
+            **call, scale=vector, bias=vector, shortcut=torch.zeros(8, outputs, 80, 80, dtype=torch.float16), act='prelu',
+            gamma=vector, slope=vector, zeta=vector, threshold=vector, out_groups=1, dtype=torch.float16, pack=True, keep=True,
+            out=None)
+    return plans[0]
+
+
+def profile(target: str, layer: str, epilogue: str) -> dict[str, str]:
+    """One row."""
+    channels, _, kernel = LAYERS[layer]
+    capability, _ = TARGETS[target]
+    plan = plan_of(target, layer, epilogue)
+    binary = compiled(plan, capability)
+    machine = disassembled(binary.cubin)
+    loop = machine.loop()
+    units = {name: round(clocks) for name, clocks in model(loop, capability, plan.options['num_warps']).items()}
+    busiest = max(units, key=units.get)
+    block_m, block_n = plan.arguments['BLOCK_M'], plan.arguments['BLOCK_N']
+    mix = Counter(i.name.partition('.')[0] for i in loop)
+    row = dict(
+        target=target, layer=layer, epilogue=epilogue, tile=f'{block_m}x{block_n}', registers=machine.registers,
+        spilled=machine.stack, shared=binary.shared, mma=sum('MMA' in i.name for i in loop), mma_name=_mma_name(loop),
+        waits=sum(i.name.startswith('WARPGROUP.DEPBAR') for i in loop), loop=len(loop),
+        mix=' '.join(f'{name}:{count}' for name, count in sorted(mix.items())), **units, busiest=busiest,
+        clocks=units[busiest], products_per_clock=round(block_m * block_n * kernel**2 * channels / units[busiest]))
+    return {key: str(value) for key, value in row.items()}
+
+
+def model(loop: list[Instruction], capability: tuple[int, int], warps: int) -> dict[str, float]:
+    """Clocks per tile and unit of a multiprocessor that has this block only."""
+    name = [i.name.partition('.')[0] for i in loop]
+    count = Counter(name)
+    per_partition = warps / PARTITIONS
+    return dict(
+        issue=len(loop) * per_partition,
+        alu=ALU_CLOCKS * sum(count[n] for n in ALU) * per_partition,
+        float=(FLOAT_CLOCKS * sum(count[n] for n in FLOAT) + IMAD_CLOCKS * count['IMAD']) * per_partition,
+        special=SPECIAL_CLOCKS * sum(count[n] for n in SPECIAL) * per_partition,
+        memory=sum(4 if '.128' in i.name else 2 if '.64' in i.name else 1 for i in loop
+                   if i.name.partition('.')[0] in MEMORY | {'SHFL'}) * warps,
+        tensor=sum(_mma_clocks(i.name, capability, warps) for i in loop))
+
+
+def _mma_clocks(name: str, capability: tuple[int, int], warps: int) -> float:
+    if match := re.match(r'BGMMA\.64x(\d+)x256', name):
+        return 64 * int(match[1]) * 256 / WGMMA_RATE * warps / 4  # once per warpgroup
+    return 16 * 8 * 256 / MMA_RATE[capability] * warps if name.startswith('BMMA.168256') else 0
+
+
+def _mma_name(loop: list[Instruction]) -> str:
+    return ' '.join(sorted({i.name for i in loop if 'MMA' in i.name}))
+
+
+def cases() -> Iterator[tuple[str, str, str]]:
+    for target in TARGETS:
+        for layer in LAYERS:
+            for epilogue in TRIMMED.get(target, EPILOGUES):
+                if epilogue != 'sums' or layer == '128 3x3':
+                    yield target, layer, epilogue
+
+
+def path() -> Path:
+    """One file per release of Triton: another compiler, another code."""
+    return RESULTS / f'profile_triton-{".".join(triton.__version__.split(".")[:2])}.csv'
+
+
+def read(file: Path) -> dict[tuple[str, str, str], dict[str, str]]:
+    with file.open() as lines:
+        return {(row['target'], row['layer'], row['epilogue']): row for row in csv.DictReader(lines)}
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """One line per value that differs."""
+    lines = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key, {}), new.get(key, {})
+        lines += [f'{" ".join(key)}: {column} {before.get(column, "-")} -> {after.get(column, "-")}'
+                  for column in before | after if before.get(column) != after.get(column)]
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--update', action='store_true', help='write the committed profile anew')
+    args = parser.parse_args()
+    new = {case: profile(*case) for case in cases()}
+    old = read(path()) if path().exists() else {}
+    changed = differences(old, new)
+    print('\n'.join(changed) or 'no differences')
+    if args.update:
+        with path().open('w', newline='') as file:
+            writer = csv.DictWriter(file, next(iter(new.values())))
+            writer.writeheader()
+            writer.writerows(new.values())
+    elif changed:
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,77 @@
+"""The machine code of the tensor-core kernels: all compile, none spills, all are what the committed profile says."""
+
+import math
+
+import pytest
+
+pytest.importorskip('triton', reason='the Triton kernels need triton')
+
+import torch
+
+from benchmarks.gpu import profile
+from bnn_kernels.triton.tensorcore_offline import compiled
+
+GOLDEN = profile.read(profile.path()) if profile.path().exists() else None
+PRODUCTS = {'64 3x3': 7500, '128 3x3': 20000, '256 3x3': 32000, '512 3x3': 32000, '1024 3x3': 32000}  # per clock, by the model
+
+
+@pytest.mark.parametrize('case', profile.cases(), ids=' '.join)
+def test_profile(case):
+    if GOLDEN is None:
+        pytest.skip(f'no profile for this Triton: python -m benchmarks.gpu.profile --update writes {profile.path().name}')
+    target, layer, epilogue = case
+    row = profile.profile(*case)
+    assert profile.differences({case: GOLDEN[case]}, {case: row}) == [], 'python -m benchmarks.gpu.profile --update, if wanted'
+    channels, _, kernel = profile.LAYERS[layer]
+    steps = math.ceil(kernel**2 * channels / 256)
+    block_m, block_n = map(int, row['tile'].split('x'))
+    instructions = dict(pair.split(':') for pair in row['mix'].split())
+    assert row['spilled'] == '0'
+    assert not {'LDL', 'STL', 'BAR', 'IMMA', 'HMMA', 'IGMMA', 'HGMMA', 'I2F', 'F2I', 'F2F'} & set(instructions)
+    if target == 'sm_90a wgmma':
+        assert row['mma_name'] == f'BGMMA.64x{block_n}x256.AND.POPC'
+        assert int(row['mma']) == steps * block_m // 64
+        assert int(row['waits']) == math.ceil(steps / 16)  # more: ptxas has made the asynchronous instructions wait
+        if epilogue == 'sign' and layer in PRODUCTS:
+            assert int(row['products_per_clock']) >= PRODUCTS[layer]
+    else:
+        assert row['mma_name'] == f'BMMA.168256.{"AND" if "90" in target else "XOR"}.POPC'
+        assert int(row['mma']) == steps * block_m // 64 * block_n // 8
+
+
+def test_the_golden_file_has_every_case():
+    assert GOLDEN is None or set(GOLDEN) == set(profile.cases())
+
+
+def test_differences_name_what_changed():
+    old = {('a', 'b', 'c'): dict(loop='10', clocks='5')}
+    new = {('a', 'b', 'c'): dict(loop='11', clocks='5'), ('d', 'e', 'f'): dict(loop='1')}
+    assert profile.differences(old, new) == ['a b c: loop 10 -> 11', 'd e f: loop - -> 1']
+    assert profile.differences(new, new) == []
+
+
+def test_the_model_counts_the_busiest_unit():
+    names = ('LOP3.LUT', 'POPC', 'LDG.E.128', 'BMMA.168256.XOR.POPC', 'IMAD', 'FADD')
+    loop = [profile.Instruction(0, name, '') for name in names]
+    assert profile.model(loop, (8, 0), 4) == dict(issue=6, alu=2, float=3, special=8, memory=16, tensor=8)
+    gmma = [profile.Instruction(0, 'BGMMA.64x128x256.AND.POPC', '')]
+    assert profile.model(gmma, (9, 0), 4)['tensor'] == 64
+
+
+def test_a_kernel_that_was_not_rewritten_does_not_assemble(monkeypatch, tmp_path, capsys):
+    from triton import knobs
+    from triton.runtime.errors import PTXASError
+
+    from bnn_kernels.triton import tensorcore_offline, tensorcore_rewrite
+    plan = profile.plan_of('sm_90a wgmma', '64 3x3', 'sign')
+    compiled(plan, (9, 0))
+    monkeypatch.setattr(knobs.cache, 'dir', str(tmp_path))
+    monkeypatch.setattr(tensorcore_rewrite, 'install', lambda: None)
+    monkeypatch.setattr(knobs.runtime, 'add_stages_inspection_hook', None)
+    tensorcore_offline._compiled.cache_clear()
+    with pytest.raises(PTXASError, match='bnn_b1_required'):
+        compiled(plan, (9, 0))
+
+
+def test_profiles_need_no_gpu():
+    assert not torch.cuda.is_initialized()
