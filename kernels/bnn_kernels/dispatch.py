@@ -11,6 +11,7 @@ from torch import Tensor
 
 # In order of preference, one line per backend: name -> 'module:class', imported when it is first asked for.
 BACKENDS = {
+    'triton-tensorcore': 'bnn_kernels.triton.tensorcore:TensorCore',
     'cpu': 'bnn_kernels.cpu.backend:Cpu',
     'numba': 'bnn_kernels.numba_backend:Numba',
     'reference': 'bnn_kernels.reference:Reference',
