@@ -16,6 +16,7 @@ from .layout import words_per_group
 STREAMS = (torch.float32, torch.float16, torch.bfloat16)
 FLOATS = (*STREAMS, torch.float64)
 TERMS_LIMIT = 2**24  # float32 holds every integer up to here: the +-1 convolution of the latent model is exact below it
+STEPS_LIMIT = 2**31  # of strides, paddings, dilations and pools: positions then fit into 64 bits
 Shape = tuple[int, ...]
 
 
@@ -85,6 +86,7 @@ def binary_block2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequ
             raise TypeError(f'shortcut must be float32, float16 or bfloat16, got {shortcut.dtype}: convert it with x.float().')
         if tuple(shortcut.shape) != stream:
             raise ValueError(f'shortcut must have the shape of the output, {list(stream)}, got {list(shortcut.shape)}.')
+        _check_dense('shortcut', shortcut)
         _check_device(x_words, shortcut, 'shortcut')
     words = out_groups * words_per_group(width, out_groups)
     return (batch, *sizes, words) if pack else (0,), stream if keep else (0,)
@@ -109,12 +111,16 @@ def downsample2d(x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Shape:
         raise ValueError(f'downsample2d takes x [N, C, H, W], got {list(x.shape)}.')
     if x.dtype not in STREAMS:
         raise TypeError(f'x must be float32, float16 or bfloat16, got {x.dtype}: convert it with x.float().')
-    if pool < 1:
-        raise ValueError(f'pool must be at least 1, got {pool}.')
+    if not 1 <= pool < STEPS_LIMIT:
+        raise ValueError(f'pool must be at least 1 and below 2**31, got {pool}.')
+    _check_dense('x', x)
     batch, channels, height, width = x.shape
+    if channels < 1 or height < 1 or width < 1:
+        raise ValueError(f'downsample2d takes at least one channel and one pixel, got x {list(x.shape)}.')
     if weight.dim() != 2 or weight.shape[1] != channels or weight.dtype != torch.float32:
         raise ValueError(f'weight must be float32 [O, {channels}], got {weight.dtype} {list(weight.shape)}: flatten the 1x1 '
                          f'convolution and fold its norm into it.')
+    _check_dense('weight', weight)
     _check_device(x, weight, 'weight', 'x')
     _check_vector('bias', bias, weight.shape[0], torch.float32, x, 'x')
     return batch, weight.shape[0], -(-height // pool), -(-width // pool)
@@ -129,6 +135,8 @@ def binary_conv_transpose2d(x_words: Tensor, w_words: Tensor, channels: int, str
         raise ValueError(f'output_padding={list(output_padding)} must be smaller than stride={list(stride)} or '
                          f'dilation={list(dilation)}: choose a smaller one.')
     batch, *image, _ = x_words.shape
+    if image[0] < 1 or image[1] < 1:
+        raise ValueError(f'a transposed convolution takes at least one pixel, got an image of {image[0]} x {image[1]}.')
     kernel = w_words.shape[1:3]
     sizes = [(i - 1) * s - 2 * p + d * (k - 1) + o + 1
              for i, k, s, p, o, d in zip(image, kernel, stride, padding, output_padding, dilation, strict=True)]
@@ -144,6 +152,8 @@ def binary_linear(x_words: Tensor, w_words: Tensor, features: int) -> Shape:
     _check_words('x_words', x_words, words_per_group(features), features, 1, 'pack_features')
     _check_words('w_words', w_words, words_per_group(features), features, 1, 'pack_weight')
     _check_device(x_words, w_words, 'w_words')
+    if w_words.shape[0] < 1:
+        raise ValueError('w_words must have at least one output channel, got none.')
     _check_terms(features)
     return *x_words.shape[:-1], w_words.shape[0]
 
@@ -167,6 +177,8 @@ def _check_conv(x_words, w_words, channels, stride, padding, dilation, groups) -
     _check_pair('padding', padding, 0)
     _check_pair('dilation', dilation, 1)
     outputs, height, width, _ = w_words.shape
+    if outputs < 1 or height < 1 or width < 1:
+        raise ValueError(f'w_words must have at least one output channel and one tap, got {list(w_words.shape)}.')
     if outputs % groups:
         raise ValueError(f'groups={groups} does not divide the {outputs} output channels of w_words: '
                          f'choose a group count that does.')
@@ -188,6 +200,7 @@ def _check_vector(name: str, vector: Tensor | None, size: int, dtype: torch.dtyp
         raise TypeError(f'{name} must be {dtype}, got {vector.dtype}: convert it with {name}.to({dtype}).')
     if list(vector.shape) != [size]:
         raise ValueError(f'{name} must be [{size}], one element per output channel, got {list(vector.shape)}.')
+    _check_dense(name, vector)
     _check_device(first, vector, name, first_name)
 
 
@@ -204,6 +217,7 @@ def _check_act(act: str, gamma: Tensor | None, slope: Tensor | None, zeta: Tenso
 def _check_floats(x: Tensor, threshold: Tensor | None, channels: int) -> None:
     if x.dtype not in FLOATS:
         raise TypeError(f'x must be float32, float16, bfloat16 or float64, got {x.dtype}: convert it with x.float().')
+    _check_dense('x', x)
     if threshold is None:
         return
     if threshold.dtype not in FLOATS:
@@ -211,15 +225,22 @@ def _check_floats(x: Tensor, threshold: Tensor | None, channels: int) -> None:
     if threshold.numel() != 1 and list(threshold.shape) != [channels]:
         raise ValueError(f'threshold must have one element or one per channel, [{channels}], got {list(threshold.shape)}: '
                          f'flatten it, or select the channels.')
+    _check_dense('threshold', threshold)
     _check_device(x, threshold, 'threshold', 'x')
 
 
 def _check_words(name: str, words: Tensor, expected: int, channels: int, groups: int, packer: str) -> None:
     if words.dtype != torch.int32:
         raise TypeError(f'{name} must be int32 words, got {words.dtype}: pack it with {packer}.')
+    _check_dense(name, words)
     if words.shape[-1] != expected:
         raise ValueError(f'{name} has {words.shape[-1]} words in its last dimension, but {channels} channels in {groups} '
                          f'group(s) take {expected}: pack it with {packer} and the same groups.')
+
+
+def _check_dense(name: str, x: Tensor) -> None:
+    if x.layout != torch.strided:
+        raise ValueError(f'{name} must be a dense tensor, got the layout {x.layout}: convert it with {name}.to_dense().')
 
 
 def _check_device(first: Tensor, second: Tensor, second_name: str, first_name: str = 'x_words') -> None:
@@ -228,8 +249,8 @@ def _check_device(first: Tensor, second: Tensor, second_name: str, first_name: s
 
 
 def _check_pair(name: str, pair: Sequence[int], least: int) -> None:
-    if len(pair) != 2 or any(value < least for value in pair):
-        raise ValueError(f'{name} must be an int or a pair of ints, each at least {least}, got {list(pair)}.')
+    if len(pair) != 2 or any(value < least or value >= STEPS_LIMIT for value in pair):
+        raise ValueError(f'{name} must be an int or a pair of ints, each at least {least} and below 2**31, got {list(pair)}.')
 
 
 def _check_terms(terms: int) -> None:

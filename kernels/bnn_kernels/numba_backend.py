@@ -77,7 +77,7 @@ class Numba(Backend):
         if stream is None or stream.dtype != torch.float32:
             stream = torch.empty((batch, len(scale), *image), memory_format=torch.channels_last)
         if shortcut is not None and shortcut is not stream:
-            stream.copy_(shortcut)
+            stream.copy_(shortcut.detach())
         zero = torch.zeros(len(scale))
         shifts = (_array(zero if vector is None else vector) for vector in (gamma, slope, zeta))
         _share(self.kernels.convolve_block, *conv, _array(scale), _array(bias), shortcut is not None, ACTS.index(act), *shifts,
@@ -124,7 +124,7 @@ def _padded(x_words: Tensor, channels: int, padding: Sequence[int], groups: int,
 
 def _pixels(y: Tensor):
     """[N, C, H, W] in channels-last memory -> its array [pixels, C]."""
-    return y.permute(0, 2, 3, 1).view(-1, y.shape[1]).numpy()
+    return y.detach().permute(0, 2, 3, 1).view(-1, y.shape[1]).numpy()
 
 
 def _rows(words: Tensor):
