@@ -5,10 +5,10 @@ import json
 import mimetypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 from ...analysis import Summary
+from ...analysis.plots import render, themed_svg
 from ...analysis.summary import size
 
 TEMPLATE = Path(__file__).with_name('report.html.j2')
@@ -73,16 +73,11 @@ def write_report(report: Report, out: str | Path) -> Path:
     Raises:
         ImportError: without Jinja2 or matplotlib.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise ImportError('the report needs Jinja2: pip install jinja2, or the extra bnn_plugins[report]') from error
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(size=size, data_uri=data_uri, hex='#{0[0]:02x}{0[1]:02x}{0[2]:02x}'.format)
-    page = environment.from_string(TEMPLATE.read_text()).render(
-        report=report, summary=report.summary, plots=draw_curves(report.training, report.validation), ink=ink)
+    filters = dict(size=size, data_uri=data_uri, hex='#{0[0]:02x}{0[1]:02x}{0[2]:02x}'.format)
+    page = render(TEMPLATE, filters, report=report, summary=report.summary,
+                  plots=draw_curves(report.training, report.validation), ink=ink)
     (out / 'report.json').write_text(json.dumps({**report.numbers, 'facts': report.facts}, indent=2) + '\n')
     path = out / 'report.html'
     path.write_text(page)
@@ -108,37 +103,22 @@ def read_scalars(work_dir: str | Path) -> tuple[dict[str, dict[int, float]], dic
 
 def draw_curves(training: dict[str, dict[int, float]], validation: dict[str, dict[int, float]]) -> dict[str, str]:
     """Losses and mAPs of :func:`read_scalars` side by side, as SVG data URIs: ``{'light': ..., 'dark': ...}``."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('the report needs matplotlib: pip install matplotlib, or the extra bnn_plugins[report]') from error
     losses = {name.replace('_', ' '): points for name, points in training.items() if name.startswith('loss')}
     shown = {'bbox_mAP_50': 'mAP@0.5', 'bbox_mAP': 'mAP@0.5:0.95', 'mAP': 'mAP'}
     maps = {label: validation[name] for name, label in shown.items() if name in validation}
-    uris = {}
-    for theme, text, grid, colours in (('light', '#4b5563', '#e5e7eb', ('#2563eb', '#d97706', '#059669')),
-                                       ('dark', '#a8b0bd', '#2f353f', ('#6ea8fe', '#f0b35a', '#4fd1a5'))):
-        style = {**dict.fromkeys(('text.color', 'axes.labelcolor', 'xtick.color', 'ytick.color', 'legend.labelcolor'), text),
-                 'axes.edgecolor': grid, 'grid.color': grid, 'axes.grid': True, 'axes.axisbelow': True,
-                 'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False, 'lines.linewidth': 1.8,
-                 'svg.hashsalt': theme}
-        with rc_context(style):
-            figure = Figure(figsize=(10.4, 3.3), layout='constrained')
-            left, right = figure.subplots(1, 2)
-            for axes, curves, marker in ((left, losses, ''), (right, maps, 'o')):
-                for (label, points), colour in zip(curves.items(), colours, strict=False):
-                    axes.plot(list(points), list(points.values()), color=colour, marker=marker, markersize=4, label=label)
-            left.set(title='Training loss', xlabel='iteration', ylim=(0, None))
-            right.set(title='Validation', xlabel='epoch', ylim=(0, 1))
-            right.xaxis.get_major_locator().set_params(integer=True)
-            for axes in (left, right):
-                if axes.lines:
-                    axes.legend(loc='upper right' if axes is left else 'lower right')
-            buffer = BytesIO()
-            figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None})
-        uris[theme] = 'data:image/svg+xml;base64,' + base64.b64encode(buffer.getvalue()).decode()
-    return uris
+
+    def draw(figure, colours: Sequence[str]) -> None:
+        left, right = figure.subplots(1, 2)
+        for axes, curves, marker in ((left, losses, ''), (right, maps, 'o')):
+            for (label, points), colour in zip(curves.items(), colours, strict=False):
+                axes.plot(list(points), list(points.values()), color=colour, marker=marker, markersize=4, label=label)
+        left.set(title='Training loss', xlabel='iteration', ylim=(0, None))
+        right.set(title='Validation', xlabel='epoch', ylim=(0, 1))
+        right.xaxis.get_major_locator().set_params(integer=True)
+        for axes in (left, right):
+            if axes.lines:
+                axes.legend(loc='upper right' if axes is left else 'lower right')
+    return themed_svg(draw, (10.4, 3.3))
 
 
 def data_uri(path: str | Path) -> str:
