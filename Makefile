@@ -12,7 +12,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: constraints.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[mmdet,diffusers,report,numba,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[mmdet,classification,diffusers,report,numba,dev]'
 	touch $@
 
 demo: install

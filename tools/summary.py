@@ -10,8 +10,8 @@ from mmengine.config import DictAction
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--shape', type=int, nargs=2, default=(800, 1333), metavar=('H', 'W'),
-                        help='input size; default 800 1333')
+    parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'),
+                        help='input size; default 800 1333 for detectors, image_size of the config for classifiers')
     parser.add_argument('--csv', help='also write the table to this file')
     parser.add_argument('--signs', action='store_true', help='also show the balance of signs on a random image')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value')

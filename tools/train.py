@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a detector: the flags of mmdet's tools/train.py."""
+"""Train a detector or a classifier: the flags of mmdet's tools/train.py."""
 
 import argparse
 import os

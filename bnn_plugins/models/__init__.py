@@ -16,9 +16,11 @@ from .backbones import (
     BNNVGGSmall,
 )
 from .blocks import BinaryConvModule
+from .classifiers import BinaryClassifier, ClassifierHead, ImagePreprocessor
+from .residual_scale import ResidualScale
 
 __all__ = ['BNNMLP', 'BNNSSDVGG', 'BNNBNext', 'BNNCifarResNet', 'BNNConvNet', 'BNNMoBiNet', 'BNNReActNet', 'BNNResNet',
-           'BNNVGGSmall', 'BinaryConvModule']
+           'BNNVGGSmall', 'BinaryClassifier', 'BinaryConvModule', 'ClassifierHead', 'ImagePreprocessor', 'ResidualScale']
 
 for layer in (BinaryConv2d, BinaryLinear):
     MODELS.register_module(module=layer)

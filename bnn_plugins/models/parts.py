@@ -22,6 +22,7 @@ from ..layers import (
     expanded_width,
     spread_copies_,
 )
+from .residual_scale import ResidualScale
 from .thresholds import MultiThreshold, UntiedThresholds
 
 
@@ -136,6 +137,8 @@ class Parts:
         """Name and norm of the stem: of all copies where they are made before it, else of the base network's channels."""
         repeated = self.copies > 1 and self.expand.style == 'es'
         name, norm = build_norm_layer(self.norm_cfg, self.wide(channels) if repeated else channels, postfix=postfix)
+        if isinstance(norm, ResidualScale):
+            norm.scale = 1.0
         if repeated:
             self._mark(norm, self.copies)
         return name, norm

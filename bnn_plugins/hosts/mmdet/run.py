@@ -1,5 +1,6 @@
 """The mmengine ``Runner`` behind ``tools/train.py`` and ``tools/test.py``, with mmdet's flags."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 import bnn_kernels
 
-from ...deploy import load_packed_
+from ...deploy import fuse_, load_packed_
 
 
 def load_config(config: str, work_dir: str | None = None, cfg_options: dict | None = None, launcher: str = 'none') -> Config:
@@ -41,6 +42,8 @@ def train(config: str, work_dir: str | None = None, resume: str | None = None, a
           cfg_options: dict | None = None, launcher: str = 'none') -> Runner:
     """Train; the arguments are the flags of mmdet's ``tools/train.py``.
 
+    A config with ``steps`` is trained in several, see :func:`train_steps`.
+
     Args:
         resume: ``'auto'`` for the newest checkpoint in ``work_dir``, or the path of one.
 
@@ -48,6 +51,38 @@ def train(config: str, work_dir: str | None = None, resume: str | None = None, a
         ValueError: ``auto_scale_lr`` without ``auto_scale_lr.base_batch_size`` in the config.
     """
     cfg = load_config(config, work_dir, cfg_options, launcher)
+    if cfg.get('steps'):
+        return train_steps(cfg, resume, amp, auto_scale_lr)
+    return train_config(cfg, resume, amp, auto_scale_lr)
+
+
+def train_steps(cfg: Config, resume: str | None, amp: bool, auto_scale_lr: bool) -> Runner:
+    """Train one step after the other, each from the last checkpoint of the one before it.
+
+    ``steps`` in a config is a list of overrides, one for each step; step k has the folder ``work_dir/step{k}``.
+    ``resume='auto'`` goes on where the training stopped, in whichever step.
+
+    Raises:
+        ValueError: when ``resume`` is a path: it belongs to one of the steps.
+    """
+    if resume not in (None, 'auto'):
+        raise ValueError('a config with steps resumes by itself: use --resume without a path')
+    before = None
+    for number, overrides in enumerate(cfg.pop('steps'), start=1):
+        step = copy.deepcopy(cfg)
+        step.merge_from_dict(overrides)
+        step.work_dir = str(Path(cfg.work_dir) / f'step{number}')
+        started = resume is not None and find_latest_checkpoint(step.work_dir) is not None
+        if before is not None and not started:
+            step.load_from = before
+        print_log(f'step {number}: {step.work_dir}', logger='current')
+        runner = train_config(step, 'auto' if started else None, amp, auto_scale_lr)
+        before = find_latest_checkpoint(step.work_dir)
+    return runner
+
+
+def train_config(cfg: Config, resume: str | None, amp: bool, auto_scale_lr: bool) -> Runner:
+    """Train what a loaded config says; see :func:`train`."""
     if amp:
         if torch.cuda.is_available():
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -67,8 +102,13 @@ def train(config: str, work_dir: str | None = None, resume: str | None = None, a
 
 
 def test(config: str, checkpoint: str, work_dir: str | None = None, out: str | None = None, show: bool = False,
-         show_dir: str | None = None, wait_time: float = 2, cfg_options: dict | None = None, launcher: str = 'none') -> dict:
+         show_dir: str | None = None, wait_time: float = 2, cfg_options: dict | None = None, launcher: str = 'none',
+         fuse: bool = True) -> dict:
     """Evaluate a checkpoint or a packed file; the arguments are the flags of mmdet's ``tools/test.py``.
+
+    Args:
+        fuse: run a packed file as fused blocks (:func:`bnn_plugins.fuse_`); without, layer by layer, in the order of the
+            latent model's floating point operations.
 
     Returns:
         the metrics, ``{'coco/bbox_mAP_50': ..., ...}``.
@@ -81,15 +121,20 @@ def test(config: str, checkpoint: str, work_dir: str | None = None, out: str | N
     packed = checkpoint.endswith('.safetensors')
     cfg.load_from = None if packed else checkpoint
     if show or show_dir:
+        if cfg.get('default_scope', 'mmdet') != 'mmdet':
+            raise ValueError('--show and --show-dir paint boxes: they are for detectors')
         hook = cfg.default_hooks.setdefault('visualization', dict(type='DetVisualizationHook'))
         hook.update(draw=True, show=show, wait_time=wait_time, test_out_dir=show_dir)
     if out:
         cfg.test_evaluator = [cfg.test_evaluator] if isinstance(cfg.test_evaluator, dict) else list(cfg.test_evaluator)
-        cfg.test_evaluator.append(dict(type='DumpDetResults', out_file_path=out))
+        kind = 'DumpDetResults' if cfg.get('default_scope', 'mmdet') == 'mmdet' else 'DumpResults'
+        cfg.test_evaluator.append(dict(type=kind, out_file_path=out))
     runner = build_runner(cfg)
     if packed:
         # Checks more than mmengine's loading does: the file and the model must have the same layers.
-        load_packed_(runner.model.module if is_model_wrapper(runner.model) else runner.model, checkpoint)
+        model = load_packed_(runner.model.module if is_model_wrapper(runner.model) else runner.model, checkpoint)
+        if fuse:
+            print_log(fuse_(model).summary(), logger='current')
     metrics = runner.test()
     if packed:
         print_log(f'packed layers ran on the backend {bnn_kernels.last_backend()!r}', logger='current')

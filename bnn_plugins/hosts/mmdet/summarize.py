@@ -1,4 +1,4 @@
-"""The summary of a detector's config."""
+"""The summary of a config: a detector's or a classifier's."""
 
 from collections.abc import Sequence
 
@@ -15,6 +15,18 @@ from .run import load_config
 
 # Layer names of detectors are long: a table that wraps cannot be read at all, long lines can.
 MIN_WIDTH = 180
+DETECTION_SHAPE = (800, 1333)
+
+
+def model_inputs(cfg: Config, model: nn.Module, shape: Sequence[int] | None) -> tuple:
+    """What ``model`` is called with: one random image of ``shape``, by default ``image_size`` of the config, or COCO's."""
+    if cfg.get('default_scope', 'mmdet') == 'mmdet':
+        return detector_inputs(model, shape or DETECTION_SHAPE)
+    size = cfg.get('image_size')
+    if shape is None and size is None:
+        raise ValueError('the config has no image_size: give --shape HEIGHT WIDTH')
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), cfg.get('image_channels', 1))
+    return torch.randn(1, channels, *(shape or (size, size)), generator=torch.Generator().manual_seed(0)),
 
 
 def detector_inputs(model: nn.Module, shape: Sequence[int], seed: int = 0) -> tuple:
@@ -28,14 +40,14 @@ def detector_inputs(model: nn.Module, shape: Sequence[int], seed: int = 0) -> tu
     return image, [DetDataSample(metainfo=meta)]
 
 
-def summarize_config(cfg: Config, shape: Sequence[int]) -> tuple[nn.Module, Summary]:
-    """Build the model of ``cfg`` and count it on one image of ``shape`` (height, width)."""
+def summarize_config(cfg: Config, shape: Sequence[int] | None = None) -> tuple[nn.Module, Summary]:
+    """Build the model of ``cfg`` and count it on one image of ``shape`` (height, width), see :func:`model_inputs`."""
     text = cfg.pretty_text  # as tools/pack.py stores it: building moves parts of the config around
     model = build_model(cfg)
-    return model, summarize(model, detector_inputs(model, shape), config=text)
+    return model, summarize(model, model_inputs(cfg, model, shape), config=text)
 
 
-def print_summary(config: str, shape: Sequence[int] = (800, 1333), csv: str | None = None, signs: bool = False,
+def print_summary(config: str, shape: Sequence[int] | None = None, csv: str | None = None, signs: bool = False,
                   cfg_options: dict | None = None) -> Summary:
     """Print the summary table; ``csv`` also writes it, ``signs`` adds the binarization report with the balance of signs."""
     MMLogger.get_instance('mmengine', log_level='WARNING')
@@ -44,7 +56,7 @@ def print_summary(config: str, shape: Sequence[int] = (800, 1333), csv: str | No
     console = Console(width=max(Console().width, MIN_WIDTH))
     if signs:
         model.init_weights()
-        console.print(BinarizationReport.of(model).measure(model, *detector_inputs(model, shape), batch_stats=True))
+        console.print(BinarizationReport.of(model).measure(model, *model_inputs(cfg, model, shape), batch_stats=True))
     console.print(summary)
     if csv:
         console.print(f'{summary.to_csv(csv)} written')

@@ -83,7 +83,7 @@ class BNNBNext(MobileBackbone):
     }
 
     @checked_arguments
-    def __init__(self, size: str = 'T', method: str | dict = 'reactnet', act: str = 'prelu', pad_value: int = 0,
+    def __init__(self, size: str = 'T', method: str | dict = 'bnext', act: str = 'prelu', pad_value: int = 0,
                  expand: dict | None = None, in_channels: int = 3, base_channels: int | None = None,
                  blocks: Sequence[int] | None = None, stem_stride: int = 2, out_indices: Sequence[int] = (4,),
                  norm_cfg: dict | None = None, init_cfg: dict | list | None = None):

@@ -1,0 +1,3 @@
+# Expanding-and-shrinking (arXiv 2503.23709), tau=2.
+_base_ = './resnet20_recu_cifar10.py'
+model = dict(backbone=dict(expand=dict(tau=2)))

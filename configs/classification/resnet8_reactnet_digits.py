@@ -1,0 +1,16 @@
+# A tiny network on tiny digits, for experiments of seconds.
+_base_ = [
+    '../_base_/datasets/digits_classification.py', '../_base_/schedules/adam_cosine_cifar.py',
+    '../_base_/classification_runtime.py'
+]
+model = dict(
+    type='bnn_plugins.BinaryClassifier',
+    data_preprocessor=_base_.data_preprocessor,
+    backbone=dict(type='bnn_plugins.BNNCifarResNet', depth=8, in_channels=1, method='reactnet'),
+    head=dict(num_classes=_base_.num_classes))
+max_epochs = 30
+train_cfg = dict(max_epochs=max_epochs)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=True, begin=0, end=2, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=2, end=max_epochs, eta_min=0, convert_to_iter_based=True),
+]
