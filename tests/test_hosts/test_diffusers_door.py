@@ -133,7 +133,7 @@ def test_loader_shim(unet, tmp_path):
     subprocess.run([sys.executable, '-c', script], check=True)
     with pytest.raises(KeyError, match="no component 'vae'"):
         bnn_plugins.export_loader_shim(tmp_path, 'vae')
-    with pytest.raises(FileNotFoundError, match='no model_index.json'):
+    with pytest.raises(FileNotFoundError, match=r'no model_index\.json'):
         bnn_plugins.export_loader_shim(tmp_path / 'unet')
 
 
@@ -173,7 +173,7 @@ def test_damaged_packed_weights(unet, tmp_path, damage):
 def test_registration_is_idempotent_and_notices_a_move():
     before = dict(auto.AUTO_QUANTIZER_MAPPING)
     register(auto)
-    assert auto.AUTO_QUANTIZER_MAPPING == before
+    assert before == auto.AUTO_QUANTIZER_MAPPING
     assert auto.AUTO_QUANTIZER_MAPPING['bnn'] is BNNQuantizer
     assert auto.AUTO_QUANTIZATION_CONFIG_MAPPING['bnn'] is BNNConfig
     with pytest.raises(RuntimeError, match='no table AUTO_QUANTIZER_MAPPING any more'):
@@ -209,7 +209,7 @@ def test_roles(unet, roles, marks):
 
 
 def test_unknown_role():
-    with pytest.raises(ValueError, match="resnet_convs.*'resnet_conv'"):
+    with pytest.raises(ValueError, match=r"resnet_convs.*'resnet_conv'"):
         BNNConfig(roles=['resnet_convs'])
 
 

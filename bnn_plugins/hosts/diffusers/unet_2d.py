@@ -112,12 +112,19 @@ class BinaryUNet2DModel(UNet2DModel):
                              f'write {PREFIX}{is_float[0]}')
         time_embedding_dim = time_embedding_dim or block_out_channels[0] * 4
         widths = [expanded_width(channels, expand) for channels in block_out_channels]
+        # By keyword: the host takes what is not for a default, which from_config leaves out.
         super().__init__(
-            sample_size, in_channels, out_channels, center_input_sample, time_embedding_type, time_embedding_dim, freq_shift,
-            flip_sin_to_cos, tuple(plain['down']), *(plain['mid'] or [None]), tuple(plain['up']), tuple(widths),
-            layers_per_block, mid_block_scale_factor, downsample_padding, downsample_type, upsample_type, dropout, act_fn,
-            attention_head_dim, norm_num_groups, attn_norm_num_groups, norm_eps, resnet_time_scale_shift, add_attention,
-            class_embed_type, num_class_embeds, num_train_timesteps)
+            sample_size=sample_size, in_channels=in_channels, out_channels=out_channels,
+            center_input_sample=center_input_sample, time_embedding_type=time_embedding_type,
+            time_embedding_dim=time_embedding_dim, freq_shift=freq_shift, flip_sin_to_cos=flip_sin_to_cos,
+            down_block_types=tuple(plain['down']), mid_block_type=plain['mid'][0] if plain['mid'] else None,
+            up_block_types=tuple(plain['up']), block_out_channels=tuple(widths), layers_per_block=layers_per_block,
+            mid_block_scale_factor=mid_block_scale_factor, downsample_padding=downsample_padding,
+            downsample_type=downsample_type, upsample_type=upsample_type, dropout=dropout, act_fn=act_fn,
+            attention_head_dim=attention_head_dim, norm_num_groups=norm_num_groups,
+            attn_norm_num_groups=attn_norm_num_groups, norm_eps=norm_eps, resnet_time_scale_shift=resnet_time_scale_shift,
+            add_attention=add_attention, class_embed_type=class_embed_type, num_class_embeds=num_class_embeds,
+            num_train_timesteps=num_train_timesteps)
         # What the host registered are its own block names and the wide widths.
         self.register_to_config(down_block_types=down_block_types, mid_block_type=mid_block_type,
                                 up_block_types=up_block_types, block_out_channels=block_out_channels,
