@@ -13,6 +13,8 @@ def main():
     parser.add_argument('checkpoint', help='.pth checkpoint of tools/train.py')
     parser.add_argument('out', help='.safetensors file to write')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value')
+    parser.add_argument('--verify', nargs='?', type=int, const=4, default=0, metavar='N',
+                        help='compare with the checkpoint, layer by layer, on N images of the test set (4)')
     args = parser.parse_args()
 
     from bnn_plugins.hosts.mmdet import pack_checkpoint

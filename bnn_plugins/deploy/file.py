@@ -163,3 +163,8 @@ def attach_signatures(file: PackedFile) -> dict[str, Tensor]:
     state_dict = OrderedDict(file.tensors)
     state_dict._metadata = _LocalMetadata(file)
     return state_dict
+
+
+def comes_from_a_file(state_dict: dict[str, Tensor]) -> bool:
+    """Whether :func:`attach_signatures` made this state dict."""
+    return isinstance(getattr(state_dict, '_metadata', None), _LocalMetadata)

@@ -1,5 +1,6 @@
 """``verify``: a packed model, fused or not, against the latent model that it was made from, layer by layer."""
 
+import copy
 import io
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -84,6 +85,19 @@ class VerificationReport:
     @property
     def signs(self) -> int:
         return sum(row.positions for row in self.rows if row.kind != 'accumulators')
+
+    def add(self, other: 'VerificationReport') -> None:
+        """Count what ``other`` counted, too."""
+        mine = {(row.name, row.kind): row for row in self.rows}
+        for row in other.rows:
+            if (row.name, row.kind) not in mine:
+                self.rows.append(copy.copy(row))
+                continue
+            total = mine[row.name, row.kind]
+            for count in ('positions', 'different', 'violations'):
+                setattr(total, count, getattr(total, count) + getattr(row, count))
+            total.worst = max(total.worst, row.worst)
+        self.outputs = max(self.outputs, other.outputs)
 
     def summary(self) -> str:
         layers = [row for row in self.rows if row.kind == 'accumulators']

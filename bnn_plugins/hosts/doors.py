@@ -3,13 +3,15 @@
 - ``mmcv._ext`` can be imported where mmcv has no compiled operators (:mod:`.mmcv_ext`).
 - ``_base_ = 'bnn_plugins::detection/...'`` finds the configs of the installed package.
 - diffusers knows ``BNNConfig`` as a ``quantization_config``; BNN_PLUGINS_NO_REGISTER=1 in the environment leaves it alone.
-- mmengine reads packed ``.safetensors`` wherever it reads a checkpoint: ``Runner``, ``DetInferencer``, ``init_detector``.
+- mmengine reads packed ``.safetensors`` wherever it reads a checkpoint: ``Runner``, ``DetInferencer``, ``init_detector``; the
+  model is fused then.
 """
 
 import os
 
 import wrapt
 
+from ..deploy.file import comes_from_a_file
 from . import mmcv_ext
 
 
@@ -47,3 +49,12 @@ def register_packed_files(checkpoint) -> None:
         return load_from_packed(filename, map_location)
 
     checkpoint.CheckpointLoader.register_scheme(prefixes=r'.*\.safetensors$', loader=load_from_packed, force=True)
+
+    @wrapt.patch_function_wrapper(checkpoint, 'load_state_dict')
+    def load_and_fuse(load, _, args, kwargs):
+        result = load(*args, **kwargs)
+        _, state_dict, *_ = args
+        if comes_from_a_file(state_dict) and os.environ.get('BNN_PLUGINS_FUSE', '1') != '0':
+            from .mmdet.pack import fuse_loaded
+            fuse_loaded(args[0])
+        return result

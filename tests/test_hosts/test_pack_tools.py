@@ -9,7 +9,8 @@ import torch
 from mmdet.apis import DetInferencer
 
 import bnn_plugins  # noqa: F401  (before mmdet: it provides what an mmcv without compiled operators lacks)
-from bnn_plugins.deploy import PackedLayer, read_packed
+from bnn_plugins.deploy import PackedLayer, fused_parts, read_packed, unfuse_
+from bnn_plugins.hosts.mmdet import pack as pack_module
 from bnn_plugins.hosts.mmdet import pack_checkpoint
 from bnn_plugins.hosts.mmdet.run import test as evaluate
 from bnn_plugins.hosts.mmdet.run import train
@@ -30,21 +31,33 @@ def trained(digits, tmp_path_factory) -> tuple[str, str, dict]:
     return str(config), checkpoint, str(pack_checkpoint(str(config), checkpoint, str(work / 'packed.safetensors')))
 
 
-def predictions(config: str, checkpoint: str, out: Path) -> tuple[dict, list[dict]]:
-    metrics = evaluate(config, checkpoint, work_dir=str(out.parent / out.stem), out=str(out))
+def predictions(config: str, checkpoint: str, out: Path, **kwargs) -> tuple[dict, list[dict]]:
+    metrics = evaluate(config, checkpoint, work_dir=str(out.parent / out.stem), out=str(out), **kwargs)
     return metrics, pickle.loads(out.read_bytes())
 
 
 def test_the_packed_detector_gives_the_latent_detectors_boxes(trained, tmp_path):
     config, checkpoint, packed = trained
     latent_metrics, latent = predictions(config, checkpoint, tmp_path / 'latent.pkl')
-    packed_metrics, bits = predictions(config, packed, tmp_path / 'packed.pkl')
+    packed_metrics, bits = predictions(config, packed, tmp_path / 'packed.pkl', fuse=False)
     assert latent_metrics == packed_metrics
     assert len(latent) == len(bits) == 8
     assert sum(len(image['pred_instances']['scores']) for image in latent) > 0
     for one, other in zip(latent, bits, strict=True):
         for key in ('bboxes', 'scores', 'labels'):
             assert torch.equal(one['pred_instances'][key], other['pred_instances'][key])
+
+
+def test_the_fused_detector_gives_the_same_boxes_within_rounding(trained, tmp_path):
+    config, checkpoint, packed = trained
+    latent_metrics, latent = predictions(config, checkpoint, tmp_path / 'latent.pkl')
+    fused_metrics, fused = predictions(config, packed, tmp_path / 'fused.pkl')
+    for name, value in latent_metrics.items():
+        assert fused_metrics[name] == pytest.approx(value, abs=0.003)
+    for one, other in zip(latent, fused, strict=True):
+        one, other = one['pred_instances'], other['pred_instances']
+        near = torch.isclose(one['scores'].sort().values, other['scores'].sort().values, atol=1e-4)
+        assert near.float().mean() > 0.9, 'a sign that flipped reaches few boxes'
 
 
 @pytest.mark.parametrize('with_config', [True, False])
@@ -56,7 +69,42 @@ def test_det_inferencer_runs_a_packed_file(trained, digits, with_config):
     assert not any(isinstance(m, BinaryLayer) for m in inferencer.model.modules())
     assert inferencer.model.dataset_meta['classes'] == list('0123456789')
     latent = DetInferencer(model=config, weights=checkpoint, device='cpu', show_progress=False)
-    assert inferencer(image)['predictions'] == latent(image)['predictions']
+    expected = latent(image)['predictions']
+    assert dict(fused_parts(inferencer.model)).keys() == {'backbone', 'neck'}, 'it runs fused'
+    assert inferencer(image)['predictions'][0]['scores'] == pytest.approx(expected[0]['scores'], abs=1e-3)
+    unfuse_(inferencer.model)
+    assert inferencer(image)['predictions'] == expected
+
+
+def test_fusing_can_be_turned_off(trained, monkeypatch):
+    config, _, packed = trained
+    monkeypatch.setenv('BNN_PLUGINS_FUSE', '0')
+    inferencer = DetInferencer(model=config, weights=packed, device='cpu', show_progress=False)
+    assert not list(fused_parts(inferencer.model))
+
+
+def test_packing_verifies(trained, tmp_path, monkeypatch):
+    config, checkpoint, _ = trained
+    logged = []
+    monkeypatch.setattr(pack_module, 'print_log', lambda text, **_: logged.append(text))
+    pack_checkpoint(config, checkpoint, str(tmp_path / 'verified.safetensors'), verify=2)
+    (text,) = logged
+    assert '0 violations' in text
+    assert 'conv, norm, shortcut in place, RPReLU, sign of' in text
+
+
+def test_a_file_that_computes_something_else_does_not_pass(trained, tmp_path, monkeypatch):
+    config, checkpoint, _ = trained
+    load = pack_module.load_packed_
+
+    def damaged(model, path):
+        load(model, path)
+        model.backbone.layer1[0].conv1.weight_bits.bitwise_xor_(1)
+        return model
+
+    monkeypatch.setattr(pack_module, 'load_packed_', damaged)
+    with pytest.raises(ValueError, match=r'does not compute what .* computes: .* NOT OK'):
+        pack_checkpoint(config, checkpoint, str(tmp_path / 'damaged.safetensors'), verify=1)
 
 
 def test_the_tools_from_the_shell(trained, tmp_path):
@@ -69,7 +117,7 @@ def test_the_tools_from_the_shell(trained, tmp_path):
 
     done = tool('tools/test.py', config, packed, '--work-dir', tmp_path / 'test')
     assert done.returncode == 0, done.stderr
-    assert "packed layers ran on the backend 'reference'" in done.stderr + done.stdout
+    assert "packed layers ran on the backend '" in done.stderr + done.stdout
 
     done = tool('tools/summary.py', config, '--shape', '64', '64', '--signs', '--csv', tmp_path / 'summary.csv')
     assert done.returncode == 0, done.stderr
