@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
 from torch.multiprocessing.reductions import StorageWeakRef
 
-VERSION = 1  # of the C interface, as in src/api.cpp
+VERSION = 2  # of the C interface, as in src/api.cpp
 ISAS = ('portable', 'avx2', 'avx512', 'amx', 'amx-emulated')  # from slow to fast; their places are enum Isa of src/engine.hpp
 EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself
 VARIABLE = 'BNN_KERNELS_CPU_ISA'
@@ -30,6 +30,7 @@ FUNCTIONS = {
     'bnn_block2d': (c_char_p, [c_void_p] * 4),
     'bnn_pack': (c_char_p, [c_int64, c_int64, c_void_p]),
     'bnn_downsample': (c_char_p, [c_int64, c_int64, c_void_p]),
+    'bnn_ceilings': (None, [c_int64, c_void_p]),
 }
 
 
@@ -97,6 +98,23 @@ def isa_number() -> int:
 def available_isas() -> list[str]:
     """What this processor has and the library holds. Raises RuntimeError as `library`."""
     return [name for place, name in enumerate(ISAS) if library().bnn_has(place)]
+
+
+@cache
+def ceilings(name: str | None = None) -> dict[str, float]:
+    """Measures, in less than a second, what one core could do if nothing but arithmetic took time, in GMAC/s.
+
+    Args:
+        name: an instruction set; None is the one in use.
+
+    Returns:
+        'binary': the inner step of the 1-bit convolution, 'float': the float32 multiply-add. 0 where it has no measurement.
+
+    Raises as `set_isa`.
+    """
+    rates = array('d', [0, 0])
+    library().bnn_ceilings(isa_number() if name is None else _place(name), rates.buffer_info()[0])
+    return {'binary': rates[0] / 1e9, 'float': rates[1] / 1e9}
 
 
 _isa: int | None = None

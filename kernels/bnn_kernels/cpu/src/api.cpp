@@ -22,7 +22,7 @@ const char* guarded(const Body& body) {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 1; }
+BNN_API int64_t bnn_version() { return 2; }
 
 // 1 where this processor has the instruction set.
 BNN_API int64_t bnn_has(int64_t isa) { return bnn::kernel(isa) != nullptr; }
@@ -51,4 +51,11 @@ BNN_API const char* bnn_pack(int64_t isa, int64_t threads, const bnn::Packing* p
 
 BNN_API const char* bnn_downsample(int64_t isa, int64_t threads, const bnn::Downsample* downsample) {
   return guarded([&] { bnn::downsample(*bnn::kernel(isa), *downsample, threads); });
+}
+
+// Multiply-accumulates per second of one core, 1-bit and float32; 0 where the instruction set has no measurement.
+BNN_API void bnn_ceilings(int64_t isa, double* rates) {
+  const bnn::Kernel& kernel = *bnn::kernel(isa);
+  rates[0] = kernel.binary_ceiling ? kernel.binary_ceiling() : 0;
+  rates[1] = kernel.float_ceiling ? kernel.float_ceiling() : 0;
 }

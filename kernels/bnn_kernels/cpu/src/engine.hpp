@@ -147,6 +147,10 @@ struct Kernel {
   // Both take output pixels `pixel` ... pixel + pixels - 1 of the batch. `pooled`: room for pixels * channels floats.
   void (*pack)(const Packing&, int64_t pixel, int64_t pixels);
   void (*downsample)(const Downsample&, int64_t pixel, int64_t pixels, float* pooled);
+
+  // Measure, each in less than half a second: multiply-accumulates per second of one core, 1-bit and float32.
+  double (*binary_ceiling)();
+  double (*float_ceiling)();
 };
 
 enum Isa : int64_t { PORTABLE, AVX2, AVX512, AMX, AMX_EMULATED, ISAS };

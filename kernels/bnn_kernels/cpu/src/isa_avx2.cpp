@@ -15,6 +15,7 @@
 BNN_TARGET("avx2,fma,f16c,popcnt")
 
 #include "accumulate.hpp"
+#include "ceiling.hpp"
 #include "downsample.hpp"
 #include "epilogue.hpp"
 #include "simd_avx2.hpp"
@@ -174,12 +175,31 @@ struct Avx2Count {
   }
 };
 
+double binary_ceiling() {
+  constexpr int CHAINS = 12;
+  return rate(CHAINS * 32 * 4, [](int64_t steps) {
+    __m256i row = _mm256_set1_epi8(1), weight = row, sum[CHAINS];
+#pragma GCC unroll 12
+    for (int n = 0; n < CHAINS; n++) sum[n] = _mm256_setzero_si256();
+    for (int64_t i = 0; i < steps; i++) {
+#pragma GCC unroll 12
+      for (int n = 0; n < CHAINS; n++) {
+        asm volatile("" : "+x"(row), "+x"(weight));
+        sum[n] = _mm256_add_epi8(sum[n], _mm256_shuffle_epi8(row, weight));
+      }
+    }
+#pragma GCC unroll 12
+    for (int n = 0; n < CHAINS; n++) asm volatile("" : : "x"(sum[n]));
+  });
+}
+
 using Count = Counting<Avx2Count>;
 
 }  // namespace
 
 const Kernel avx2 = {"avx2", 64, Avx2Count::lanes, Count::prepared_bytes, Count::prepare, Avx2Count::scratch_bytes,
-                     Avx2Count::stage, Count::accumulate, fused<Avx2>, signs<Avx2>, pack<Avx2>, downsample<Avx2>};
+                     Avx2Count::stage, Count::accumulate, fused<Avx2>, signs<Avx2>, pack<Avx2>, downsample<Avx2>,
+                     binary_ceiling, multiply_add_ceiling<Avx2>};
 
 }  // namespace bnn
 

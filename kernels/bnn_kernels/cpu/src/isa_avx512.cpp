@@ -14,6 +14,7 @@
 BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq")
 
 #include "accumulate.hpp"
+#include "ceiling.hpp"
 #include "downsample.hpp"
 #include "epilogue.hpp"
 #include "simd_avx512.hpp"
@@ -82,12 +83,31 @@ struct Avx512Count : PlainWords {
   }
 };
 
+double binary_ceiling() {
+  constexpr int CHAINS = 12;
+  return rate(CHAINS * 512, [](int64_t steps) {
+    __m512i word = _mm512_set1_epi32(1), weight = word, sum[CHAINS];
+#pragma GCC unroll 12
+    for (int n = 0; n < CHAINS; n++) sum[n] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < steps; i++) {
+#pragma GCC unroll 12
+      for (int n = 0; n < CHAINS; n++) {
+        asm volatile("" : "+v"(weight), "+v"(word));
+        sum[n] = _mm512_add_epi32(sum[n], _mm512_popcnt_epi32(_mm512_xor_si512(word, weight)));
+      }
+    }
+#pragma GCC unroll 12
+    for (int n = 0; n < CHAINS; n++) asm volatile("" : : "v"(sum[n]));
+  });
+}
+
 using Count = Counting<Avx512Count>;
 
 }  // namespace
 
 const Kernel avx512 = {"avx512", 64, Avx512Count::lanes, Count::prepared_bytes, Count::prepare, nullptr, nullptr, Count::accumulate,
-                       fused<Avx512>, signs<Avx512>, pack<Avx512>, downsample<Avx512>};
+                       fused<Avx512>, signs<Avx512>, pack<Avx512>, downsample<Avx512>,
+                       binary_ceiling, multiply_add_ceiling<Avx512>};
 
 }  // namespace bnn
 

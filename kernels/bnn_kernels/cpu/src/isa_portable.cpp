@@ -1,6 +1,7 @@
 // Any processor.
 
 #include "accumulate.hpp"
+#include "ceiling.hpp"
 #include "downsample.hpp"
 #include "epilogue.hpp"
 #include "isa.hpp"
@@ -38,11 +39,24 @@ struct PortableCount : PlainWords {
   }
 };
 
+double binary_ceiling() {
+  constexpr int lanes = PortableCount::lanes;
+  return rate(lanes * WORD_BITS, [](int64_t steps) {
+    uint32_t x = 1, weight[lanes] = {}, sum[lanes] = {};
+    for (int64_t i = 0; i < steps; i++) {
+      asm volatile("" : "+r"(x), "+m"(weight));
+      for (int n = 0; n < lanes; n++) sum[n] += PortableCount::count(x ^ weight[n]);
+    }
+    asm volatile("" : "+m"(sum));
+  });
+}
+
 using Count = Counting<PortableCount>;
 
 }  // namespace
 
 const Kernel portable = {"portable", 64, PortableCount::lanes, Count::prepared_bytes, Count::prepare, nullptr, nullptr,
-                         Count::accumulate, fused<Portable>, signs<Portable>, pack<Portable>, downsample<Portable>};
+                         Count::accumulate, fused<Portable>, signs<Portable>, pack<Portable>, downsample<Portable>,
+                         binary_ceiling, multiply_add_ceiling<Portable>};
 
 }  // namespace bnn

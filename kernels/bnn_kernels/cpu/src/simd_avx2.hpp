@@ -40,6 +40,8 @@ struct Avx2 {
     return _mm256_cvtph_ps(half);
   }
 
+  static void keep(Float& v) { asm volatile("" : "+x"(v)); }  // as if v were used and changed
+
   static Float set(float v) { return _mm256_set1_ps(v); }
   static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }

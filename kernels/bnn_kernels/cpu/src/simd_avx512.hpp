@@ -36,6 +36,8 @@ struct Avx512 {
     return _mm512_cvtph_ps(half);
   }
 
+  static void keep(Float& v) { asm volatile("" : "+v"(v)); }  // as if v were used and changed
+
   static Float set(float v) { return _mm512_set1_ps(v); }
   static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }

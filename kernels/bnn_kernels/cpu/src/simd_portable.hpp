@@ -98,6 +98,14 @@ struct Portable {
     return v;
   }
 
+#if defined(__x86_64__)
+  static void keep(Float& v) { asm volatile("" : "+x"(v)); }  // as if v were used and changed
+#elif defined(__aarch64__)
+  static void keep(Float& v) { asm volatile("" : "+w"(v)); }
+#else
+  static void keep(Float& v) { asm volatile("" : "+m"(v)); }
+#endif
+
   static Float set(float v) { return Float{v, v, v, v}; }
   static Float add(Float a, Float b) { return a + b; }
   static Float sub(Float a, Float b) { return a - b; }
