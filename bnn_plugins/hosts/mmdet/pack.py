@@ -1,13 +1,26 @@
 """Packed files in the OpenMMLab hosts: written from a checkpoint, read wherever a checkpoint is read."""
 
+import copy
+from itertools import islice
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
-from ...deploy import attach_signatures, pack_, read_packed, save_packed
+from ...deploy import (
+    VerificationReport,
+    attach_signatures,
+    fuse_,
+    load_packed_,
+    pack_,
+    read_packed,
+    save_packed,
+    unfuse_,
+    verify,
+)
 from .run import load_config
 
 
@@ -17,12 +30,17 @@ def build_model(cfg: Config) -> nn.Module:
     return MODELS.build(cfg.model)
 
 
-def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | None = None) -> Path:
+def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | None = None, verify: int = 0) -> Path:
     """Build the model of ``config``, load ``checkpoint``, pack it and write ``out`` (``.safetensors``).
+
+    Args:
+        verify: on how many images of the config's test set the file, loaded and fused, is compared with the checkpoint layer
+            by layer (:func:`bnn_plugins.verify`); the report goes to the log.
 
     Raises:
         FileNotFoundError: when the checkpoint does not exist. RuntimeError: when it does not fit the config (each missing or
-            unexpected key is named). ValueError: when the model has no binary layer or ``out`` is not ``*.safetensors``.
+            unexpected key is named). ValueError: when the model has no binary layer, ``out`` is not ``*.safetensors``, or the
+            verification fails.
     """
     if not out.endswith('.safetensors'):
         raise ValueError(f'a packed file is called *.safetensors, but got {out!r}')
@@ -33,7 +51,37 @@ def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | 
     model = build_model(cfg)
     loaded = load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
     dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
-    return save_packed(pack_(model), out, text, {'dataset_meta': dataset_meta})
+    latent = copy.deepcopy(model).eval() if verify else None
+    path = save_packed(pack_(model), out, text, {'dataset_meta': dataset_meta})
+    if verify:
+        report = verify_detector(cfg, latent, load_packed_(model, path), verify)
+        print_log(str(report), logger='current')
+        if not report.ok:
+            raise ValueError(f'{path} does not compute what {checkpoint} computes: {report.summary()}')
+    return path
+
+
+def verify_detector(cfg: Config, latent: nn.Module, packed: nn.Module, images: int) -> VerificationReport:
+    """Compare ``packed``, as it is and fused, with ``latent`` on the first images of the test set of ``cfg``."""
+    loader = Runner.build_dataloader(dict(cfg.test_dataloader, batch_size=1, num_workers=0, persistent_workers=False))
+    report = VerificationReport()
+    for batch in islice(loader, images):
+        data = latent.data_preprocessor(batch, False)
+        unfuse_(packed)
+        report.add(verify(latent, packed, data['inputs'], data['data_samples']))
+        fuse_(packed)
+        report.add(verify(latent, packed, data['inputs'], data['data_samples']))
+    return report
+
+
+def fuse_loaded(model: nn.Module) -> None:
+    """Fuse a model that a host has just filled with a packed file; it may still be in training mode."""
+    training = {module: module.training for module in model.modules()}
+    report = fuse_(model.eval())
+    for module, mode in training.items():
+        module.training = mode
+    print_log(f'{report.summary()} (bnn_plugins.unfuse_(model) takes it back, BNN_PLUGINS_FUSE=0 turns it off)',
+              logger='current')
 
 
 def load_from_packed(filename: str, map_location=None) -> dict:
