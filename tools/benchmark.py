@@ -25,7 +25,7 @@ def main():
     parser.add_argument('--size', type=image_size, nargs='+', default=[], metavar='HxW',
                         help='image sizes to sweep; default the images of the test set')
     parser.add_argument('--threads', type=int, nargs='+', default=[1], help='thread counts to sweep; default 1')
-    parser.add_argument('--backends', nargs='+', default=[None], help='of bnn_kernels, such as cpu numba; default automatic')
+    parser.add_argument('--backends', nargs='+', default=[None], help='such as cpu:avx2 numba; default automatic')
     parser.add_argument('--variants', nargs='+', default=[], help='such as fused packed float32-compiled; default all')
     parser.add_argument('--parts', nargs='+', default=[], help='such as backbone network detector; default all')
     parser.add_argument('--float-config', help='config of the float twin; default: the binary pieces are taken out')

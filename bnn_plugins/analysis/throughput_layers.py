@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import bnn_kernels
-from bnn_kernels.cpu import isa
+import bnn_kernels.cpu
 
 from ..deploy import fused_steps
 from .throughput import Clock, make_clock, measure, sample, tensors_of
@@ -132,7 +132,8 @@ class Operators(TorchDispatchMode):
         if record is None:
             record = self.records[self.running[-1], name] = Record(*group_of(function))
         record.macs += macs_of(function, args, kwargs, result)
-        shapes = [tensor.shape for tensor in tensors_of(result) if tensor.numel()]
+        # What works in place returns nothing, or words that nobody wants: its first argument is its output.
+        shapes = [tensor.shape for tensor in tensors_of((args[:1], result)) if tensor.numel()]
         record.output = 'x'.join(map(str, shapes[-1])) if shapes else ''
         self.marks.append((record, start, end))
         return result
@@ -148,7 +149,7 @@ def group_of(function: torch._ops.OpOverload) -> tuple[str, str]:
 
 def backend_text(backend: str | None) -> str:
     """``'cpu (avx512)'``: the engine with its instruction set; others by their name."""
-    return f'cpu ({isa()})' if backend == 'cpu' else str(backend)
+    return f'cpu ({bnn_kernels.cpu.isa()})' if backend == 'cpu' else str(backend)
 
 
 def macs_of(function: torch._ops.OpOverload, args: tuple, kwargs: dict, result: object) -> int:
@@ -214,7 +215,15 @@ def break_down(call: Callable[[], object], model: nn.Module, clock: Clock, round
 
 
 def measure_ceilings(device: torch.device, threads: int) -> dict[str, float]:
-    """GMAC/s that this machine reaches at best, by group, with ``threads`` threads: float32 in a matrix product."""
-    clock, size = make_clock(device, threads), 768
-    a, b = torch.randn(2, size, size, device=device)
-    return {'float': size ** 3 / measure({'mm': lambda: a @ b}, clock, rounds=9)['mm'].minimum / 1e9}
+    """GMAC/s that this machine reaches at best, by group, with ``threads`` threads.
+
+    Of the engine's innermost steps; where it cannot say (not compiled, a GPU), of float32 in a matrix product.
+    """
+    if device.type == 'cpu':
+        try:
+            return {group: threads * value for group, value in bnn_kernels.cpu.ceilings().items() if value}
+        except RuntimeError:
+            pass
+    a, b = torch.randn(2, 1024, 1024, device=device)
+    timing = measure({'product': lambda: a @ b}, make_clock(device, threads), rounds=9)['product']
+    return {'float': 1024 ** 3 / timing.minimum / 1e9}

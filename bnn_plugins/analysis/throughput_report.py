@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .plots import render, themed_svg
 from .summary import size
@@ -68,16 +69,16 @@ LAYER_HEADINGS = ('layer', 'type', 'group', 'operators', 'ran on', 'output', 'ms
 def print_throughput(result: Throughput, console: Console) -> None:
     """Tables of every combination; speed-ups are missing where the check is red."""
     for title, items in cases(result):
-        table = Table(title=title, box=SIMPLE_HEAD, caption=shares(result, items))
+        table = Table(title=title, box=SIMPLE_HEAD, caption=Text(shares(result, items)))
         for index, heading in enumerate(HEADINGS):
             table.add_column(heading, justify='left' if index < 2 else 'right', no_wrap=True)
         for _, row in items:
-            table.add_row(*cells(row))
+            table.add_row(*map(Text, cells(row)))
         console.print(table)
     for what, why in result.skipped:
-        console.print(f'not measured: {what}: {why}', highlight=False)
+        console.print(f'not measured: {what}: {why}', highlight=False, markup=False)
     if not result.ok:
-        console.print('The check is RED: no speed-up of packed models is given.', style='bold red')
+        console.print('A check is RED: no speed-up of those models is given.', style='bold red')
 
 
 def shares(result: Throughput, items: list[tuple[int, Row]]) -> str:

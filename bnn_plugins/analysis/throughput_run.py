@@ -9,15 +9,12 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-import bnn_kernels
-
+from ..deploy import verify
 from .machine import machine_facts
 from .throughput import Timing, make_clock, measure, tensors_of, torch_threads
 from .throughput_layers import Breakdown, break_down, measure_ceilings
-from .throughput_variants import BASELINES, FORMS, ON_CPU, Models, Part, Variant, peak_bytes
+from .throughput_variants import BASELINES, FORMS, ON_CPU, Models, Part, Variant, on_backend, peak_bytes
 
-# Fused blocks fold their norms: where a value is within rounding of a threshold its sign may differ, and all that follows.
-FUSED_TOLERANCE = 1e-4
 CPU = torch.device('cpu')
 
 
@@ -48,14 +45,22 @@ class Plan:
 
 @dataclass
 class Check:
-    """Whether the packed models compute what the latent one does, on the very inputs that are timed."""
+    """Whether the packed models compute what the latent one does, on the very inputs that are timed.
+
+    Attributes:
+        red: those of :class:`Models` that do not. text: what was compared.
+    """
 
     part: str
     batch: int
     height: int
     width: int
-    ok: bool
+    red: frozenset[str]
     text: str
+
+    @property
+    def ok(self) -> bool:
+        return not self.red
 
 
 @dataclass
@@ -161,7 +166,7 @@ def profile(config: str, models: Models, parts: Callable[[int, tuple[int, int] |
     """
     result = Throughput(config, facts=facts or {})
     for name in plan.backends:
-        with bnn_kernels.set_backend(name):  # unknown or missing: its sentence, before anything is measured
+        with on_backend(name):  # unknown or missing: its sentence, before anything is measured
             pass
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, transient=True) as bar:
@@ -206,7 +211,8 @@ def run_part(result: Throughput, models: Models, part: Part, plan: Plan, threads
             if watched:
                 result.breakdowns[len(result.rows)] = breakdown
         elif variant.is_packed:  # a compiled form runs the same operators
-            row.backend = next((r.backend for r in reversed(result.rows) if r.variant.startswith(variant.form.model)), '')
+            row.backend = next((r.backend for r in reversed(result.rows) if r.part == row.part and r.backend
+                                and r.variant == variant.name.replace('-compiled', '').replace('-graph', '')), '')
         result.rows.append(row)
 
 
@@ -243,7 +249,7 @@ def make_row(config: str, variant: Variant, timings: dict[str, Timing], threads:
               len(timing.samples), timing.median * 1e3, timing.minimum * 1e3, first * 1e3, third * 1e3, batch / timing.median,
               model_bytes=variant.model_bytes, peak_bytes=peak)
     if variant.is_packed and check is not None:
-        row.check = 'ok' if check.ok else 'red'
+        row.check = 'red' if variant.form.model in check.red else 'ok'
     if row.check != 'red':
         for baseline, names in BASELINES.items():
             known = [timings[name].median for name in names if name in timings]
@@ -252,30 +258,23 @@ def make_row(config: str, variant: Variant, timings: dict[str, Timing], threads:
     return row
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_part(models: Models, part: Part) -> Check | None:
-    """Latent and packed must agree bit for bit, fused up to rounding; ``None`` without a latent model."""
+    """Packed must agree with latent bit by bit, fused as :func:`bnn_plugins.verify` says; ``None`` without a latent model."""
     if models.latent is None:
         return None
     inputs = tuple(x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim() == 4 else x
                    for x in part.inputs)
-    latent = tensors_of(part.module(models.latent)(*inputs))
-    ok, texts = True, []
+    latent, red, texts = part.module(models.latent), set(), []
     if models.packed is not None:
-        packed = tensors_of(part.module(models.packed)(*inputs))
-        different = sum(int((a != b).sum()) for a, b in zip(latent, packed, strict=True))
-        ok &= different == 0
+        pairs = zip(tensors_of(latent(*inputs)), tensors_of(part.module(models.packed)(*inputs)), strict=True)
+        different = sum(int((a != b).sum()) for a, b in pairs)
         texts.append('packed equals latent, bit by bit' if not different else f'packed differs in {different} values')
-    if models.fused is not None:
-        fused = tensors_of(part.module(models.fused)(*inputs))
-        distance = max(relative_distance(a, b) for a, b in zip(latent, fused, strict=True))
-        close = distance <= FUSED_TOLERANCE
-        ok &= close
-        texts.append(f'fused is within {distance:.1e} of latent' + ('' if close else f', more than {FUSED_TOLERANCE:.0e}'))
+        red |= {'packed'} if different else set()
+    for name in ('fused', 'fused_bfloat16'):
+        if getattr(models, name) is not None:
+            report = verify(latent, part.module(getattr(models, name)), *inputs)
+            texts.append(f'{name}: {report.summary()}')
+            red |= set() if report.ok else {name}
     batch, *_, height, width = part.inputs[0].shape
-    return Check(part.name, batch, height, width, ok, '; '.join(texts))
-
-
-def relative_distance(a: Tensor, b: Tensor) -> float:
-    """Largest difference over the largest value."""
-    return float((a.float() - b.float()).abs().max() / a.float().abs().max().clamp(min=1e-12)) if a.numel() else 0.0
+    return Check(part.name, batch, height, width, frozenset(red), '; '.join(texts))

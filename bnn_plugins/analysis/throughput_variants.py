@@ -17,16 +17,18 @@ import torch
 from torch import Tensor, nn
 
 import bnn_kernels
+import bnn_kernels.cpu
 
 from .throughput import tensor_tree
 
 
 @dataclass
 class Models:
-    """The same network three times, in evaluation mode.
+    """The same network several times, in evaluation mode.
 
     Attributes:
         packed, fused: after ``pack_``; and after block fusion. ``None`` where that is not to be measured.
+        fused_bfloat16: fused with a stream of bfloat16 between the blocks.
         twin: with real weights and activations, the way the host builds it.
         latent: what ``packed`` was made from, for the check; ``None`` skips it.
     """
@@ -35,6 +37,7 @@ class Models:
     fused: nn.Module | None
     twin: nn.Module | None
     latent: nn.Module | None = None
+    fused_bfloat16: nn.Module | None = None
 
 
 @dataclass
@@ -70,6 +73,7 @@ FORMS = {
     'fused': Form('fused'),
     'fused-compiled': Form('fused', compiled=True),
     'fused-graph': Form('fused', graph=True),
+    'fused-bfloat16': Form('fused_bfloat16'),
     'packed': Form('packed'),
     'float32': Form('twin'),
     'float32-nchw': Form('twin', channels_last=False),
@@ -79,9 +83,8 @@ FORMS = {
     'bfloat16-compiled': Form('twin', torch.bfloat16, compiled=True),
     'bfloat16-graph': Form('twin', torch.bfloat16, graph=True),
 }
-ON_CPU = ('fused', 'fused-compiled', 'packed', 'float32', 'float32-nchw', 'float32-compiled', 'bfloat16', 'bfloat16-compiled')
-ON_CUDA = ('fused', 'fused-compiled', 'fused-graph', 'packed', 'float32', 'float32-nchw', 'float32-compiled', 'float32-graph',
-           'bfloat16', 'bfloat16-compiled', 'bfloat16-graph')
+ON_CPU = tuple(name for name, form in FORMS.items() if not form.graph)
+ON_CUDA = tuple(FORMS)
 # Speed-ups are stated against each of these; where a baseline has two layouts, against the faster.
 BASELINES = {'float32': ('float32', 'float32-nchw'), 'float32-compiled': ('float32-compiled',), 'bfloat16': ('bfloat16',),
              'bfloat16-compiled': ('bfloat16-compiled',)}
@@ -97,8 +100,22 @@ def check_forms(names: tuple[str, ...] | list[str], device: torch.device) -> Non
             raise ValueError(f'the variant {name!r} records a CUDA graph and needs --device cuda')
 
 
+@contextmanager
+def on_backend(name: str | None) -> Iterator[None]:
+    """A backend of ``bnn_kernels``, or ``'cpu:avx2'`` for one with an instruction set; ``None`` chooses automatically.
+
+    Raises:
+        ValueError: an unknown name. RuntimeError: this machine does not have it.
+    """
+    backend, _, isa = (name or '').partition(':')
+    if isa and backend != 'cpu':
+        raise ValueError(f"only the backend 'cpu' has instruction sets, but got {name!r}")
+    with bnn_kernels.set_backend(backend or None), bnn_kernels.cpu.set_isa(isa) if isa else nullcontext():
+        yield
+
+
 class Variant:
-    """A part in a form, ready to be called, on ``backend`` (``None``: chosen automatically).
+    """A part in a form, ready to be called, on ``backend``: see :func:`on_backend`.
 
     Attributes:
         name: ``'fused'``, or ``'fused [cpu]'`` for a given backend. module: what runs, not compiled. seconds_to_build: the
@@ -147,7 +164,7 @@ class Variant:
 
     def __call__(self) -> object:
         """One call on the part's inputs, under the caller's inference mode."""
-        with bnn_kernels.set_backend(self.backend) if self.is_packed else nullcontext():
+        with on_backend(self.backend) if self.is_packed else nullcontext():
             return self.runner(*self.inputs) if self.part.whole is None else self.part.whole(self.run)
 
     @property

@@ -90,15 +90,16 @@ def build_models(config: str, checkpoint: str | None, float_file: str | None, fl
             model.requires_grad_(False)
             model.to(device)
             channels_last_(model)
-    fused = copy.deepcopy(packed)
+    fused, fused_bfloat16 = copy.deepcopy(packed), copy.deepcopy(packed)
     report = fuse_(fused)
+    fuse_(fused_bfloat16, stream_dtype=torch.bfloat16)
     how = 'the same config without its binary pieces' if float_file is None else float_file
     facts = {'Weights': checkpoint or 'random: times do not depend on them, but the number of boxes does',
              'Float twin': f'{type(twin).__name__}, {how}{": " + twin_text(cfg, twin_cfg) if float_file is None else ""}',
              'Weights of the twin': float_checkpoint or 'random', 'Block fusion': report.summary()}
     facts |= {f'Not fused: {name}': text.removeprefix('not fused: ') for name, text in report.rows.items()
               if text.startswith('not fused')}
-    return cfg, Models(packed, fused, twin, latent), facts
+    return cfg, Models(packed, fused, twin, latent, fused_bfloat16), facts
 
 
 def twin_text(cfg: Config, twin_cfg: Config) -> str:
@@ -131,12 +132,18 @@ def channels_last_(model: nn.Module) -> None:
             module.to(memory_format=torch.channels_last)
 
 
+def body(backbone: nn.Module) -> nn.Sequential:
+    """The stages of a ResNet, binary or float, without its stem: ``[N, C, H, W]`` -> the last stage's output."""
+    return nn.Sequential(*(getattr(backbone, name) for name in backbone.res_layers))
+
+
 class Network(nn.Module):
     """A detector from the normalised image ``[N, 3, H, W]`` to the raw outputs of its head: what is compiled as one."""
 
     def __init__(self, detector: nn.Module):
         super().__init__()
         self.detector = detector
+        self.train(detector.training)
 
     def forward(self, x: Tensor) -> object:
         return self.detector.bbox_head(self.detector.extract_feat(x))
@@ -254,8 +261,9 @@ def benchmark(config: str, checkpoint: str | None = None, out: str | None = None
     Args:
         checkpoint, float_checkpoint: weights of the binary model (``.pth`` or packed) and of the twin; default random.
         size: (height, width) of the images; default the test set's first ones, or random ones of the test pipeline's size.
-        backends: of bnn_kernels, see ``bnn_kernels.available_backends()``; default chosen automatically. variants: keys of
-            :data:`FORMS`; default all that the device can run. parts: ``backbone``, ``network``, ``detector``; default all.
+        backends: of bnn_kernels, see ``bnn_kernels.available_backends()``, also ``'cpu:avx2'``; default chosen automatically.
+        variants: keys of :data:`FORMS`; default all that the device can run.
+        parts: ``backbone``, ``network``, ``detector``; default all.
         float_config: config of the float twin, where it cannot be derived.
         rounds, budget: samples of each variant; at most this many seconds for each combination and part, but five samples.
 
