@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..layers import BinaryConv2d, BinaryLayer, BinaryLinear, build_act
+from ..layers import BinaryConv2d, BinaryLayer, BinaryLinear, Expansion, build_act
 from .config import BNNConfig
 from .report import BinarizationReport, LayerRow
 from .rules import ATTENTION_CLASSES, candidates, check_rules, decide, with_parents
@@ -51,7 +51,8 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
             if binary and getattr(layer, 'padding_mode', 'zeros') != 'zeros':
                 binary, reason = False, f'padding_mode={layer.padding_mode!r}: only a constant can be padded after the sign'
             if binary:
-                layer = to_binary(layer, cfg)
+                layer, note = to_binary(layer, cfg)
+                reason += note
                 replace_(model, candidate.module, layer)
                 takes_signs |= layer.activation.signed and layer.activation.bits == 1
         report.rows.append(LayerRow(candidate.name, kind, binary, reason, layer.weight.numel()))
@@ -64,17 +65,35 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
     return report
 
 
-def to_binary(layer: nn.Conv2d | nn.Linear, cfg: BNNConfig) -> BinaryConv2d | BinaryLinear:
-    """The binary layer of the same shape, with the same parameters (as latents), mode, device and dtype."""
-    where = dict(device=layer.weight.device, dtype=layer.weight.dtype)
+def to_binary(layer: nn.Conv2d | nn.Linear, cfg: BNNConfig) -> tuple[BinaryConv2d | BinaryLinear, str]:
+    """The binary layer of the same outer shape, with the same parameters (as latents), mode, device and dtype.
+
+    An expanded layer has as many weights in another shape: new parameters with the same numbers. Also returns what the report
+    says about the expansion, ``''`` without one.
+    """
+    expand = cfg.layer_expand
+    note = '' if expand is None else obstacle(layer, expand)
+    options = dict(method=cfg.method, expand=None if note else expand, device=layer.weight.device, dtype=layer.weight.dtype)
     if isinstance(layer, nn.Linear):
-        new = BinaryLinear(layer.in_features, layer.out_features, layer.bias is not None, method=cfg.method, **where)
+        new = BinaryLinear(layer.in_features, layer.out_features, layer.bias is not None, **options)
     else:
         new = BinaryConv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
-                           layer.dilation, layer.groups, layer.bias is not None, method=cfg.method,
-                           pad_value=cfg.pad_value, **where)
-    new._parameters.update(weight=layer.weight, bias=layer.bias)
-    return new.train(layer.training)
+                           layer.dilation, layer.groups, layer.bias is not None, pad_value=cfg.pad_value, **options)
+    weight = layer.weight
+    if new.expand is not None:
+        weight = nn.Parameter(weight.detach().reshape(new.weight.shape), weight.requires_grad)
+    new._parameters.update(weight=weight, bias=layer.bias)
+    return new.train(layer.training), f'; {note or expand.text()}' if expand is not None else ''
+
+
+def obstacle(layer: nn.Conv2d | nn.Linear, expand: Expansion) -> str:
+    """Why this layer cannot be expanded, ``''`` where it can."""
+    if isinstance(layer, nn.Linear) and expand.groups > 1:
+        return 'not expanded: a linear layer has no groups'
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        return f'not expanded: {layer.groups} groups of its own'
+    outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return f'not expanded: {outputs} outputs are not divisible by {expand.copies}' if outputs % expand.copies else ''
 
 
 def replace_relus_(model: nn.Module, act: str, report: BinarizationReport) -> None:

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from ..binarize import build_method, check_keys, unknown
-from ..layers import BinaryConv2d
+from ..layers import BinaryConv2d, Expansion
 from .roles import ROLES
 
 ACTS = ('auto', 'hardtanh', 'identity', 'keep', 'prelu')
@@ -26,7 +26,11 @@ class BNNConfig:
 
     Attributes:
         method: a name from :func:`bnn_plugins.list_methods` or ``dict(type=name, **options)``.
-        expand: expanding-and-shrinking; not available in this version, must be ``None``.
+        expand: expanding-and-shrinking inside of each layer, ``dict(tau=2, groups=1)``, see
+            :class:`bnn_plugins.layers.Expansion`. The network around keeps its widths, so the style is ``'drop_in'``: the
+            layer itself tiles its input, with a learned threshold for each copy, and its output. (A wider network, the
+            papers' ``'es'`` and ``'rep'``, is built by a native model with ``expand=``.) Layers whose widths do not divide are
+            not expanded, and the report says so. Float weights are regrouped: a pretrained network is to be trained anew.
         rules: ``{pattern: 'binary' | 'float'}`` over module names, first match wins, before the built-in rules; patterns as
             in :mod:`fnmatch` (``'layer4.*'``). A pattern that matches no layer is an error. Pairs ``[(pattern, kind), ...]``
             say the same and keep their order where mmengine writes a config: it sorts the keys of a dict.
@@ -62,8 +66,9 @@ class BNNConfig:
         for role in self.roles or ():
             if role not in ROLES:
                 raise ValueError(unknown('role', role, ROLES))
-        if self.expand is not None:
-            raise ValueError('expand: expanding-and-shrinking is not available in this version; leave it None')
+        if self.layer_expand is not None and not self.layer_expand.drop_in:
+            raise ValueError("expand: a network that exists keeps its widths, so its layers have style='drop_in', but got "
+                             f'{self.layer_expand.style!r}; build a native model (bnn_plugins.BNNResNet, ...) with expand=')
         if self.act == 'rprelu':
             raise ValueError("act='rprelu' has one shift per channel, which a replaced ReLU does not know: use 'prelu' or "
                              "'hardtanh'")
@@ -89,6 +94,11 @@ class BNNConfig:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)  # not sorted: the first rule that matches wins
+
+    @property
+    def layer_expand(self) -> Expansion | None:
+        """``expand`` of each layer; the style is ``'drop_in'`` where none is said."""
+        return Expansion.of({'style': 'drop_in', **self.expand} if isinstance(self.expand, dict) else self.expand)
 
     @property
     def replacement_act(self) -> str:

@@ -350,3 +350,45 @@ def test_any_network(model, method, pad_value, seed):
     with torch.no_grad():
         expected = model(x)
         assert torch.equal(pack_(model)(x), expected)
+
+
+class TestExpand:
+    """expand= of the config: each layer by itself, outer widths kept, every decision in the report."""
+
+    @staticmethod
+    def net():
+        return nn.ModuleDict(dict(wide=nn.Conv2d(8, 12, 3, padding=1), odd=nn.Conv2d(12, 9, 1),
+                                  grouped=nn.Conv2d(9, 6, 3, groups=3), lin=nn.Linear(6, 8, bias=False)))
+
+    def test_layers(self):
+        model, twin = self.net(), self.net()
+        model.load_state_dict(twin.state_dict())
+        report = binarize_(model, dict(method='bireal', expand=dict(tau=2, spread=0.3)))
+        reasons = {row.name: row.reason for row in report.rows}
+        assert reasons == dict(wide='default; expand tau 2 groups 1 drop_in', lin='default; expand tau 2 groups 1 drop_in',
+                               odd='default; not expanded: 9 outputs are not divisible by 2',
+                               grouped='default; not expanded: 3 groups of its own')
+        x = torch.randn(2, 8, 6, 6)
+        for name in ('wide', 'odd', 'grouped'):
+            old = twin[name](x)
+            assert model[name](x).shape == old.shape
+            x = old
+        assert model['wide'].weight.shape == (6, 16, 3, 3)
+        assert torch.equal(model['wide'].weight.flatten(), twin['wide'].weight.flatten())
+        assert torch.equal(model['wide'].bias, twin['wide'].bias)
+        assert model['wide'].copy_shift.tolist() == pytest.approx([-0.3] * 8 + [0.3] * 8)
+        assert model['lin'].weight.shape == (4, 12)
+        assert model['odd'].expand is None
+        assert model['odd'].weight.shape == (9, 12, 1, 1)
+
+    def test_groups(self):
+        model = self.net()
+        reasons = {row.name: row.reason for row in binarize_(model, dict(expand=dict(tau=1, groups=3))).rows}
+        assert model['wide'].weight.shape == (12, 8, 3, 3)
+        assert reasons['lin'].endswith('; not expanded: a linear layer has no groups')
+
+    def test_tau_1_is_no_expansion(self):
+        model = self.net()
+        report = binarize_(model, dict(expand=dict(tau=1)))
+        assert all('expand' not in row.reason for row in report.rows)
+        assert all(layer.expand is None for layer in model.values())

@@ -13,7 +13,8 @@ FULL = dict(method=dict(type='xnor', estimator=dict(type='swish_sign', beta=3.0)
 
 
 @pytest.mark.parametrize('values', [{}, FULL, *(dict(method=name) for name in list_methods()),
-                                    dict(method=dict(type='dorefa', w_bits=2, a_bits=3), act='keep')], ids=str)
+                                    dict(method=dict(type='dorefa', w_bits=2, a_bits=3), act='keep'),
+                                    dict(expand=dict(tau=2, groups=2, spread=0.5)), dict(expand={})], ids=str)
 def test_round_trip(values):
     config = BNNConfig.from_dict(values)
     assert BNNConfig.from_dict(config.to_dict()) == config
@@ -77,8 +78,11 @@ def test_unknown_key_names_the_nearest(key, nearest):
     (dict(act='relu'), "ReLU by a ReLU: use 'keep'"),
     (dict(rules={'a': 'int8'}), r"rules\['a'\] must be 'binary' or 'float', but got 'int8'"),
     (dict(rules={'a': True}), r"rules\['a'\] must be 'binary' or 'float', but got True"),
-    (dict(expand=dict(tau=2)), 'not available in this version; leave it None'),
-    (dict(expand={}), 'not available in this version; leave it None'),
+    (dict(expand=dict(tau=2, style='es')), "its layers have style='drop_in', but got 'es'; build a native model"),
+    (dict(expand=dict(tau=2, style='rep')), "but got 'rep'"),
+    (dict(expand=dict(tau=0)), 'tau must be an integer of at least 1, but got 0'),
+    (dict(expand=dict(tua=2)), "unknown key of expand 'tua'; did you mean 'tau'"),
+    (dict(expand=2), 'expand must be None or dict'),
 ], ids=str)
 def test_wrong_values(values, message):
     with pytest.raises(ValueError, match=message):
