@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 # One thread per process: as soon as anything else runs on the machine, threads of torch wait for each other at every layer,
 # which makes two of them up to ten times slower than one.
 export OMP_NUM_THREADS := 1
+ENGINE := kernels/bnn_kernels/cpu/src
 
-.PHONY: install demo test lint check-arm clean
+.PHONY: install demo test lint check-arm test-triton clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: constraints.txt pyproject.toml setup.py
+$(VENV)/.installed: constraints.txt pyproject.toml setup.py $(wildcard $(ENGINE)/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[mmdet,classification,diffusers,report,numba,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[mmdet,classification,diffusers,report,numba,triton,dev]'
 	touch $@
 
 demo: install
@@ -25,9 +26,19 @@ lint: install
 test: lint
 	$(BIN)/pytest --numprocesses 2
 
+# The Triton kernels with every version of Triton that they support, each in a folder of its own.
+TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
+test-triton: install
+	@for version in $(TRITONS); do \
+		folder=.cache/triton/$$version; \
+		test -d $$folder || $(BIN)/pip install --quiet --no-deps --target $$folder triton==$$version || exit 1; \
+		echo "Triton $$version"; \
+		PYTHONPATH=$$folder $(BIN)/pytest --quiet --numprocesses 2 tests/test_kernels/test_triton*.py \
+			tests/test_kernels/test_tensorcore*.py || exit 1; \
+	done
+
 # The engine on 64-bit Arm: cross-compiled, and compared with loops under an emulator. Skips where the tools are absent.
 ARM_CXX := aarch64-linux-gnu-g++
-ENGINE := kernels/bnn_kernels/cpu/src
 check-arm:
 	@if ! command -v $(ARM_CXX) || ! command -v qemu-aarch64; then \
 		echo 'check-arm skipped: it needs $(ARM_CXX) and qemu-aarch64 (Debian: g++-aarch64-linux-gnu qemu-user)'; \
@@ -37,6 +48,19 @@ check-arm:
 			tests/test_kernels/exactness.cpp $(ENGINE)/*.cpp -o build/exactness-arm && \
 		qemu-aarch64 build/exactness-arm; \
 	fi
+
+# The tests of the engine under AddressSanitizer and UndefinedBehaviorSanitizer. Leaks are not looked for: Python keeps its memory.
+SANITIZED := build/engine-sanitized.so
+SANITIZERS = $(foreach library,libasan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(library)))
+sanitize: install $(SANITIZED)
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD='$(SANITIZERS)' BNN_KERNELS_CPU_LIBRARY=$(abspath $(SANITIZED)) \
+		$(BIN)/pytest tests/test_kernels/test_cpu.py tests/test_kernels/test_amx.py tests/test_kernels/test_bad_input.py \
+		tests/test_kernels/test_concurrency.py
+
+$(SANITIZED): $(wildcard $(ENGINE)/*)
+	mkdir -p build
+	$(CXX) -std=c++20 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -fPIC -shared \
+		-fopenmp -ffp-contract=off -fvisibility=hidden $(ENGINE)/*.cpp -o $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info work_dirs

@@ -43,7 +43,10 @@ setup(
     packages=find_packages(include=['bnn_plugins*']) + find_packages('kernels', include=['bnn_kernels*']),
     package_dir={'bnn_kernels': 'kernels/bnn_kernels'},
     # .mim links to configs and tools: OpenMMLab's convention for finding them in an installed package.
-    package_data={'bnn_plugins': ['.mim/**/*.py', '.mim/**/*.yml', 'hosts/mmdet/*.j2', 'analysis/*.j2', 'analysis/*.css']},
+    package_data={
+        'bnn_kernels': ['triton/*.toml'],
+        'bnn_plugins': ['.mim/**/*.py', '.mim/**/*.yml', 'hosts/mmdet/*.j2', 'analysis/*.j2', 'analysis/*.css'],
+    },
     ext_modules=[Extension(
         'bnn_kernels.cpu._engine',
         sources=sorted(map(str, SOURCES.glob('*.cpp'))),

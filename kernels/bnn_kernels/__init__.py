@@ -17,6 +17,7 @@ from .ops import (
     pack_activations,
     pack_features,
 )
+from .warmup import warmup
 
 __all__ = [
     'LAYOUT_VERSION',
@@ -38,4 +39,5 @@ __all__ = [
     'set_backend',
     'transpose_weight',
     'unpack_weight',
+    'warmup',
 ]

@@ -3,6 +3,7 @@
 import importlib
 import os
 import threading
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from torch import Tensor
 # In order of preference, one line per backend: name -> 'module:class', imported when it is first asked for.
 BACKENDS = {
     'triton-tensorcore': 'bnn_kernels.triton.tensorcore:TensorCore',
+    'triton-bitplane': 'bnn_kernels.triton.bitplane:Bitplane',
+    'triton-popcount': 'bnn_kernels.triton.popcount:Popcount',
     'cpu': 'bnn_kernels.cpu.backend:Cpu',
     'numba': 'bnn_kernels.numba_backend:Numba',
     'reference': 'bnn_kernels.reference:Reference',
@@ -85,6 +88,18 @@ def available_backends() -> dict[str, str]:
 def last_backend(op: str | None = None) -> str | None:
     """Name of the backend that ran last in this thread, or that ran operator `op` last; None before the first call."""
     return getattr(_last, op or 'any', None)
+
+
+@contextmanager
+def recorded():
+    """Collects {operator: backend} of the calls inside, in this thread; filled at the end."""
+    before, ran = dict(vars(_last)), {}
+    vars(_last).clear()
+    try:
+        yield ran
+    finally:
+        ran.update((op, name) for op, name in vars(_last).items() if op != 'any')
+        vars(_last).update(before | vars(_last))
 
 
 def selection(op: str, **call) -> Selection:

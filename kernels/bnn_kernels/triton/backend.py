@@ -45,8 +45,8 @@ class TritonBackend(Backend):
         return True, ''
 
     def pack_activations(self, x: Tensor, threshold: Tensor | None, groups: int) -> Tensor:
-        batch, _, height, width = x.shape
-        return pack_signs(x.flatten(2), threshold, groups).view(batch, height, width, -1)
+        height, width = x.shape[2:]
+        return pack_signs(x.flatten(2), threshold, groups).unflatten(1, (height, width))
 
     def pack_features(self, x: Tensor, threshold: Tensor | None) -> Tensor:
         rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])

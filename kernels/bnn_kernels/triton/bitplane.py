@@ -14,18 +14,29 @@ from .geometry import pixel_of, source
 
 
 @triton.constexpr_function
-def _plane_asm(plane):
+def _signs_asm(plane, keep):
     """Four bytes at once: bit b of each becomes -254 b - 1 in 32-bit arithmetic, and that is +1 or -1 in every byte."""
-    return f'{{ .reg .b32 t; shr.u32 t, $1, {plane}; and.b32 t, t, 0x01010101; mad.lo.s32 $0, t, -254, -1; }}'
+    signs = f'.reg .b32 t; shr.u32 t, $1, {plane}; and.b32 t, t, 0x01010101; mad.lo.s32 t, t, -254, -1;'
+    return f'{{ {signs} {"and.b32 $0, t, $2;" if keep else "mov.b32 $0, t;"} }}'
 
 
 @triton.jit
 def signs(packed, PLANE: tl.constexpr, ASM: tl.constexpr):
     """Bit PLANE of each int8 as -1 or +1."""
     if ASM:
-        return tl.inline_asm_elementwise(_plane_asm(PLANE), '=r,r', [packed], dtype=tl.int8, is_pure=True, pack=4)
+        return tl.inline_asm_elementwise(_signs_asm(PLANE, False), '=r,r', [packed], dtype=tl.int8, is_pure=True, pack=4)
     else:
         return (((packed >> PLANE) & 1) * 2 - 1).to(tl.int8)
+
+
+@triton.jit
+def kept_signs(packed, keep, PLANE: tl.constexpr, ASM: tl.constexpr):
+    """`signs` where the int8 `keep` is -1, and 0 where it is 0."""
+    if ASM:
+        return tl.inline_asm_elementwise(_signs_asm(PLANE, True), '=r,r,r', [packed, keep], dtype=tl.int8, is_pure=True,
+                                         pack=4)
+    else:
+        return signs(packed, PLANE, ASM) & keep
 
 
 @triton.jit(do_not_specialize=['pixels', 'height', 'width', 'out_height', 'out_width'])
@@ -69,11 +80,12 @@ def convolve(x, w, sums, words, stream, shortcut, scale, bias, gamma, slope, zet
             outside = tl.where(k < ROW, (1 << ones) - 1, 0).to(tl.int8)[None, :]
         a = tl.load(x + place, mask=inside, other=outside)
         b = tl.load(w_rows[None, :] + k[:, None], mask=real_channel[None, :] & (k < ROW)[:, None], other=0)
-        keep = tl.where(inside, -1, 0).to(tl.int8)
+        keep = tl.where(inside, -1, 0).to(tl.int8)  # in every bit
         for plane in tl.static_range(8):
-            left = signs(a, plane, ASM)
             if MASKED:
-                left &= keep
+                left = kept_signs(a, keep, plane, ASM)
+            else:
+                left = signs(a, plane, ASM)
             acc = tl.dot(left, signs(b, plane, ASM), acc, out_dtype=tl.int32)
 
     if not MASKED:

@@ -34,6 +34,7 @@ def convolve(x, w, sums, words, stream, shortcut, scale, bias, gamma, slope, zet
     """BLOCK_M output pixels and BLOCK_N channels of one group; see `launch.convolve` for the arguments."""
     WORDS: tl.constexpr = (CHANNELS + 31) // 32
     LAST_WORD: tl.constexpr = -1 if CHANNELS % 32 == 0 else (1 << CHANNELS % 32) - 1  # ones in the real channels
+    UNROLL: tl.constexpr = 4 if WORDS % 4 == 0 else 2 if WORDS % 2 == 0 else 1
     PER_GROUP: tl.constexpr = OUTPUTS // GROUPS
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
     tiles = tl.cdiv(PER_GROUP, BLOCK_N)
@@ -43,8 +44,8 @@ def convolve(x, w, sums, words, stream, shortcut, scale, bias, gamma, slope, zet
     real_pixel = pixel < pixels
     image, row, column = pixel_of(pixel, out_height, out_width)
     lane = tl.arange(0, BLOCK_N)
-    w_rows = w + (group * PER_GROUP + start + lane) * (TAPS * WORDS)
-    real_channel = start + lane < PER_GROUP
+    channel = tl.minimum(start + lane, PER_GROUP - 1)  # beyond the last one: read it again, store nothing
+    w_rows = w + (group * PER_GROUP + channel) * (TAPS * WORDS)
 
     differ = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     taps_inside = tl.zeros((BLOCK_M,), tl.int32)
@@ -54,16 +55,18 @@ def convolve(x, w, sums, words, stream, shortcut, scale, bias, gamma, slope, zet
         inside = real_pixel & y_exists & z_exists
         taps_inside += inside.to(tl.int32)
         x_rows = x + tl.where(inside, (image * height + y) * width + z, 0).to(tl.int64) * (GROUPS * WORDS) + group * WORDS
-        for word in range(WORDS):
-            outside = 0
-            if PAD_VALUE == 1:
-                outside = tl.where(word == WORDS - 1, LAST_WORD, -1)
-            a = tl.load(x_rows + word, mask=inside, other=outside)
-            b = tl.load(w_rows + tap * WORDS + word, mask=real_channel, other=0)
-            bits = a[:, None] ^ b[None, :]
-            if PAD_VALUE == 0:
-                bits &= tl.where(inside, -1, 0)[:, None]
-            differ += popcount(bits)
+        for first in range(0, WORDS, UNROLL):
+            for offset in tl.static_range(UNROLL):
+                word = first + offset
+                a = tl.load(x_rows + word)
+                if PAD_VALUE == 1:
+                    a = tl.where(inside, a, tl.where(word == WORDS - 1, LAST_WORD, -1))
+                elif PAD_VALUE == -1:
+                    a = tl.where(inside, a, 0)
+                bits = a[:, None] ^ tl.load(w_rows + tap * WORDS + word)[None, :]
+                if PAD_VALUE == 0:
+                    bits &= tl.where(inside, -1, 0)[:, None]
+                differ += popcount(bits)
 
     if PAD_VALUE == 0:
         acc = (taps_inside * CHANNELS)[:, None] - 2 * differ
