@@ -1,5 +1,7 @@
 """Binary UNet blocks, BI-DiffSR's sampling, the cross-timestep connection."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -222,6 +224,18 @@ def test_cross_timestep_gives_no_gradient_to_the_step_before():
     assert before.grad is None
     assert float(now.grad) == 0.5
     assert unet.cross_timestep_connection.alpha.grad.abs().sum() == 0  # both features are equal here
+
+
+def test_a_copy_has_a_memory_of_its_own():
+    unet = Toy()
+    bnn_plugins.CrossTimestepConnection(unet, initial=0.5)
+    x = torch.ones(1, 1, 1, 1)
+    unet(x, 20)
+    twin = copy.deepcopy(unet)
+    twin(9 * x, 15)
+    twin.cross_timestep_connection.alpha.data.fill_(0)
+    assert float(unet(x, 10)) == 2
+    assert float(twin(3 * x, 10)) == 4
 
 
 def test_two_runs_of_a_pipeline_are_equal():

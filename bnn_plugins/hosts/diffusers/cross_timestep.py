@@ -1,5 +1,7 @@
 """BiDM's timestep-friendly cross-step connection: features of the previous, noisier step flow into this one."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ class CrossTimestepConnection(nn.Module):
         unet.cross_timestep_connection = self
         unet.register_forward_pre_hook(self._begin, with_kwargs=True)
         for index, block in enumerate(unet.up_blocks):
-            block.register_forward_hook(lambda module, args, out, index=index: self._mix(index, out))
+            block.register_forward_hook(partial(self._mix, index))  # a partial, unlike a closure, is copied with the model
 
     def reset(self) -> None:
         """Forget the previous step."""
@@ -53,7 +55,7 @@ class CrossTimestepConnection(nn.Module):
             self.reset()
         self._timesteps = timesteps
 
-    def _mix(self, index: int, out: Tensor) -> Tensor:
+    def _mix(self, index: int, block: nn.Module, args: tuple, out: Tensor) -> Tensor:
         before = self._memory.get(index)
         if before is not None and before.shape == out.shape and before.dtype == out.dtype:
             bucket = (self._timesteps * self.buckets // self.num_train_timesteps).long().clamp(0, self.buckets - 1)
