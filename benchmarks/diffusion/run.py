@@ -122,12 +122,11 @@ def main():
     parser.add_argument('--steps', type=int, default=50, help='denoising steps')
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--only', nargs='*', help='configs of the suite to run')
-    parser.add_argument('flags', nargs='*', help='flags of tools/train_diffusion.py, after --')
-    args = parser.parse_args()
+    args, flags = parser.parse_known_args()  # the rest goes to tools/train_diffusion.py
     torch.set_num_threads(args.threads)
     RESULTS.mkdir(exist_ok=True)
     names = args.only or SUITES[args.suite]
-    minutes = {name: finished(name, Path(args.work_dir) / name, args.flags) for name in names}
+    minutes = {name: finished(name, Path(args.work_dir) / name, flags) for name in names}
     data = sources(names[0])
     net = None if data[1].conditions is not None else metrics.train_feature_net(data[0])
     facts = dict(processor=processor(), threads=args.threads, torch=torch.__version__, diffusers=version('diffusers'))
