@@ -3,7 +3,8 @@
 Convention of the binary literature (Bi-Real Net, ReActNet): ``OPs = FLOPs + BOPs / 64``, where FLOPs are the real
 multiply-accumulates (one each, not two) of convolutions and linear layers, and BOPs the binary ones; a layer with w-bit
 weights and a-bit activations counts ``w * a`` BOPs per multiply-accumulate, a layer with real activations counts FLOPs.
-Norms, activations and resizing are not counted. All per image.
+Norms, activations and resizing are not counted there; what they multiply and what layers move stands in columns of its own,
+for that is where a network with wider streams (expanding-and-shrinking) pays. All per image.
 """
 
 import copy
@@ -36,6 +37,9 @@ class SummaryRow:
         bits: ``'1x1'`` (weights x activations), ``'32x32'`` for real layers.
         params_binary, params_float: quantized weights, and real numbers beside them in the packed file (scales, biases, ...).
         macs: multiply-accumulates of any kind. flops, bops, ops: see the module's convention. All per image.
+        muls: elementwise multiplies, one per value of a norm or PReLU (a norm takes over the scale of the binary layer in
+            front of it). Products of feature maps, as in squeeze-excite, are not seen.
+        bytes_in, bytes_out: activations that the layer reads, one bit each (or k) where it is binary, and writes, in float32.
         bytes_float: of all its parameters and buffers in float32 (the float twin's memory).
         bytes_latent: as they are in training. bytes_packed: as they are in the packed file (without its header).
     """
@@ -50,6 +54,9 @@ class SummaryRow:
     flops: int = 0
     bops: int = 0
     ops: float = 0.0
+    muls: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
     bytes_float: int = 0
     bytes_latent: int = 0
     bytes_packed: int = 0
@@ -101,7 +108,7 @@ class Summary:
     def __rich__(self) -> Table:
         table = Table(title='Summary', caption=self.caption(), box=SIMPLE_HEAD, show_footer=True)
         names = ('layer', 'type', 'bits', 'output', 'binary weights', 'float params', 'BOPs (M)', 'FLOPs (M)', 'OPs (M)',
-                 'latent', 'packed')
+                 'muls (M)', 'read', 'written', 'latent', 'packed')
         for name, total in zip(names, cells(self.totals), strict=True):
             left = name in ('layer', 'type')
             table.add_column(name, total, justify='left' if left else 'right', no_wrap=True)
@@ -119,9 +126,9 @@ class Summary:
 
 def cells(row: SummaryRow) -> list[str]:
     """A row of the table for people."""
-    millions = [f'{count / 1e6:,.2f}' for count in (row.bops, row.flops, row.ops)]
+    millions = [f'{count / 1e6:,.2f}' for count in (row.bops, row.flops, row.ops, row.muls)]
     return [row.name, row.kind, row.bits, row.output, f'{row.params_binary:,}', f'{row.params_float:,}', *millions,
-            size(row.bytes_latent), size(row.bytes_packed)]
+            size(row.bytes_in), size(row.bytes_out), size(row.bytes_latent), size(row.bytes_packed)]
 
 
 def size(count: int) -> str:
@@ -144,8 +151,9 @@ def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: 
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     twin = copy.deepcopy(model).eval()
     traces = trace(twin, lambda: twin(*inputs), lambda module: isinstance(module, COUNTED))
-    if any(isinstance(module, BinaryLayer) for module in twin.modules()):
-        pack_(twin)
+    for module in list(twin.modules()):
+        if isinstance(module, BinaryLayer) and module.w_bits < 32:
+            pack_(module)
     has_bits = any(isinstance(module, PackedLayer) for module in twin.modules())
     batch = next((x.shape[0] for x in inputs if isinstance(x, Tensor)), 1)
 
@@ -162,7 +170,9 @@ def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: 
         row.bytes_packed = sum(take_bytes(packed_tensors, name) for name in names)
         rows.append(row)
     rest = sum(tensor.nbytes for tensor in latent_tensors.values())
-    rows.append(SummaryRow('(others)', 'norms, activations, ...', bits='', bytes_float=rest, bytes_latent=rest,
+    counted = {name for names in layers.values() for name in names}
+    muls = sum(record.muls for name, record in traces.items() if name not in counted) // batch
+    rows.append(SummaryRow('(others)', 'norms, activations, ...', bits='', muls=muls, bytes_float=rest, bytes_latent=rest,
                            bytes_packed=sum(tensor.nbytes for tensor in packed_tensors.values()),
                            params_float=sum(tensor.numel() for tensor in latent_tensors.values())))
     totals = SummaryRow('total', type(model).__name__, bits='')
@@ -180,11 +190,16 @@ def layer_row(name: str, module: nn.Module, record: LayerTrace | None, batch: in
     row = SummaryRow(name, type(module).__name__)
     if record:
         row.macs, row.output = record.macs // batch, 'x'.join(map(str, record.output_shape[1:]))
+        bits = module.activation.bits if hasattr(module, 'activation') else 32
+        row.muls = record.muls // batch
+        row.bytes_in, row.bytes_out = record.inputs * bits // 8 // batch, 4 * record.outputs // batch
     weights = weight_count(module)
     biases = 0 if module.bias is None else module.bias.numel()
     row.bytes_float = 4 * (weights + biases)
     row.params_float = weights + biases
     row.flops = row.macs
+    if isinstance(module, BinaryLayer):  # with real weights: the first of two steps
+        row.bits = f'{module.w_bits}x{module.activation.bits}'
     if isinstance(module, PackedLayer):
         bits = module.activation.bits
         row.bits = f'{module.w_bits}x{bits}'

@@ -1,12 +1,17 @@
-"""One forward pass seen layer by layer: multiply-accumulates and the balance of signs."""
+"""One forward pass seen layer by layer: multiply-accumulates, elementwise multiplies, values moved, the balance of signs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from ..layers import BinaryLayer
+from ..layers import BinaryLayer, RPReLU
+from ..layers.base import input_copies
+
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+SLOPES = (nn.PReLU, RPReLU)
 
 
 @dataclass
@@ -15,12 +20,18 @@ class LayerTrace:
 
     Attributes:
         macs: multiply-accumulates of the batch.
+        inputs, outputs: values that the layer reads (those of a sign after a drop-in tile) and writes.
+        muls: elementwise multiplies: one per value of a norm and of a PReLU; of a binary layer, one per distinct value for its
+            scale, where no norm behind it takes that over, and one for its gain.
         calls: how often the layer ran (a head shared by pyramid levels runs once per level).
         output_shape: of the last call.
         positive, signs: how many inputs of a sign were +1, and how many there were.
     """
 
     macs: int = 0
+    inputs: int = 0
+    outputs: int = 0
+    muls: int = 0
     calls: int = 0
     output_shape: tuple[int, ...] = ()
     positive: int = 0
@@ -43,6 +54,13 @@ def macs_per_output(module: nn.Module) -> int:
     return channels // module.groups * kernel_height * kernel_width
 
 
+def has_scale(layer: nn.Module) -> bool:
+    """Whether a latent or packed layer multiplies its accumulators by a number per filter."""
+    if layer.activation.step != 1 or layer.folded_scale is not None:
+        return True
+    return (layer.weight_binarizer(layer.weight)[1] if isinstance(layer, BinaryLayer) else layer.weight_scale) is not None
+
+
 @torch.no_grad()
 def trace(model: nn.Module, run: Callable[[], object], is_layer: Callable[[nn.Module], bool]) -> dict[str, LayerTrace]:
     """Call ``run()`` and record what happens in the layers of ``model`` that ``is_layer`` accepts, by name."""
@@ -53,9 +71,23 @@ def trace(model: nn.Module, run: Callable[[], object], is_layer: Callable[[nn.Mo
             record = traces.setdefault(name, LayerTrace())
             counted = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
             # The outputs of an expanded layer are copies of fewer ones.
-            record.macs += counted.numel() // getattr(module, 'replicas', 1) * macs_per_output(module)
+            distinct = counted.numel() // getattr(module, 'replicas', 1)
+            record.macs += distinct * macs_per_output(module)
+            record.inputs += inputs[0].numel() * (input_copies(module) if hasattr(module, 'expand') else 1)
+            record.outputs += output.numel()
+            if hasattr(module, 'activation'):
+                record.muls += distinct * ((module.gain is not None) + has_scale(module))
+                output.scale_count = record, distinct * has_scale(module)  # the norm that reads this tensor takes it back
             record.calls += 1
             record.output_shape = tuple(output.shape)
+        return hook
+
+    def elementwise(name: str, is_norm: bool):
+        def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            traces.setdefault(name, LayerTrace()).muls += output.numel()
+            if is_norm and hasattr(inputs[0], 'scale_count'):
+                record, count = inputs[0].scale_count
+                record.muls -= count
         return hook
 
     def signs(name: str):
@@ -66,6 +98,8 @@ def trace(model: nn.Module, run: Callable[[], object], is_layer: Callable[[nn.Mo
         return hook
 
     for name, module in model.named_modules():
+        if isinstance(module, NORMS + SLOPES):
+            handles.append(module.register_forward_hook(elementwise(name, isinstance(module, NORMS))))
         if is_layer(module):
             handles.append(module.register_forward_hook(after(name, module)))
             if isinstance(module, BinaryLayer) and module.activation.bits == 1:

@@ -13,7 +13,8 @@ import bnn_kernels
 from bnn_plugins import list_methods, pack_, save_packed, summarize
 from bnn_plugins.analysis.summary import size
 from bnn_plugins.deploy import read_packed
-from bnn_plugins.layers import BinaryConv2d, BinaryLinear
+from bnn_plugins.layers import BinaryConv2d, BinaryLinear, RPReLU, SqueezeExcite, expanded_width
+from bnn_plugins.models import BNNReActNet
 
 
 class Net(nn.Module):
@@ -56,11 +57,12 @@ EXPECTED = dict(
     fc=('32x32', '5', 0, 50, 0, 4 * 50),
     unused=('32x32', '', 0, 6, 0, 24))
 OTHERS = 4 * 6 + 1  # weight, bias, mean, variance, count of the norm
-COUNTS = ('name', 'bits', 'output', 'params_binary', 'params_float', 'macs', 'flops', 'bops', 'ops', 'bytes_float',
-          'bytes_packed')
+COUNTS = ('name', 'bits', 'output', 'params_binary', 'params_float', 'macs', 'flops', 'bops', 'ops', 'muls', 'bytes_in',
+          'bytes_out', 'bytes_float', 'bytes_packed')
 
 
-SUMS = ('params_binary', 'params_float', 'macs', 'flops', 'bops', 'ops', 'bytes_float', 'bytes_latent', 'bytes_packed')
+SUMS = ('params_binary', 'params_float', 'macs', 'flops', 'bops', 'ops', 'muls', 'bytes_in', 'bytes_out', 'bytes_float',
+        'bytes_latent', 'bytes_packed')
 
 
 @pytest.fixture
@@ -322,3 +324,79 @@ class TestPublishedFigures:
         assert totals.ops == totals.flops == pytest.approx(1.81e9, rel=0.01)
         assert totals.params_float == sum(t.numel() for t in model.state_dict().values())
         assert sum(p.numel() for p in model.parameters()) == pytest.approx(11.69e6, rel=0.01)
+
+
+class TestExpansion:
+    """The same weights and operations as the base layer; norms, activations and memory tau * groups times larger."""
+
+    @staticmethod
+    def unit(expand, method='reactnet'):
+        c, o = expanded_width(64, expand), expanded_width(128, expand)
+        return nn.Sequential(BinaryConv2d(c, o, 3, padding=1, bias=False, method=method, expand=expand), nn.BatchNorm2d(o),
+                             RPReLU(o)), torch.randn(1, c, 6, 5)
+
+    @pytest.mark.parametrize(('expand', 'factor'), [(dict(tau=2), 2), (dict(tau=4, style='rep'), 4),
+                                                    (dict(tau=2, groups=2), 4), (dict(tau=1, groups=4), 4)], ids=str)
+    @pytest.mark.parametrize('packed', [False, True])
+    def test_unit(self, expand, factor, packed):
+        base, wide = (summarize(pack_(model) if packed else model, x) for model, x in (self.unit(None), self.unit(expand)))
+        for name in ('macs', 'bops', 'ops', 'flops', 'params_binary'):
+            assert getattr(wide.totals, name) == getattr(base.totals, name), name
+        assert base.totals.bops == 30 * 128 * 64 * 9
+        for name in ('muls', 'bytes_in', 'bytes_out'):
+            assert getattr(wide.totals, name) == factor * getattr(base.totals, name), name
+        assert base.totals.muls == 2 * 128 * 30, 'norm and RPReLU; the norm takes over the scale'
+        assert base.totals.bytes_in == 64 * 30 // 8
+        assert base.totals.bytes_out == 4 * 128 * 30
+        assert rows_of(wide)['0'].params_float == factor * 64 + 128 * len(self.unit(expand)[0][0].weight) // 128
+
+    def test_drop_in(self):
+        """Outer widths stay; the layer's own sign sees the copies."""
+        layer = BinaryConv2d(64, 128, 3, padding=1, bias=False, method='reactnet', expand=dict(tau=2, style='drop_in'))
+        row = summarize(layer, torch.randn(1, 64, 6, 5)).rows[0]
+        assert (row.bops, row.params_binary) == (30 * 128 * 64 * 9, 128 * 64 * 9)
+        assert (row.bytes_in, row.bytes_out) == (2 * 64 * 30 // 8, 4 * 128 * 30)
+        assert row.muls == 64 * 30, 'scale of the 64 distinct maps: no norm'
+
+    def test_real_layers(self):
+        for expand in (None, dict(tau=2), dict(tau=2, groups=2)):
+            width = expanded_width(64, expand)
+            rows = rows_of(summarize(SqueezeExcite(width, 8, expand), torch.randn(1, width, 3, 3)))
+            assert [rows[name].flops for name in ('squeeze', 'excite')] == [512, 512]
+            assert rows['squeeze'].params_float == 512 + width // 8
+
+    @pytest.mark.parametrize(('tau', 'millions'), [(1, 9.28), (2, 18.6)])
+    def test_reactnet_a(self, tau, millions):
+        """Multiplies of norms and PReLUs that the literature leaves out, at a seventh of the side of 224.
+
+        The derived figures leave out the norm of the stem, which is not widened.
+        """
+        summary = summarize(BNNReActNet(expand=dict(tau=tau, style='rep')), torch.randn(1, 3, 32, 32))
+        assert 49 * (summary.totals.muls - 32 * 16**2) == pytest.approx(millions * 1e6, rel=2e-3)
+
+
+def test_muls_by_hand():
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = BinaryConv2d(4, 6, 1, method='real2binary')
+            self.scaled = BinaryConv2d(6, 6, 1, method='bireal')
+            self.normed = BinaryConv2d(6, 6, 1, method='bireal')
+            self.norm, self.group = nn.BatchNorm2d(6), nn.GroupNorm(2, 6)
+            self.plain, self.act = BinaryConv2d(6, 6, 1, method='binarynet'), nn.PReLU()
+
+        def forward(self, x):
+            x = self.scaled(self.gain(x))
+            x = self.norm(self.normed(x)) + x
+            return self.act(self.plain(self.group(x)))
+
+    rows = rows_of(summarize(Part(), torch.randn(2, 4, 3, 5)))
+    n = 6 * 15
+    assert {name: rows[name].muls for name in ('gain', 'scaled', 'normed', 'plain', '(others)')} == dict(
+        gain=n, scaled=n, normed=0, plain=0, **{'(others)': 3 * n})
+
+
+def test_first_of_two_steps_is_counted_as_real_weights():
+    model = nn.Sequential(BinaryConv2d(8, 4, 1, bias=False, method=dict(type='reactnet', binarize_weights=False)))
+    row = summarize(model, torch.randn(1, 8, 3, 3)).rows[0]
+    assert (row.bits, row.flops, row.bops, row.params_binary) == ('32x1', 9 * 32, 0, 0)
