@@ -198,6 +198,8 @@ class FusedForward:
             tensors = args if not kwargs and len(args) == self.arity and self.length is None else self.flatten(args, kwargs)
             while tensors is not None:
                 try:
+                    if not torch.is_grad_enabled():
+                        return self.run(*tensors)
                     with torch.no_grad():
                         return self.run(*tensors)
                 except Broadcast as error:

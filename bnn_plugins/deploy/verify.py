@@ -154,6 +154,8 @@ def verify(latent: nn.Module, packed: nn.Module, *inputs, **more) -> Verificatio
 
     with ExitStack() as stack:
         for name, (one, other) in layers.items():
+            if one.activation.bits == 32:  # no integers: real numbers times the levels of the weights
+                continue
             stack.callback(one.register_forward_hook(
                 lambda _, args, __, one=one, other=other, name=name: compare_layer(row(name, 'accumulators'), one, other,
                                                                                    args[0])).remove)
@@ -182,8 +184,6 @@ def matching_layers(latent: nn.Module, packed: nn.Module) -> dict[str, tuple[Bin
 
 def compare_layer(row: LayerCheck, one: BinaryLayer, other: PackedLayer, x: Tensor) -> None:
     """The accumulators of both layers for the same input, as integers."""
-    if one.activation.bits == 32:
-        return  # no integers: the levels of the weights are compared by what follows
     norm = getattr(one, 'pre_norm', None)
     x = x if norm is None else norm(x)
     seen = expand_input(other, x)
@@ -200,8 +200,7 @@ def compare_layer(row: LayerCheck, one: BinaryLayer, other: PackedLayer, x: Tens
 @contextmanager
 def watched(module: nn.Module, part: FusedForward, row: Callable[[str, str], LayerCheck]):
     """While the latent model runs, every call of ``module`` (a part that is fused in the packed model) is compared."""
-    if part.run is None:
-        part.build()
+    part.ready()  # its constants as they are now
     if isinstance(module, BinaryLayer):
         (place,) = part.places
         handle = module.register_forward_hook(

@@ -71,7 +71,8 @@ class RandomNet(nn.Module):
         super().__init__()
         rng = random.Random(seed)
         channels = 6 * rng.randint(1, 7)
-        stem = [nn.Conv2d(3, channels, 3, 1, 1), nn.BatchNorm2d(channels), ACTS[rng.choice(['relu', 'rprelu', 'prelu'])](channels)]
+        act = rng.choice(['relu', 'rprelu', 'prelu'])
+        stem = [nn.Conv2d(3, channels, 3, 1, 1), nn.BatchNorm2d(channels), ACTS[act](channels)]
         stem.insert(rng.randint(1, 3), nn.MaxPool2d(2))
         self.stem = nn.Sequential(*stem)
         self.blocks = nn.ModuleList()
