@@ -20,7 +20,7 @@ VERSION = 2  # of the C interface, as in src/api.cpp
 ISAS = ('portable', 'avx2', 'avx512', 'amx', 'amx-emulated')  # from slow to fast; their places are enum Isa of src/engine.hpp
 EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself
 VARIABLE = 'BNN_KERNELS_CPU_ISA'
-LIBRARY = Path(__file__).with_name('_engine.so')
+LIBRARY = Path(os.environ.get('BNN_KERNELS_CPU_LIBRARY') or Path(__file__).with_name('_engine.so'))
 FUNCTIONS = {
     'bnn_has': (c_int64, [c_int64]),
     'bnn_prepared_bytes': (c_int64, [c_void_p]),

@@ -2,9 +2,9 @@
 //
 // Activations become bytes once per block (`stage`): +1, -1, and 0 for what is outside the image with pad_value 0 and for the
 // channels that fill up 64, so that neither counts. They lie in dense planes: one per group and per residue of the input
-// position, so that under any stride, and in a transposed convolution, a tile of 16 output positions reads 16 pixels that follow
-// each other. Output positions are numbered along a plane, across the ends of its rows: a few of them belong to no pixel, but
-// tiles are full, and the time of an instruction does not depend on how many of its rows are used.
+// position, so that under any stride, and in a transposed convolution, a tile of 16 output positions reads 16 pixels that
+// follow each other. Output positions are numbered along a plane, across the ends of its rows: a few of them belong to no
+// pixel, but tiles are full, and the time of an instruction does not depend on how many of its rows are used.
 //
 // Weights stay bits: a tile of them is expanded two steps ahead into a ring that lives in L1, which hides behind the
 // multiplications and reads an eighth of the memory.
@@ -106,7 +106,8 @@ struct Layout {
 
   explicit Layout(const Conv& c)
       : conv(c),
-        vertical(c.kernel_h, c.stride_h, c.pad_h, c.dilation_h, c.transposed, most_outputs(most_rows(c), c.stride_h, c.transposed)),
+        vertical(c.kernel_h, c.stride_h, c.pad_h, c.dilation_h, c.transposed,
+                 most_outputs(most_rows(c), c.stride_h, c.transposed)),
         horizontal(c.kernel_w, c.stride_w, c.pad_w, c.dilation_w, c.transposed,
                    most_outputs(most_columns(c), c.stride_w, c.transposed)),
         depth(round_up(c.group_channels(), DEPTH)),
@@ -133,11 +134,6 @@ const Layout& layout_of(const Conv& c) {
   }
   return last[0];
 }
-
-// Bits of a pixel, DEPTH of them from channel first on, and which of them are channels.
-struct Bits {
-  uint64_t signs, channels;
-};
 
 inline uint64_t channel_bits(int64_t channels) { return channels >= DEPTH ? ~uint64_t{0} : (uint64_t{1} << channels) - 1; }
 
@@ -245,7 +241,8 @@ struct Amx {
         const int64_t taps = vertical.residues[y].size() * horizontal.residues[x].size(), steps = taps * layout.depth / DEPTH;
         const Span ys = vertical.positions(y, block.y0, block.y1), xs = horizontal.positions(x, block.x0, block.x1);
         if (ys.first < ys.last && xs.first < xs.last) {
-          const int64_t width = block.x1 - block.x0, first_y = y + ys.first * vertical.step, first_x = x + xs.first * horizontal.step;
+          const int64_t width = block.x1 - block.x0;
+          const int64_t first_y = y + ys.first * vertical.step, first_x = x + xs.first * horizontal.step;
           const Target target{tile + ((first_y - block.y0) * width + first_x - block.x0) * stride,
                               vertical.step * width * stride, horizontal.step * stride, ys.last - ys.first, xs.last - xs.first,
                               frame.columns};
@@ -278,26 +275,45 @@ struct Amx {
                           int8_t* bytes) {
     const Conv& c = layout.conv;
     const Axis &vertical = layout.vertical, &horizontal = layout.horizontal;
-    const int64_t row_bytes = frame.columns * layout.depth;
-    for (int64_t row = 0; row < frame.rows; row++, bytes += row_bytes) {
+    // The columns from first to last - 1 lie inside the image: x = x0 + column * source_step.
+    const int64_t x0 = frame.first_column * horizontal.source_step + horizontal.starts[plane_x], step = horizontal.source_step;
+    const int64_t first = std::clamp<int64_t>(floor_divide(step - 1 - x0, step), 0, frame.columns);
+    const int64_t last = std::clamp<int64_t>(floor_divide(c.width + step - 1 - x0, step), first, frame.columns);
+    for (int64_t row = 0; row < frame.rows; row++, bytes += frame.columns * layout.depth) {
       if (!vertical.reads(plane_y, frame.first_row + row, frame.outputs_y)) continue;
       const int64_t y = (frame.first_row + row) * vertical.source_step + vertical.starts[plane_y];
-      const bool row_inside = 0 <= y && y < c.height;
-      for (int64_t column = 0; column < frame.columns; column++) {
-        const int64_t x = (frame.first_column + column) * horizontal.source_step + horizontal.starts[plane_x];
-        const bool inside = row_inside && 0 <= x && x < c.width;
-        write_pixel(c, inside ? image + (y * c.width + x) * c.pixel_words() : nullptr, bytes + column * layout.depth);
+      if (y < 0 || y >= c.height) {
+        write_outside(c, frame.columns, layout.depth, bytes);
+        continue;
       }
+      write_outside(c, first, layout.depth, bytes);
+      const uint32_t* pixel = image + (y * c.width + x0 + first * step) * c.pixel_words();
+      write_pixels(c, pixel, step, last - first, bytes + first * layout.depth);
+      write_outside(c, frame.columns - last, layout.depth, bytes + last * layout.depth);
     }
   }
 
-  // Null words: a pixel outside the image.
-  static void write_pixel(const Conv& c, const uint32_t* pixel, int8_t* bytes) {
-    const uint64_t padding = c.pad_value == 1 ? ~uint64_t{0} : 0;
-    for (int64_t channel = 0, word = 0; channel < c.group_channels(); channel += DEPTH, word += 2, bytes += DEPTH) {
-      const uint64_t channels = pixel || c.pad_value != 0 ? channel_bits(c.group_channels() - channel) : 0;
-      T::signs(pixel ? two_words(pixel + word, c.words() - word) : padding, channels, bytes);
+  static void write_pixels(const Conv& c, const uint32_t* pixel, int64_t step, int64_t pixels, int8_t* bytes) {
+    // Locals: writing bytes might change c, to the compiler.
+    const int64_t whole = c.group_channels() / DEPTH, rest = c.group_channels() % DEPTH;
+    const int64_t rest_words = divide_up(rest, WORD_BITS), pixel_words = step * c.pixel_words();
+    for (int64_t i = 0; i < pixels; i++, pixel += pixel_words) {
+      const uint32_t* words = pixel;
+      for (int64_t k = 0; k < whole; k++, words += 2, bytes += DEPTH) T::signs(two_words(words, 2), ~uint64_t{0}, bytes);
+      if (rest == 0) continue;
+      T::signs(two_words(words, rest_words), channel_bits(rest), bytes);
+      bytes += DEPTH;
     }
+  }
+
+  static void write_outside(const Conv& c, int64_t pixels, int64_t depth, int8_t* bytes) {
+    if (c.pad_value == 0) {
+      std::memset(bytes, 0, pixels * depth);
+      return;
+    }
+    for (int64_t i = 0; i < pixels; i++)
+      for (int64_t channel = 0; channel < c.group_channels(); channel += DEPTH, bytes += DEPTH)
+        T::signs(c.pad_value == 1 ? ~uint64_t{0} : 0, channel_bits(c.group_channels() - channel), bytes);
   }
 
   // All channels of a chunk for all positions of a residue.
@@ -366,7 +382,7 @@ struct Amx {
   static void put(const Target& target, int64_t position, int64_t channel) {
     int64_t y = position / target.pitch, x = position % target.pitch;
     int32_t* out = target.tile + y * target.row_stride + x * target.column_stride + channel;
-    if (x + ROWS <= target.columns) return T::template store<TILE>(out, target.column_stride * static_cast<int64_t>(sizeof(int32_t)));
+    if (x + ROWS <= target.columns) return T::template store<TILE>(out, target.column_stride * sizeof(int32_t));
     alignas(ALIGNMENT) int32_t sums[ROWS][ROWS];
     T::template store<TILE>(sums, sizeof(sums[0]));
     for (int64_t row = 0; row < ROWS && y < target.rows; row++) {

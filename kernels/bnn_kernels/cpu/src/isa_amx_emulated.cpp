@@ -70,6 +70,6 @@ using Convolution = Amx<EmulatedTiles>;
 
 const Kernel amx_emulated = {"amx-emulated", BLOCK_PIXELS, ROWS, Convolution::prepared_bytes,
                              Convolution::prepare, Convolution::scratch_bytes, Convolution::stage, Convolution::accumulate,
-                             portable.fused, portable.signs, portable.pack, portable.downsample};
+                             portable.fused, portable.signs, portable.pack, portable.downsample, nullptr, nullptr};
 
 }  // namespace bnn
