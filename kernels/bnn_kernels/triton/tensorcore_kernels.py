@@ -411,8 +411,8 @@ def conv_wgmma(x, w, table, words, stream, shortcut, scale, bias, gamma, slope, 
         async_load(weights.index(i), w + (block * STEPS + i) * (BLOCK_N * 32) + (n * 32 + k))
     async_copy.commit_group()
     async_copy.wait_group(0)
+    fence_async_shared()  # by the threads that wrote, before the barrier: only then wgmma sees what all of them wrote
     barrier()
-    fence_async_shared()
 
     for tile in range(gl.program_id(0) // BLOCKS, tiles, gl.num_programs(0) // BLOCKS):
         row = tile * BLOCK_M + gl.arange(0, BLOCK_M, layout=ROWS)

@@ -42,7 +42,7 @@ class SharedMemory:
     def __init__(self, size: int):
         self.data, self.real = np.zeros(size, np.uint8), np.zeros(size, np.bool_)
         self.open, self.committed, self.arrived = [], [], []  # asynchronous copies on their way
-        self.fenced = True  # whether wgmma, the other proxy, sees what was written
+        self.fenced = self.proxied = True  # whether wgmma, the other proxy, sees all; will, behind a barrier
 
     def check(self, places: np.ndarray) -> None:
         if (places >= len(self.data)).any() or not self.real[places].all():
@@ -51,11 +51,12 @@ class SharedMemory:
     def wait(self, left: int) -> None:
         while len(self.committed) > left:
             self.arrived += self.committed.pop(0)
+            self.proxied = False
 
     def barrier(self) -> None:
         for places, values in self.arrived:
             self.data[places], self.real[places] = values, True
-            self.fenced = False
+        self.fenced = self.proxied
         self.arrived = []
 
 

@@ -102,7 +102,7 @@ def bar(block, op, operands):
 
 @known('proxy', 'async', 'shared', 'cta')
 def fence(block, op, operands):
-    block.shared.fenced = True
+    block.shared.proxied = True
 
 
 @known('lo', 'hi', 'wide')

@@ -38,7 +38,7 @@ def wgmma(block: Block, op: tuple, operands: tuple) -> None:
 def _wgmma(block, op, target, a, descriptor, accumulate) -> None:
     columns = int(op[4][len('m64n'):op[4].index('k')])
     if not block.shared.fenced:
-        raise EmulationError('wgmma reads shared memory without a proxy fence behind the last write')
+        raise EmulationError('wgmma reads shared memory without a proxy fence between a write and the barrier behind it')
     rows = _rows(block, a).reshape(-1, 64, 8)  # four warps of 16 rows
     descriptors = block.read(descriptor, 'u64').reshape(len(rows), -1)
     if (descriptors != descriptors[:, :1]).any():

@@ -1,0 +1,110 @@
+"""Every backend against the reference, bit by bit, on the device; ``--small`` is for compute-sanitizer."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+
+import bnn_kernels as bk
+from bnn_kernels import checks, layout, reference
+
+from .measure import Budget
+
+BACKENDS = ('triton-tensorcore', 'triton-bitplane', 'triton-popcount')
+SIZES = ((2, 13, 17), (8, 56, 56), (3, 7, 7))  # batch, height, width: no part of a compiled kernel
+CHANNELS = (64, 32, 96, 128, 256, 512, 1024)
+GEOMETRIES = (  # kernel, stride, padding, dilation, groups, pad_value
+    (3, 1, 1, 1, 1, 0), (3, 2, 1, 1, 1, 0), (1, 1, 0, 1, 1, 0), (3, 1, 1, 1, 1, 1), (3, 1, 1, 1, 1, -1), (3, 1, 2, 2, 1, 0),
+    (5, 1, 2, 1, 1, 0), (3, 1, 1, 1, 2, 0))
+BLOCKS = (('prelu', torch.float16, True, 1), ('prelu', torch.bfloat16, True, 4), ('hardtanh', torch.float32, True, 1),
+          ('relu', torch.float16, False, 2), ('identity', torch.bfloat16, False, 1))
+
+
+def cases(device: torch.device, small: bool) -> Iterator[tuple[str, dict]]:
+    """Operators and their arguments: every width with the first geometry, every geometry with the first width."""
+    pairs = [(channels, GEOMETRIES[0]) for channels in CHANNELS] + [(CHANNELS[0], geometry) for geometry in GEOMETRIES[1:]]
+    for channels, geometry in pairs:
+        if small and (channels not in CHANNELS[::3] or geometry not in GEOMETRIES[:2]):
+            continue
+        for size in ((1, 6, 7),) if small else SIZES:
+            yield from _cases(device, channels, geometry, size)
+
+
+def _cases(device, channels, geometry, size):
+    kernel, stride, padding, dilation, groups, pad_value = geometry
+    draw = torch.Generator(device).manual_seed(channels)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=draw, device=device)
+
+    batch, height, width = size
+    image = normal(batch, channels, height, width)
+    call = dict(x_words=reference.pack_activations(image, groups=groups),
+                w_words=layout.pack_weight(normal(channels, channels // groups, kernel, kernel)), channels=channels)
+    options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, pad_value=pad_value)
+    yield 'binary_conv2d', call | options
+    yield 'binary_conv2d_sign', call | options | dict(threshold=(30 * normal(channels)).int(), flip=normal(channels) < 0)
+    if geometry != GEOMETRIES[0]:
+        return
+    pairs = {name: (value, value) if name in ('stride', 'padding', 'dilation') else value for name, value in options.items()}
+    *_, out_height, out_width = checks.binary_conv2d(*call.values(), **pairs)
+    for act, dtype, shortcut, replicas in BLOCKS:
+        vector = normal(6, channels * replicas)
+        prelu = list(vector[2:5]) if act == 'prelu' else [None] * 3
+        stream = normal(batch, out_height, out_width, channels * replicas).permute(0, 3, 1, 2).to(dtype) if shortcut else None
+        epilogue = bk.Epilogue(0.1 * vector[0], vector[1], act, *prelu, vector[5])
+        yield 'binary_block2d', call | options | dict(epilogue=epilogue, shortcut=stream, dtype=dtype)
+
+
+def check(device: torch.device, backends: tuple[str, ...], small: bool, budget: Budget, add: Callable) -> bool:
+    """Runs all cases until the time is up; `add` takes a row for each. Returns whether all were equal."""
+    fine = True
+    for backend in backends:
+        for op, call in cases(device, small):
+            if budget.left < 0:
+                add(backend=backend, op=op, case='', result='the others were not run: out of time')
+                break
+            with bk.set_backend('reference'):
+                want = getattr(bk, op)(**call)
+            result = outcome(op, call, want, backend)
+            fine &= not result.startswith(('DIFFERENT', 'FAILED'))
+            add(backend=backend, op=op, case=_name(call), result=result)
+    return fine
+
+
+def outcome(op: str, call: dict, want, backend: str) -> str:
+    """'equal', 'DIFFERENT ...', 'FAILED ...', 'refused ...' with the backend's reason; 'ran' where nothing is wanted."""
+    try:
+        with bk.set_backend(backend):
+            got = getattr(bk, op)(**call)
+    except Exception as error:  # a compiler's and a driver's errors have many names
+        sentence = next(iter(str(error).splitlines()), type(error).__name__)
+        refused = 'The forced backend cannot run' in sentence or 'is not available' in sentence
+        return f'{"refused" if refused else "FAILED"}: {sentence}'
+    if want is None:
+        return 'ran'
+    pairs = zip(*[value if isinstance(value, tuple) else (value,) for value in (got, want)], strict=True)
+    wrong = [int((a != b).sum()) for a, b in pairs]
+    return f'DIFFERENT: {wrong} elements' if any(wrong) else 'equal'
+
+
+def _name(call: dict) -> str:
+    x, w = call['x_words'].shape, call['w_words'].shape
+    options = ' '.join(f'{key}={call[key]}' for key in ('stride', 'padding', 'dilation', 'groups', 'pad_value'))
+    extra = f' {call["epilogue"].act} {call["dtype"]} P={len(call["epilogue"].scale)}' if 'epilogue' in call else ''
+    return f'{x[0]}x{x[1]}x{x[2]} {call["channels"]}->{w[0]} {w[1]}x{w[2]} {options}{extra}'
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--small', action='store_true')
+    parser.add_argument('--backends', nargs='+', default=BACKENDS)
+    parser.add_argument('--device', default='cuda')
+    args = parser.parse_args()
+    if not check(torch.device(args.device), tuple(args.backends), args.small, Budget(600), lambda **row: print(*row.values())):
+        sys.exit('not exact')
+
+
+if __name__ == '__main__':
+    main()
