@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,14 +25,15 @@ class InMemoryDataset(Dataset):
         images: ``uint8 [N, C, H, W]``. labels: ``int64 [N]``. classes: names, or how many there are.
         part: ``'val'`` is the held-out part of the file, ``'train'`` the rest, ``'all'`` both.
         held_out: size of the held-out part, the same share of each class, the same images for every ``part_seed``.
-        size: at most that many images of the part, the same share of each class.
+        size: that many images of the part, the same share of each class.
+        shrink: squares of that many pixels are averaged.
 
     Raises:
         ValueError: for another part, and where there are fewer images than asked for.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str] | int, part: str = 'all', held_out: int = 0,
-                 part_seed: int = 0, size: int | None = None):
+                 part_seed: int = 0, size: int | None = None, shrink: int = 1):
         if part not in PARTS:
             raise ValueError(unknown('part', part, PARTS))
         chosen = torch.arange(len(labels))
@@ -41,6 +43,8 @@ class InMemoryDataset(Dataset):
         if size is not None:
             chosen = chosen[balanced(labels[chosen], size, part_seed + 1)]
         self.images, self.labels = images[chosen], labels[chosen]
+        if shrink > 1:
+            self.images = F.avg_pool2d(self.images.float(), shrink).round().byte()
         names = [str(index) for index in range(classes)] if isinstance(classes, int) else classes
         self.metainfo = dict(classes=tuple(names))
 
@@ -108,7 +112,7 @@ class ParquetImages(InMemoryDataset):
 
     Args:
         path: the file. image, label: names of the columns. classes: names, or how many there are.
-        part, held_out, part_seed, size: see :class:`InMemoryDataset`.
+        part, held_out, part_seed, size, shrink: see :class:`InMemoryDataset`.
 
     Raises:
         FileNotFoundError: without the file.
@@ -116,8 +120,8 @@ class ParquetImages(InMemoryDataset):
 
     @checked_arguments
     def __init__(self, path: str, image: str = 'img', label: str = 'label', classes: Sequence[str] | int = CIFAR10,
-                 part: str = 'all', held_out: int = 0, part_seed: int = 0, size: int | None = None):
-        super().__init__(*read_parquet(existing(path), image, label), classes, part, held_out, part_seed, size)
+                 part: str = 'all', held_out: int = 0, part_seed: int = 0, size: int | None = None, shrink: int = 1):
+        super().__init__(*read_parquet(existing(path), image, label), classes, part, held_out, part_seed, size, shrink)
 
 
 @DATASETS.register_module()
@@ -127,7 +131,7 @@ class CifarBinary(InMemoryDataset):
     Args:
         path: folder of the files. files: their names; default: the five training batches of CIFAR-10.
         label_bytes: 1 for CIFAR-10, 2 for CIFAR-100 (the last counts). classes: names, or how many there are.
-        part, held_out, part_seed, size: see :class:`InMemoryDataset`.
+        part, held_out, part_seed, size, shrink: see :class:`InMemoryDataset`.
 
     Raises:
         FileNotFoundError: without a file. ValueError: for a file that does not consist of whole records.
@@ -136,7 +140,7 @@ class CifarBinary(InMemoryDataset):
     @checked_arguments
     def __init__(self, path: str, files: Sequence[str] = tuple(f'data_batch_{i}.bin' for i in range(1, 6)),
                  label_bytes: int = 1, classes: Sequence[str] | int = CIFAR10, part: str = 'all', held_out: int = 0,
-                 part_seed: int = 0, size: int | None = None):
+                 part_seed: int = 0, size: int | None = None, shrink: int = 1):
         records, length = [], label_bytes + 3072
         for name in files:
             content = np.fromfile(existing(Path(path) / name), np.uint8)
@@ -146,7 +150,7 @@ class CifarBinary(InMemoryDataset):
         records = np.concatenate(records)
         labels = torch.from_numpy(records[:, label_bytes - 1].astype(np.int64))
         images = torch.from_numpy(records[:, label_bytes:].reshape(-1, 3, 32, 32))
-        super().__init__(images, labels, classes, part, held_out, part_seed, size)
+        super().__init__(images, labels, classes, part, held_out, part_seed, size, shrink)
 
 
 @DATASETS.register_module()
@@ -156,12 +160,12 @@ class DigitImages(InMemoryDataset):
     ``test=True``: the 360 images that are held out for good; else the other 1 437.
 
     Args:
-        upscale: pixels are repeated that many times. part, held_out, part_seed, size: see :class:`InMemoryDataset`.
+        upscale: pixels are repeated that many times. part, held_out, part_seed, size, shrink: see :class:`InMemoryDataset`.
     """
 
     @checked_arguments
     def __init__(self, test: bool = False, upscale: int = 1, part: str = 'all', held_out: int = 0, part_seed: int = 0,
-                 size: int | None = None):
+                 size: int | None = None, shrink: int = 1):
         from ..mmdet.digits import load_source
         pixels, labels = load_source()
         images = torch.from_numpy((255 * pixels).round().astype(np.uint8))[:, None]
@@ -169,4 +173,4 @@ class DigitImages(InMemoryDataset):
         labels = torch.from_numpy(labels.astype(np.int64))
         tests = balanced(labels, 360, seed=20)
         chosen = tests if test else without(torch.arange(len(labels)), tests)
-        super().__init__(images[chosen], labels[chosen], 10, part, held_out, part_seed, size)
+        super().__init__(images[chosen], labels[chosen], 10, part, held_out, part_seed, size, shrink)

@@ -1,0 +1,90 @@
+"""The plots of docs/accuracy.md, from the results files: ``python -m benchmarks.accuracy.plots``. Needs matplotlib."""
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .run import RESULTS, ROOT, read_rows
+
+DOCS = ROOT / 'docs/accuracy'
+GREY = '#6b7280'  # readable on white and on black
+STYLE = {**dict.fromkeys(('text.color', 'axes.labelcolor', 'xtick.color', 'ytick.color', 'axes.edgecolor'), GREY),
+         'axes.grid': True, 'grid.alpha': 0.3, 'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
+         'legend.labelcolor': GREY, 'svg.hashsalt': 'bnn_plugins', 'font.size': 9}
+
+
+def grouped(rows: list[dict], *names: str) -> dict[tuple, list[dict]]:
+    """Rows that agree in ``names``, in order."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[name] for name in names)].append(row)
+    return dict(sorted(groups.items()))
+
+
+def average(rows: list[dict], name: str) -> float:
+    return mean(float(row[name]) for row in rows)
+
+
+def accuracy_against_ops(axes: Axes, rows: list[dict]) -> None:
+    """One point per method and expansion."""
+    for (method, expand), group in grouped(rows, 'method', 'expand').items():
+        x, y = average(group, 'ops') / 1e6, average(group, 'test_top1')
+        axes.plot(x, y, 'o' if expand == 'none' else '^')
+        axes.annotate(method if expand == 'none' else f'{method} {expand}', (x, y), xytext=(4, 2), textcoords='offset points')
+    axes.set(xlabel='OPs (M)', ylabel='test accuracy (%)')
+
+
+def gain_per_method(axes: Axes, rows: list[dict]) -> None:
+    """Accuracy of each expansion minus that of its base network, at the longest training."""
+    longest = max(int(row['epochs']) for row in rows)
+    groups = grouped([row for row in rows if int(row['epochs']) == longest], 'method', 'expand')
+    bars = [(f'{method}\n{expand}', average(group, 'test_top1') - average(groups[method, 'none'], 'test_top1'))
+            for (method, expand), group in groups.items() if expand != 'none' and (method, 'none') in groups]
+    axes.bar(range(len(bars)), [gain for _, gain in bars], color=['#2563eb' if gain > 0 else '#dc2626' for _, gain in bars])
+    axes.set_xticks(range(len(bars)), [name for name, _ in bars], fontsize=7)
+    axes.axhline(0, color=GREY, linewidth=1)
+    axes.set(ylabel=f'gain after {longest} epochs (points)')
+
+
+def curves(figure: Figure, rows: list[dict]) -> None:
+    """Training and held-out accuracy over the length of the training; one column per method."""
+    methods = sorted({row['method'] for row in rows})
+    all_axes = figure.subplots(2, len(methods), sharex=True, sharey='row', squeeze=False)
+    for column, method in enumerate(methods):
+        for line, (name, title) in enumerate((('test_top1', 'test'), ('train_top1', 'training'))):
+            axes = all_axes[line][column]
+            for (expand,), group in grouped([row for row in rows if row['method'] == method], 'expand').items():
+                points = sorted((int(epochs), average(part, name)) for (epochs,), part in grouped(group, 'epochs').items())
+                axes.plot(*zip(*points, strict=True), marker='o', markersize=3, label='base' if expand == 'none' else expand)
+            axes.set(xscale='log', title=method if line == 0 else '')
+            if column == 0:
+                axes.set_ylabel(f'{title} accuracy (%)')
+        all_axes[1][column].set_xlabel('epochs')
+    all_axes[0][0].legend(fontsize=7)
+
+
+def draw(path: Path, size: tuple[float, float], paint) -> None:
+    """``paint(figure)`` as SVG; the same results give the same bytes."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=size, layout='constrained')
+        paint(figure)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, transparent=True, metadata={'Date': None})
+
+
+def main():
+    methods, tau = read_rows(RESULTS / 'cpu_methods.csv'), read_rows(RESULTS / 'cpu_tau.csv')
+    if methods:
+        draw(DOCS / 'methods.svg', (6, 4), lambda figure: accuracy_against_ops(figure.subplots(), methods))
+    if tau:
+        draw(DOCS / 'tau_gain.svg', (7, 3), lambda figure: gain_per_method(figure.subplots(), tau))
+        draw(DOCS / 'tau_curves.svg', (8, 5), lambda figure: curves(figure, tau))
+    print(f'{DOCS}: {", ".join(sorted(path.name for path in DOCS.glob("*.svg"))) or "no results yet"}')
+
+
+if __name__ == '__main__':
+    main()

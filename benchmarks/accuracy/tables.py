@@ -1,0 +1,48 @@
+"""Tables of docs/accuracy.md, from the results files of this benchmark."""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+
+HERE = Path(__file__).parent
+
+
+def read(name: str) -> list[dict[str, str]]:
+    path = HERE / name
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def spread(rows: list[dict], name: str) -> str:
+    """Mean and, for several rows, standard deviation; '' where it was not measured."""
+    numbers = [float(row[name]) for row in rows if row[name]]
+    if not numbers:
+        return ''
+    return f'{mean(numbers):.1f}' + (f' ± {stdev(numbers):.1f}' if len(numbers) > 1 else '')
+
+
+def table(grid: str) -> str:
+    """One line per network, method, expansion and length, the best first; what papers say in a column of its own."""
+    published = {(row['network'], row['method'], row['expand']): row['top1'] for row in read('published.csv')}
+    groups = defaultdict(list)
+    for row in read(f'results/{grid}.csv'):
+        groups[row['network'], row['method'], row['expand'], int(row['epochs'])].append(row)
+    if not groups:
+        return f'No results yet: `python -m benchmarks.accuracy.run {grid}`.\n'
+    lines = ['| network | method | expand | epochs | seeds | test (%) | validation (%) | training (%) | best test epoch (%) | '
+             'published (%) | OPs (M) | multiplies (M) | packed kB | minutes |',
+             '|---|---|---|---|---|---|---|---|---|---|---|---|---|---|']
+    for key, rows in sorted(groups.items(), key=lambda item: (item[0][3], -mean(float(r['test_top1']) for r in item[1]))):
+        network, method, expand, epochs = key
+        cells = [network, method, '' if expand == 'none' else expand, str(epochs), str(len(rows)), spread(rows, 'test_top1'),
+                 spread(rows, 'val_top1'), spread(rows, 'train_top1'), spread(rows, 'best_test_top1'),
+                 published.get((network, method, expand), ''), f'{float(rows[0]["ops"]) / 1e6:.2f}',
+                 f'{int(rows[0]["multiplies"]) / 1e6:.2f}', f'{int(rows[0]["bytes_packed"]) / 1e3:.1f}',
+                 spread(rows, 'minutes')]
+        lines.append(f'| {" | ".join(cells)} |')
+    machines = sorted({f'{row["device"]}, {row["threads"]} thread(s), torch {row["torch"]}' for rows in groups.values()
+                       for row in rows})
+    return '\n'.join([*lines, '', f'Machine: {"; ".join(machines)}.', ''])
+
+
+TABLES = {f'accuracy_{path.stem}': (lambda grid=path.stem: table(grid)) for path in sorted(HERE.glob('grids/*.py'))}
