@@ -190,9 +190,9 @@ def layer_row(name: str, module: nn.Module, record: LayerTrace | None, batch: in
     row = SummaryRow(name, type(module).__name__)
     if record:
         row.macs, row.output = record.macs // batch, 'x'.join(map(str, record.output_shape[1:]))
-        bits = module.activation.bits if hasattr(module, 'activation') else 32
+        bits = getattr(module, 'mean_bits', module.activation.bits) if hasattr(module, 'activation') else 32
         row.muls = record.muls // batch
-        row.bytes_in, row.bytes_out = record.inputs * bits // 8 // batch, 4 * record.outputs // batch
+        row.bytes_in, row.bytes_out = int(record.inputs * bits) // 8 // batch, 4 * record.outputs // batch
     weights = weight_count(module)
     biases = 0 if module.bias is None else module.bias.numel()
     row.bytes_float = 4 * (weights + biases)
@@ -201,12 +201,12 @@ def layer_row(name: str, module: nn.Module, record: LayerTrace | None, batch: in
     if isinstance(module, BinaryLayer):  # with real weights: the first of two steps
         row.bits = f'{module.w_bits}x{module.activation.bits}'
     if isinstance(module, PackedLayer):
-        bits = module.activation.bits
-        row.bits = f'{module.w_bits}x{bits}'
+        bits = getattr(module, 'mean_bits', module.activation.bits)  # of an adaptive layer: what this input took
+        row.bits = f'{module.w_bits}x{bits:g}'
         row.params_binary = weights
         row.params_float = sum(t.numel() for key, t in module.state_dict().items() if key != 'weight_bits')
         if bits < 32:
-            row.bops, row.flops = row.macs * module.w_bits * bits, 0
+            row.bops, row.flops = round(row.macs * module.w_bits * bits), 0
     row.ops = row.flops + row.bops / BOPS_PER_OP
     return row
 

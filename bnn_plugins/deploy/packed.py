@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 import bnn_kernels
 
-from ..layers import BinaryConv2d, BinaryLinear
+from ..binarize import ActivationBinarizer
+from ..layers import AdaptiveConv2d, BinaryConv2d, BinaryLinear
+from ..layers.adaptive import spend
 from ..layers.base import expand_input, finish
 from ..layers.conv import convolve_levels
 from ..layers.linear import multiply_levels
@@ -59,14 +61,15 @@ class PackedLayer(nn.Module):
         planes = [bnn_kernels.unpack_weight(words, self._fan()) * 2 ** j for j, words in enumerate(self.weight_bits)]
         return torch.stack(planes).sum(0).to(dtype)
 
-    def _accumulate(self, x: Tensor) -> Tensor:
-        """The int32 accumulators of signed or unsigned activations, plane by plane."""
-        if self.activation.signed:
-            words = self._pack(self.activation.prepare(x), self.activation.threshold())
+    def _accumulate(self, x: Tensor, activation: ActivationBinarizer | None = None) -> Tensor:
+        """The int32 accumulators of signed or unsigned activations (the layer's, if none are said), plane by plane."""
+        activation = activation or self.activation
+        if activation.signed:
+            words = self._pack(activation.prepare(x), activation.threshold())
             return sum(self._binary(words, w, self.pad_value) * 2 ** j for j, w in enumerate(self.weight_bits))
-        levels = self.activation(x).to(torch.int32)
+        levels = activation(x).to(torch.int32)
         total = 0
-        for i in range(self.activation.bits):
+        for i in range(activation.bits):
             words = self._pack(((levels >> i) & 1) * 2.0 - 1, None)
             for j, w in enumerate(self.weight_bits):
                 total = total + (self._binary(words, w, -1) + self._plane_sums(w)) // 2 * 2 ** (i + j)
@@ -148,6 +151,19 @@ class PackedConv2d(PackedLayer):
         return f'{self.signature()}, weight bits {self.w_bits}'
 
 
+class PackedAdaptiveConv2d(PackedConv2d):
+    """The packed :class:`AdaptiveConv2d`: one set of bits, as many planes of an image as its router takes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        def accumulate(x: Tensor, activation: ActivationBinarizer) -> Tensor:
+            return self._accumulate(x, activation).to(x.dtype, memory_format=memory_format(x))
+
+        return spend(self, input, accumulate, self.weight_scale)
+
+    def signature(self) -> str:
+        return f'{PackedConv2d.signature(self)} adaptive {tuple(act.bits for act in self.choices)}'
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """That of the output of a torch convolution of ``x``: channels-last where the strides are in this order."""
     least = 0
@@ -190,4 +206,5 @@ class PackedLinear(PackedLayer):
 
 
 BinaryConv2d.packed_class = PackedConv2d
+AdaptiveConv2d.packed_class = PackedAdaptiveConv2d
 BinaryLinear.packed_class = PackedLinear

@@ -2,6 +2,7 @@
 
 from ..binarize import RSign
 from .activations import RPReLU, build_act
+from .adaptive import AdaptiveConv2d
 from .base import BinaryLayer
 from .conv import BinaryConv2d
 from .expand import (
@@ -16,5 +17,5 @@ from .expand import (
 )
 from .linear import BinaryLinear
 
-__all__ = ['BinaryConv2d', 'BinaryLayer', 'BinaryLinear', 'ExpandedConv2d', 'Expansion', 'FirstCopy', 'RPReLU', 'RSign',
-           'SqueezeExcite', 'Tile', 'build_act', 'expanded_width', 'spread_copies_', 'tile']
+__all__ = ['AdaptiveConv2d', 'BinaryConv2d', 'BinaryLayer', 'BinaryLinear', 'ExpandedConv2d', 'Expansion', 'FirstCopy',
+           'RPReLU', 'RSign', 'SqueezeExcite', 'Tile', 'build_act', 'expanded_width', 'spread_copies_', 'tile']

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from ..layers import BinaryConv2d, BinaryLinear
+from ..layers import AdaptiveConv2d, BinaryConv2d, BinaryLinear
 from ..registry import MODELS
 from .backbones import (
     BNNMLP,
@@ -22,7 +22,7 @@ from .residual_scale import ResidualScale
 __all__ = ['BNNMLP', 'BNNSSDVGG', 'BNNBNext', 'BNNCifarResNet', 'BNNConvNet', 'BNNMoBiNet', 'BNNReActNet', 'BNNResNet',
            'BNNVGGSmall', 'BinaryClassifier', 'BinaryConvModule', 'ClassifierHead', 'ImagePreprocessor', 'ResidualScale']
 
-for layer in (BinaryConv2d, BinaryLinear):
+for layer in (AdaptiveConv2d, BinaryConv2d, BinaryLinear):
     MODELS.register_module(module=layer)
 
 if find_spec('mmdet') is not None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from bnn_plugins import pack_
 from bnn_plugins.binarize import build_method, list_methods, set_progress
 from bnn_plugins.layers import BinaryConv2d, BinaryLayer, BinaryLinear
 from bnn_plugins.layers.base import expand_input
@@ -138,6 +139,19 @@ def test_levels(case, training):
         known = {-1, 1} if layer.activation.signed else set(range(2**layer.activation.bits))
         assert set(levels.unique().tolist()) <= known
     assert scale is None or scale.shape in [(1,), layer.weight.shape[:1]]
+
+
+def test_real_weights_are_not_packed(small_case, method):
+    """The first of two steps: one sentence says what comes next, and the latents fit the second step."""
+    options = dict(type=method) if isinstance(method, str) else dict(method)
+    if options['type'] == 'binaryconnect':
+        return
+    first = Case(small_case.kind, dict(options, binarize_weights=False)).layer
+    with pytest.raises(ValueError, match='real weights, which have no bits: train the second step'):
+        pack_(first)
+    missing, unexpected = small_case.layer.load_state_dict(first.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.startswith('weight_binarizer.') for name in missing)
 
 
 def test_gradients_reach_every_parameter_and_the_input(case):
@@ -302,6 +316,12 @@ def test_state_dict(small_case, method):
     assert torch.equal(fresh(small_case.x), layer(small_case.x))
     rotations = {'weight_binarizer.left', 'weight_binarizer.right'} if method == 'rbnn' else set()
     assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()} | rotations
+
+
+def test_packed_equals_latent(case):
+    layer = case.layer.eval()
+    expected = layer(case.x)
+    assert torch.equal(pack_(copy.deepcopy(layer))(case.x), expected)
 
 
 def test_pickle(small_case):
