@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 ENGINE := kernels/bnn_kernels/cpu/src
 
-.PHONY: install demo test lint check-arm test-triton clean
+.PHONY: install demo test lint check-arm test-triton sanitize clean
 
 install: $(VENV)/.installed
 

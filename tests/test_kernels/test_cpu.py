@@ -137,7 +137,7 @@ def test_downsample2d(batch, channels, outputs, image, pool, kind, seed):
 @pytest.mark.parametrize('dtype', cases.STREAMS)
 def test_special_floats_pass_the_epilogue(act, dtype):
     """NaN, infinities, subnormal numbers and values that round up to infinity, in whole vectors and behind them."""
-    values = [float('nan'), float('inf'), -float('inf'), -0.0, 1e-45, -2.0, 3.4e38, 65519.0, 65520.0, 6e-8, 3e-8, 2.9e-39, 1.0039]
+    values = [float('nan'), float('inf'), -float('inf'), -0.0, 1e-45, -2.0, 3.4e38, 65519, 65520, 6e-8, 3e-8, 2.9e-39, 1.0039]
     width = 45
     shortcut = torch.tensor(values * 4)[:width].reshape(1, width, 1, 1)
     zeros = torch.zeros(width)
@@ -178,7 +178,7 @@ def expected(x, w):
 
 @pytest.fixture
 def words():
-    return torch.randint(-2**31, 2**31 - 1, (3, 2), dtype=torch.int32), torch.randint(-2**31, 2**31 - 1, (5, 2), dtype=torch.int32)
+    return tuple(torch.randint(-2**31, 2**31 - 1, (rows, 2), dtype=torch.int32) for rows in (3, 5))
 
 
 @pytest.mark.parametrize('write', [

@@ -1,6 +1,7 @@
 """The backend `cpu`: arguments of the operators as the engine wants them."""
 
 import math
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,17 +18,16 @@ ACTS = {'identity': 0, 'relu': 1, 'hardtanh': 2, 'prelu': 3}  # enum Act of src/
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype
 NO_SHORTCUT = -1
 PANEL = 16
-STEPS_LIMIT = 2**31  # of strides, paddings, dilations: positions then fit into 64 bits
-CONVOLUTIONS = ('binary_conv2d', 'binary_conv2d_sign', 'binary_block2d', 'binary_conv_transpose2d')
 
 
 class Geometry(NamedTuple):
-    """A convolution as the engine sees it."""
+    """A convolution as the engine sees it. Calls of one shape share it: what they need is worked out once."""
 
-    conv: object  # keeps the memory at `address`
+    conv: array  # keeps the memory at `address`
     address: int
     shape: tuple[int, int, int, int]  # [N, O, H', W']
     weights: tuple  # what prepared weights depend on beside the weight
+    words: dict[tuple[int, int], tuple[int, ...]]  # shape of packed results by output channels and groups
 
 
 class Cpu(Backend):
@@ -47,12 +47,9 @@ class Cpu(Backend):
         if not able:
             return able, reason
         first = call['x'] if 'x' in call else call['x_words']
-        if first.device.type != 'cpu':
+        if not first.is_cpu:
             return False, f'cpu needs tensors in main memory, got {first.device}'
-        if op in CONVOLUTIONS:
-            if max(*call['stride'], *call['padding'], *call['dilation']) >= STEPS_LIMIT:
-                return False, 'cpu takes strides, paddings and dilations below 2**31'
-        elif op in ('pack_activations', 'pack_features'):
+        if op in ('pack_activations', 'pack_features'):
             for name in ('x', 'threshold'):
                 if call[name] is not None and call[name].dtype not in DTYPES:
                     return False, f'cpu packs float32, bfloat16 and float16, got {name} of {call[name].dtype}'
@@ -115,7 +112,8 @@ class Cpu(Backend):
                        out: Tensor | None) -> tuple[Tensor, Tensor]:
         geometry = self._geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, pad_value)
         width = scale.shape[0]
-        vectors = [None if v is None else v.contiguous() for v in (scale, bias, gamma, slope, zeta, threshold)]
+        vectors = [None if v is None else v if v.is_contiguous() else v.contiguous()
+                   for v in (scale, bias, gamma, slope, zeta, threshold)]
         shortcut_dtype = NO_SHORTCUT
         if shortcut is not None:
             shortcut, shortcut_dtype = shortcut.contiguous(memory_format=torch.channels_last), DTYPES[shortcut.dtype]
@@ -124,8 +122,8 @@ class Cpu(Backend):
         if stream is None:
             batch, _, height, width_out = geometry.shape
             stream = _images((batch, width, height, width_out), dtype) if keep else torch.empty(0, dtype=dtype)
-        fused = struct(width, out_groups, ACTS[act], DTYPES[dtype], shortcut_dtype, *map(address, vectors), address(shortcut),
-                       address(stream), address(words), 0)
+        fused = struct(width, out_groups, ACTS[act], DTYPES[dtype], shortcut_dtype,
+                       *[0 if v is None else v.data_ptr() for v in (*vectors, shortcut, stream, words)], 0)
         _run('bnn_block2d', geometry, x_words, w_words, fused.buffer_info()[0])
         return words, stream
 
@@ -166,12 +164,12 @@ def _new_geometry(x_shape, w_shape, channels, stride, padding, dilation, groups,
                  in zip(image, kernel, stride, padding, dilation, strict=True)]
     conv = struct(isa, threads, batch, *image, channels, groups, outputs, *kernel, *sizes, *stride, *padding, *dilation,
                   pad_value, transposed)
-    return Geometry(conv, conv.buffer_info()[0], (batch, outputs, *sizes), (isa, channels, groups))
+    return Geometry(conv, conv.buffer_info()[0], (batch, outputs, *sizes), (isa, channels, groups), {})
 
 
 def _run(function: str, geometry: Geometry, x_words: Tensor, w_words: Tensor, result: int) -> None:
     x_words = x_words.contiguous()
-    weight = engine.prepared.get(w_words, geometry.weights, lambda w: _prepare(geometry, w))
+    weight = engine.prepared.get(w_words, geometry.weights, _prepare, geometry)
     engine.call(function, geometry.address, x_words.data_ptr(), weight.data_ptr(), result)
 
 
@@ -180,7 +178,7 @@ def _conv2d(geometry: Geometry, x_words: Tensor, w_words: Tensor, y: Tensor) -> 
     return y
 
 
-def _prepare(geometry: Geometry, weight: Tensor) -> Tensor:
+def _prepare(weight: Tensor, geometry: Geometry) -> Tensor:
     library = engine.library()
     made = torch.zeros(library.bnn_prepared_bytes(geometry.address), dtype=torch.uint8)
     library.bnn_prepare(geometry.address, weight.data_ptr(), made.data_ptr())
@@ -205,5 +203,9 @@ def _images(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _words(geometry: Geometry, width: int, out_groups: int) -> Tensor:
-    batch, _, *sizes = geometry.shape
-    return torch.empty((batch, *sizes, out_groups * checks.words_per_group(width, out_groups)), dtype=torch.int32)
+    shape = geometry.words.get((width, out_groups))
+    if shape is None:
+        batch, _, *sizes = geometry.shape
+        shape = (batch, *sizes, out_groups * checks.words_per_group(width, out_groups))
+        geometry.words[width, out_groups] = shape
+    return torch.empty(shape, dtype=torch.int32)

@@ -53,7 +53,7 @@ def library() -> ctypes.CDLL:
 def call(function: str, *arguments) -> None:
     """Calls a function that returns NULL or a sentence. Raises RuntimeError with that sentence."""
     sentence = getattr(library(), function)(*arguments)
-    if sentence:
+    if sentence is not None:
         raise RuntimeError(sentence.decode())
 
 
@@ -143,17 +143,17 @@ class Prepared:
         self.entries: dict[tuple, tuple[StorageWeakRef, int, object]] = {}
         self.lock = threading.Lock()
 
-    def get(self, weight: Tensor, key: tuple, make: Callable[[Tensor], object]) -> object:
-        """`make(weight)`, or what it returned for this weight and `key` before."""
+    def get(self, weight: Tensor, key: tuple, make: Callable[..., object], *arguments) -> object:
+        """`make(weight, *arguments)`, or what it returned for this weight and `key` before."""
         if weight.is_inference():
-            return make(weight.contiguous())
+            return make(weight.contiguous(), *arguments)
         storage = weight.untyped_storage()
         key = (storage._cdata, weight.storage_offset(), weight.shape, weight.stride(), *key)
         entry = self.entries.get(key)
         version = weight._version
         if entry is not None and entry[1] == version:
             return entry[2]
-        made = make(weight.contiguous())
+        made = make(weight.contiguous(), *arguments)
         with self.lock:
             # A weak reference keeps the storage's address from being used again, so no two live storages share a key.
             self.entries = {k: e for k, e in self.entries.items() if not e[0].expired()}

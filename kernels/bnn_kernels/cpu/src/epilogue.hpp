@@ -47,14 +47,19 @@ void fuse(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, in
     }
     threshold[v] = f.threshold ? S::load(f.threshold + c) : S::set(0.0F);
   }
-  const int64_t words = f.words ? f.out_groups * divide_up(f.width / f.out_groups, WORD_BITS) : 0;
-  for (int64_t p = 0; p < pixels; p++) {
+  // Nothing of `f` is read in the loop: the compiler could not know that stores leave it alone.
+  const int64_t width = f.width, words = f.out_groups * divide_up(width / f.out_groups, WORD_BITS);
+  const void* shortcut = f.shortcut;
+  void* stream = f.stream;
+  uint32_t* word = f.words ? f.words + pixel * words + channel / WORD_BITS : nullptr;
+  int64_t from = pixel * width + channel, to = (pixel - f.stream_first) * width + channel;
+  for (int64_t p = 0; p < pixels; p++, tile += stride, from += width, to += width) {
     uint32_t bits = 0;
+#pragma GCC unroll 8
     for (int v = 0; v < VECTORS; v++) {
-      const int64_t c = channel + v * S::lanes;
-      typename S::Float x = S::from_int(tile + p * stride + v * S::lanes);
+      typename S::Float x = S::from_int(tile + v * S::lanes);
       x = S::add(S::mul(x, scale[v]), bias[v]);
-      if constexpr (SHORTCUT != NONE) x = S::add(x, load<S>(SHORTCUT, f.shortcut, (pixel + p) * f.width + c));
+      if constexpr (SHORTCUT != NONE) x = S::add(x, load<S>(SHORTCUT, shortcut, from + v * S::lanes));
       if constexpr (ACT == PRELU) {
         x = S::sub(x, gamma[v]);
         x = S::add(S::positive(x, S::mul(slope[v], x)), zeta[v]);
@@ -63,12 +68,12 @@ void fuse(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, in
       } else if constexpr (ACT == HARDTANH) {
         x = S::at_most(1.0F, S::at_least(-1.0F, x));
       }
-      x = store<S, DTYPE>(f.stream, (pixel - f.stream_first + p) * f.width + c, x);
+      x = store<S, DTYPE>(stream, to + v * S::lanes, x);
       bits |= S::mask_ge(x, threshold[v]) << v * S::lanes;
     }
-    if (!f.words) continue;
-    uint32_t* word = f.words + (pixel + p) * words + channel / WORD_BITS;
+    if (!word) continue;
     *word = bit == 0 ? bits : *word | bits << bit;
+    word += words;
   }
 }
 
