@@ -141,7 +141,8 @@ def load_packed_(model: nn.Module, path: str | Path) -> nn.Module:
         raise ValueError(f'{path} is for another config: ' + '; '.join(
             f'{len(names)} tensors {what}, such as {names[0]!r}' for what, names in
             (('missing in the file', missing), ('unknown to the model', unexpected)) if names))
-    return model.eval()
+    model.eval()
+    return model
 
 
 class _LocalMetadata(dict):

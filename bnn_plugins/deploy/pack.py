@@ -29,4 +29,5 @@ def pack_(model: nn.Module) -> nn.Module:
         module.become_packed_()
     for note in PACKED:
         note(model)
-    return model.eval()
+    model.eval()
+    return model  # eval() of mmdet's ResNet returns nothing

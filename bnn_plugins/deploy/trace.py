@@ -113,8 +113,13 @@ class Tracer(fx.Tracer):
         return any(True for _ in (*m.parameters(), *m.buffers()))
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict):
-        name = self.path_of_module(m)
         self.inlined.append(m)
+        try:
+            name = self.path_of_module(m)
+        except NameError:  # a forward has made it, or keeps it in a list
+            if any(True for _ in (*m.parameters(), *m.buffers())):
+                raise
+            return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Untraceable:
@@ -176,8 +181,10 @@ def skip_nothings(root: nn.Module, graph: fx.Graph) -> None:
         idle = isinstance(module, SKIPPED) and not has_hooks(module)
         if node.target is F.dropout:
             idle = not node.kwargs.get('training', node.args[2] if len(node.args) > 2 else True)
+        elif name_of(node) in ('cat', 'concat') and isinstance(node.args[0], list | tuple):
+            idle = len(node.args[0]) == 1
         if idle:
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(node.all_input_nodes[0])
             graph.erase_node(node)
     for node in reversed(list(graph.nodes)):
         if node.op == 'call_function' and node.target is getattr and not node.users:
@@ -204,6 +211,11 @@ def _channels_of(root: nn.Module, node: fx.Node) -> int | None:
     for name in ('out_channels', 'num_features'):
         if hasattr(module, name):
             return getattr(module, name)
+    if name_of(node) in ('cat', 'concat'):
+        parts = [channels_of(root, source) for source in node.all_input_nodes]
+        along = node.kwargs.get('dim', node.args[1] if len(node.args) > 1 else 0)
+        known = along == 1 and isinstance(node.args[0], list | tuple) and len(parts) == len(node.args[0]) and None not in parts
+        return sum(parts) if known else None
     keeps = isinstance(module, KEEPERS) if node.op == 'call_module' else name_of(node) in KEEPING
     if not keeps:
         return None

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import bnn_kernels
 from bnn_kernels import Epilogue
-from bnn_plugins import fuse_, pack_, unfuse_, verify
+from bnn_plugins import binarize_, fuse_, pack_, unfuse_, verify
 from bnn_plugins.deploy import PackedLayer, fused_parts, fused_steps
 from bnn_plugins.deploy.fuse_ops import integer_threshold
 from bnn_plugins.layers import BinaryConv2d, RPReLU
@@ -142,6 +142,45 @@ def test_backbone_and_neck(extra):
     assert checked.ok, checked
     with pytest.warns(UserWarning, match='neck is called with something else than 4 maps'), pytest.raises(AssertionError):
         packed.neck([torch.zeros(1, 8, 4, 4)])
+
+
+def converted(**cfg):
+    """A model of mmdet, made binary."""
+    registry = pytest.importorskip('mmengine.registry')
+    registry.init_default_scope('mmdet')
+    pytest.importorskip('mmdet.models')
+    model = nn.ModuleDict(dict(part=registry.MODELS.build(cfg)))
+    binarize_(model, 'reactnet')
+    randomise_(model)
+    model.part.eval()
+    return model.part
+
+
+@pytest.mark.parametrize(('depth', 'signs'), [(18, 8), (50, 32)])
+def test_converted_resnets(depth, signs):
+    latent = converted(type='ResNet', depth=depth, base_channels=8, norm_cfg=dict(type='BN'), norm_eval=False)
+    packed = pack_(copy.deepcopy(latent))
+    report = fuse_(packed)
+    assert list(report.parts) == ['']
+    assert sum('words only' in row for row in report.rows.values()) == signs, 'what is inside of a block leaves as words'
+    if depth == 18:  # the first shortcut is the pooled stem, which a pooling made
+        assert report.rows['layer1.0.conv2'] == 'conv, norm, shortcut, PReLU, sign of layer1.1.conv1'
+        assert report.rows['layer1.1.conv2'] == 'conv, norm, shortcut in place, PReLU, sign of layer2.0.conv1'
+    checked = verify(latent, packed, torch.randn(1, 3, 64, 64))
+    assert checked.ok, checked
+    assert 'layer2.0.downsample.0' in {row.name for row in checked.rows}
+
+
+def test_a_converted_head():
+    latent = converted(type='RetinaHead', num_classes=3, in_channels=16, feat_channels=16, stacked_convs=2,
+                       norm_cfg=dict(type='BN'))
+    packed = pack_(copy.deepcopy(latent))
+    report = fuse_(packed)
+    assert report.parts[''].endswith('(forward_single)')
+    assert report.rows['cls_convs.0.conv'] == 'conv, norm, PReLU, sign of cls_convs.1.conv, words only'
+    checked = verify(latent, packed, [torch.randn(1, 16, 8, 8), torch.randn(1, 16, 4, 4)])
+    assert checked.ok, checked
+    assert checked.signs == 2 * 16 * (64 + 16)
 
 
 class Sequence(nn.Sequential):

@@ -51,7 +51,7 @@ def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | 
     model = build_model(cfg)
     loaded = load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
     dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
-    latent = copy.deepcopy(model).eval() if verify else None
+    latent = copy.deepcopy(model) if verify else None
     path = save_packed(pack_(model), out, text, {'dataset_meta': dataset_meta})
     if verify:
         report = verify_detector(cfg, latent, load_packed_(model, path), verify)
@@ -65,6 +65,7 @@ def verify_detector(cfg: Config, latent: nn.Module, packed: nn.Module, images: i
     """Compare ``packed``, as it is and fused, with ``latent`` on the first images of the test set of ``cfg``."""
     loader = Runner.build_dataloader(dict(cfg.test_dataloader, batch_size=1, num_workers=0, persistent_workers=False))
     report = VerificationReport()
+    latent.eval()
     for batch in islice(loader, images):
         data = latent.data_preprocessor(batch, False)
         unfuse_(packed)
@@ -77,7 +78,8 @@ def verify_detector(cfg: Config, latent: nn.Module, packed: nn.Module, images: i
 def fuse_loaded(model: nn.Module) -> None:
     """Fuse a model that a host has just filled with a packed file; it may still be in training mode."""
     training = {module: module.training for module in model.modules()}
-    report = fuse_(model.eval())
+    model.eval()
+    report = fuse_(model)
     for module, mode in training.items():
         module.training = mode
     print_log(f'{report.summary()} (bnn_plugins.unfuse_(model) takes it back, BNN_PLUGINS_FUSE=0 turns it off)',
