@@ -82,7 +82,10 @@ def test_train_save_load_pack(variant, tmp_path):
 def test_from_config_is_binary():
     again = BinaryUNet2DModel.from_config(build(expand=dict(tau=2)).config)
     assert [p.shape for p in again.parameters()] == [p.shape for p in build(expand=dict(tau=2)).parameters()]
-    assert bnn_plugins.from_config(BinaryUNet2DModel, build().config).hf_quantizer is not None
+    unet = build()
+    assert 'quantization_config' not in unet.config, 'binary by birth'
+    pack_(unet)
+    assert any(isinstance(m, BinaryLayer) for m in bnn_plugins.from_config(BinaryUNet2DModel, unet.config).modules())
 
 
 def test_what_is_binary():

@@ -73,8 +73,7 @@ class BNNQuantizer(DiffusersQuantizer):
         for module in model.modules():
             if isinstance(module, BinaryLayer) and is_meta(module):
                 materialise_(module, self.quantization_config)
-        for tensor in [*model.parameters(), *model.buffers()]:
-            tensor.data = tensor.data.clone()  # mapped from the file at any byte, where float operators round differently
+        align_(model)
         model.is_quantized = self.packed
         model.register_to_config(quantization_config=self.quantization_config)
         return model
@@ -108,13 +107,19 @@ def on_cpu(state_dict: dict) -> dict:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
 
 
+def align_(model: nn.Module) -> None:
+    """Copy all tensors, in place: those mapped from a file begin at any byte, where float operators round differently."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()
+
+
 def is_meta(module: nn.Module) -> bool:
     return any(tensor.is_meta for tensor in module.state_dict().values())
 
 
 def materialise_(layer: BinaryLayer, cfg: BNNConfig) -> None:
     """Give the parameters that a float checkpoint does not have (thresholds, scales) their initial values, in place."""
-    fresh = to_binary(layer, cfg).state_dict()
+    fresh = to_binary(layer, cfg)[0].state_dict()
     for name, tensor in layer.state_dict(keep_vars=True).items():
         if tensor.is_meta:
             owner, _, leaf = name.rpartition('.')
@@ -135,8 +140,10 @@ def note_config(model: nn.Module, cfg: BNNConfig) -> None:
 
 
 def note_packed(model: nn.Module) -> None:
-    """After ``pack_`` of a diffusers model: a change of dtype is refused from now on."""
-    if isinstance(getattr(model, 'hf_quantizer', None), BNNQuantizer):
+    """After ``pack_`` of a diffusers model: it is loaded through the quantizer, and refuses a change of dtype from now on."""
+    if isinstance(model, ConfigMixin):
+        if getattr(model, 'hf_quantizer', None) is None:  # binary by birth
+            note_config(model, BNNConfig(method=model.config.method, pad_value=model.config.pad_value))
         model.hf_quantizer.packed = model.is_quantized = True
 
 

@@ -7,12 +7,11 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from ...binarize.lookup import unknown
-from ...convert import BNNConfig
 from ...layers import FirstCopy, Tile, expanded_width
 from . import bi_diffsr  # noqa: F401  (registers its blocks)
 from .blocks import BLOCKS, BlockOptions, binarize_block_
 from .cross_timestep import CrossTimestepConnection
-from .quantizer import note_config
+from .quantizer import align_
 
 PREFIX = 'Binary'
 HOST_BLOCKS = {
@@ -147,8 +146,12 @@ class BinaryUNet2DModel(UNet2DModel):
             self.conv_out = nn.Conv2d(first, out_channels, 3, padding=1)
         if cross_timestep is not None:
             CrossTimestepConnection(self, num_train_timesteps=num_train_timesteps or 1000, **cross_timestep)
-        if len(is_float) < sum(map(len, names.values())):
-            note_config(self, BNNConfig(method=method, pad_value=pad_value))
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        align_(model)
+        return (model, info) if output_loading_info else model
 
 
 def host_block(kind: str, name: str) -> str:
