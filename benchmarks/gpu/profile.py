@@ -160,8 +160,8 @@ def cases() -> Iterator[tuple[str, str, str]]:
 
 
 def path() -> Path:
-    """One file per release of Triton: another compiler, another code."""
-    return RESULTS / f'profile_triton-{".".join(triton.__version__.split(".")[:2])}.csv'
+    """One file per version of Triton: another compiler, another code."""
+    return RESULTS / f'profile_triton-{triton.__version__.partition("+")[0]}.csv'
 
 
 def read(file: Path) -> dict[tuple[str, str, str], dict[str, str]]:

@@ -248,9 +248,11 @@ def _finish(d, ones, early, border, pixel, real, block, table, words, stream, sh
                 v = v + gl.load(bias + channel)[None, :]
                 if shortcut is not None:
                     if REPLICAS > 1:
-                        early = _residual(shortcut, pixel, real, replica * OUTPUTS + block * BLOCK_N, CHANNELS, BLOCK_N,
-                                          LAYOUT)
-                    v = v + early.to(gl.float32)
+                        residual = _residual(shortcut, pixel, real, replica * OUTPUTS + block * BLOCK_N, CHANNELS, BLOCK_N,
+                                             LAYOUT)
+                    else:
+                        residual = early
+                    v = v + residual.to(gl.float32)
                 if ACT == 'prelu':
                     if gamma is not None:
                         v = v - gl.load(gamma + channel)[None, :]
