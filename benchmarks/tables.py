@@ -11,6 +11,9 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
+from .accuracy.tables import TABLES as ACCURACY
+from .cpu import tables as cpu
+
 ROOT = Path(__file__).parents[1]
 PLACE = re.compile(r'(<!-- table: (\w+) -->\n).*?(<!-- end -->)', re.DOTALL)
 
@@ -40,7 +43,7 @@ def bccd() -> str:
     return '\n'.join([*lines, '', f'Machine: {"; ".join(machine)}.', ''])
 
 
-TABLES = {'bccd': bccd}
+TABLES = {**ACCURACY, 'bccd': bccd, 'cpu_networks': cpu.networks, 'cpu_convolutions': cpu.convolutions}
 
 
 def filled(text: str) -> str:
@@ -52,11 +55,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--check', action='store_true', help='exit with 1 when a table is not what its results file gives')
     args = parser.parse_args()
-    for path in (ROOT / 'README.md',):
+    for path in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))):
         text = path.read_text()
         if args.check and text != filled(text):
             sys.exit(f'{path.name}: a table is out of date; run python -m benchmarks.tables')
-        path.write_text(filled(text))
+        if text != filled(text):
+            path.write_text(filled(text))
 
 
 if __name__ == '__main__':

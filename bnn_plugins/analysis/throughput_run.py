@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -177,12 +177,16 @@ def profile(config: str, models: Models, parts: Callable[[int, tuple[int, int] |
                     result.ceilings[threads] = measure_ceilings(plan.device, threads)
                 torch._dynamo.reset()  # it counts the compilations of one forward function, and gives up after eight
                 built: dict[tuple, Variant] = {}
+                checks: dict[Callable, Check | None] = {}
                 for part in parts(batch, size):
                     height, width = part.inputs[0].shape[-2:]
                     where = f'{part.name}, batch {batch}, {height}x{width}, {threads} thread{"s" * (threads > 1)}'
                     bar.update(task, description=where, total=None)
-                    check = check_part(models, part)
+                    if part.module not in checks:
+                        checks[part.module] = check_part(models, part)
+                    check = checks[part.module]
                     if check is not None:
+                        check = replace(check, part=part.name)
                         result.checks.append(check)
                         bar.console.print(f'check: {"ok" if check.ok else "RED"}: {where}: {check.text}', highlight=False)
                     run_part(result, models, part, plan, threads, check, built,
@@ -196,7 +200,8 @@ def run_part(result: Throughput, models: Models, part: Part, plan: Plan, threads
     clock = make_clock(plan.device, threads)
     variants = make_variants(result, models, part, plan, built)
     done = iter(range(1, plan.rounds + 1))
-    with torch.inference_mode():
+    # What is compiled was called before, with weights frozen into it: compiled again, it would be slower without notice.
+    with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
         timings = measure({variant.name: variant for variant in variants}, clock, plan.rounds, budget=plan.budget,
                           advance=lambda: advance(next(done)))
     for variant in variants:
@@ -231,7 +236,10 @@ def make_variants(result: Throughput, models: Models, part: Part, plan: Plan, bu
             try:
                 if key not in built:
                     built[key] = Variant(form, part, models, backend)
-                variants.append(built[key].around(part))
+                variant = built[key].around(part)
+                with torch.inference_mode():
+                    variant()
+                variants.append(variant)
             except Exception as error:  # of a compiler, or of an operator that lacks a dtype: the others are still measured
                 why = (str(error).strip().splitlines() or [''])[0]
                 result.skipped.append((f'{part.name}: {form}{f" [{backend}]" if backend else ""}',

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -132,8 +132,8 @@ class Variant:
         self.runner: Callable = self.module
         if self.form.compiled:
             self.runner = torch.compile(self.module, fullgraph=True)
-        with torch.inference_mode(), torch._inductor.config.patch(freezing=True):
-            self()
+        with torch.inference_mode(), torch._inductor.config.patch(freezing=True), self._backend():
+            self.runner(*self.inputs)
             if self.form.graph:
                 self.runner = graphed(self.module, self.inputs)
         self.seconds_to_build = time.perf_counter() - start
@@ -143,10 +143,14 @@ class Variant:
         return module.to(memory_format=torch.channels_last if self.form.channels_last else torch.contiguous_format)
 
     def _cast(self, x: Tensor) -> Tensor:
-        x = x.to(self.form.dtype) if x.is_floating_point() else x
-        if x.dim() != 4:
-            return x
-        return x.contiguous(memory_format=torch.channels_last if self.form.channels_last else torch.contiguous_format)
+        """A copy with the usual strides: those of a single image may be others, for which compiled code would be made anew."""
+        dtype = self.form.dtype if x.is_floating_point() else x.dtype
+        last = self.form.channels_last and x.dim() == 4
+        memory_format = torch.channels_last if last else torch.contiguous_format
+        return torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=memory_format).copy_(x)
+
+    def _backend(self) -> AbstractContextManager:
+        return on_backend(self.backend) if self.is_packed else nullcontext()
 
     @property
     def is_packed(self) -> bool:
@@ -164,7 +168,7 @@ class Variant:
 
     def __call__(self) -> object:
         """One call on the part's inputs, under the caller's inference mode."""
-        with on_backend(self.backend) if self.is_packed else nullcontext():
+        with self._backend():
             return self.runner(*self.inputs) if self.part.whole is None else self.part.whole(self.run)
 
     @property

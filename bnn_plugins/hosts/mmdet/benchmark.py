@@ -104,10 +104,10 @@ def build_models(config: str, checkpoint: str | None, float_file: str | None, fl
 
 def twin_text(cfg: Config, twin_cfg: Config) -> str:
     """``'backbone bnn_plugins.BNNResNet is mmdet.ResNet, ...'``."""
-    pairs = [(key, value.get('type'), twin_cfg.model[key].get('type')) for key, value in cfg.model.items()
-             if isinstance(value, dict) and key in twin_cfg.model]
-    changed = [f'{key} {old} is {new}' + (' (avg_down)' if twin_cfg.model[key].get('avg_down') else '')
-               for key, old, new in [*pairs, ('model', cfg.model.type, twin_cfg.model.type)] if old != new]
+    pairs = [(key, value, twin_cfg.model[key]) for key, value in cfg.model.items()
+             if isinstance(value, dict) and isinstance(twin_cfg.model.get(key), dict)]
+    changed = [f'{key} {old.get("type")} is {new.get("type")}' + (' (avg_down)' if new.get('avg_down') else '')
+               for key, old, new in [*pairs, ('model', cfg.model, twin_cfg.model)] if old.get('type') != new.get('type')]
     return ', '.join(changed) or 'binary conv_cfg taken out'
 
 

@@ -1,0 +1,1 @@
+"""Speed on a CPU: ``python -m benchmarks.cpu.run``."""

@@ -1,0 +1,73 @@
+"""Tables of the CPU suite: speed-ups of networks and of single convolutions, one table per machine."""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+from statistics import geometric_mean
+
+RESULTS = Path(__file__).parent / 'results'
+NETWORKS = {'body56': 'ResNet-18 body, 56x56', 'body160': 'ResNet-18 body, 160x160', 'detector': 'BCCD RetinaNet, '}
+NETWORK_RATIOS = {'x_float32': 'float32', 'x_float32_compiled': 'compiled', 'x_bfloat16': 'bfloat16',
+                  'x_bfloat16_compiled': 'bfloat16 compiled'}
+CONVOLUTION_RATIOS = {'x_float32': 'float32', 'x_float32_prepacked': 'float32 prepacked',
+                      'x_bfloat16_prepacked': 'bfloat16 prepacked'}
+DETECTION = ('64@160', '128@80', '256@40', '512@20')  # of an image of 640x640; the other shapes are of 224x224
+NONE = 'Nothing was measured yet: `python -m benchmarks.cpu.run` does it.\n'
+
+
+def networks(results: Path = RESULTS) -> str:
+    """One line per network, threads and packed variant: ms, and how many times faster than each baseline."""
+    headings = ['network, batch 1', 'threads', 'variant', 'ran on', 'ms', *(f'x {name}' for name in NETWORK_RATIOS.values())]
+    parts = []
+    for machine, rows in read(results, 'networks').items():
+        lines = []
+        for row in rows:
+            if row['backend']:
+                name = NETWORKS[row['section']] + (row['part'] if row['section'] == 'detector' else '')
+                lines.append([name, row['threads'], row['variant'].partition(' ')[0], row['backend'],
+                              f'{float(row["median_ms"]):.2f}', *(times(row[column]) for column in NETWORK_RATIOS)])
+        parts.append(table(headings, lines, machine))
+    return '\n'.join(parts) or NONE
+
+
+def convolutions(results: Path = RESULTS) -> str:
+    """One line per instruction set and group of shapes: geometric means."""
+    headings = ['instruction set', 'torch may use', 'convolutions', *(f'x {name}' for name in CONVOLUTION_RATIOS.values()),
+                '% of ceiling']
+    parts = []
+    for machine, rows in read(results, 'convolutions').items():
+        groups = defaultdict(list)
+        for row in rows:
+            if row['variant'] == 'binary':
+                groups[row['isa'], row['float_isa'], row['shape'] in DETECTION].append(row)
+        lines = [[isa, float_isa, ', '.join(row['shape'] for row in found),
+                  *(mean([row[column] for row in found]) for column in CONVOLUTION_RATIOS),
+                  mean([row['of_ceiling'] for row in found], 100, 0)] for (isa, float_isa, _), found in groups.items()]
+        parts.append(table(headings, lines, machine))
+    return '\n'.join(parts) or NONE
+
+
+def read(results: Path, kind: str) -> dict[str, list[dict[str, str]]]:
+    """Rows of every machine's file of a kind, by the machine in words."""
+    machines = defaultdict(list)
+    for path in sorted(results.glob(f'*-{kind}.csv')):
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                quick = '; a quick run on a machine that had other work' if row['suite'] == 'quick' else ''
+                machines[f'{row["processor"]}, torch {row["torch"]}, commit {row["commit"]}{quick}'].append(row)
+    return machines
+
+
+def table(headings: list[str], lines: list[list[str]], machine: str) -> str:
+    rows = [headings, ['---'] * len(headings), *lines]
+    return '\n'.join([*(f'| {" | ".join(cells)} |' for cells in rows), '', f'Machine: {machine}.', ''])
+
+
+def times(value: str) -> str:
+    """A ratio with one decimal, '' where there is none."""
+    return f'{float(value):.1f}' if value else ''
+
+
+def mean(values: list[str], factor: float = 1.0, digits: int = 1) -> str:
+    """Geometric mean, '' where a value is missing."""
+    return f'{factor * geometric_mean(map(float, values)):.{digits}f}' if all(values) else ''
