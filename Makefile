@@ -53,7 +53,7 @@ check-arm:
 SANITIZED := build/engine-sanitized.so
 SANITIZERS = $(foreach library,libasan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(library)))
 sanitize: install $(SANITIZED)
-	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD='$(SANITIZERS)' BNN_KERNELS_CPU_LIBRARY=$(abspath $(SANITIZED)) \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD='$(SANITIZERS)' BNN_KERNELS_CPU_LIBRARY=$(abspath $(SANITIZED)) \
 		$(BIN)/pytest tests/test_kernels/test_cpu.py tests/test_kernels/test_amx.py tests/test_kernels/test_bad_input.py \
 		tests/test_kernels/test_concurrency.py
 
