@@ -13,6 +13,7 @@ from statistics import mean, stdev
 
 from .accuracy.tables import TABLES as ACCURACY
 from .cpu import tables as cpu
+from .gpu import tables as gpu
 
 ROOT = Path(__file__).parents[1]
 PLACE = re.compile(r'(<!-- table: (\w+) -->\n).*?(<!-- end -->)', re.DOTALL)
@@ -43,7 +44,8 @@ def bccd() -> str:
     return '\n'.join([*lines, '', f'Machine: {"; ".join(machine)}.', ''])
 
 
-TABLES = {**ACCURACY, 'bccd': bccd, 'cpu_networks': cpu.networks, 'cpu_convolutions': cpu.convolutions}
+TABLES = {**ACCURACY, 'bccd': bccd, 'cpu_networks': cpu.networks, 'cpu_convolutions': cpu.convolutions,
+          'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions}
 
 
 def filled(text: str) -> str:
@@ -55,7 +57,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--check', action='store_true', help='exit with 1 when a table is not what its results file gives')
     args = parser.parse_args()
-    for path in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))):
+    for path in (ROOT / 'README.md', ROOT / 'kernels/README.md', *sorted((ROOT / 'docs').glob('*.md'))):
         text = path.read_text()
         if args.check and text != filled(text):
             sys.exit(f'{path.name}: a table is out of date; run python -m benchmarks.tables')
