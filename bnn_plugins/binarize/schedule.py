@@ -25,9 +25,10 @@ def clip_latents_(model: nn.Module) -> None:
             module.weight.clamp_(-module.latent_clip, module.latent_clip)
 
 
-def after_step_(model: nn.Module) -> None:
+def after_step_(model: nn.Module, clip: bool = True) -> None:
     """What follows each optimizer step: latents are clipped (:func:`clip_latents_`), binarizers that count flips do so."""
-    clip_latents_(model)
+    if clip:
+        clip_latents_(model)
     for module in model.modules():
         if hasattr(module, 'weight_binarizer'):
             module.weight_binarizer.after_step(module.weight)

@@ -336,17 +336,15 @@ class ReBNNWeight(WeightBinarizer):
     def __init__(self, out_channels: int, fan_in: int):
         super().__init__()
         self.alpha = nn.Parameter(torch.full((out_channels,), fan_in ** -0.5))
-        self.register_buffer('flips', torch.zeros(out_channels), persistent=False)
-        self.register_buffer('last', torch.zeros(out_channels, fan_in, dtype=torch.bool), persistent=False)
-        self.counting = False
+        # In the state dict, so that a resumed run repeats the uninterrupted one; 0: no step was taken yet.
+        self.register_buffer('flips', torch.zeros(out_channels))
+        self.register_buffer('last', torch.zeros(out_channels, fan_in, dtype=torch.int8))
 
     @torch.no_grad()
     def after_step(self, weight: Tensor) -> None:
-        positive = (weight >= 0).flatten(1)
-        if self.counting:
-            self.flips.copy_((positive != self.last).to(self.flips.dtype).mean(1))
-        self.last.copy_(positive)
-        self.counting = True
+        signs = sign(weight).flatten(1).to(torch.int8)
+        self.flips.copy_((signs == -self.last).to(self.flips.dtype).mean(1))
+        self.last.copy_(signs)
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return _Resilient.apply(weight, self.alpha.abs(), self.flips)

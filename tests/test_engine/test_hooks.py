@@ -141,19 +141,21 @@ class TestBinaryTrainingHook:
 
 
 class TestEpochSeedHook:
-    @pytest.mark.parametrize('num_workers', [0, 2])
-    def test_resume_repeats_the_uninterrupted_run(self, tmp_path, num_workers):
+    @pytest.mark.parametrize(('method', 'num_workers'), [
+        (dict(type='binaryconnect', stochastic=True), 0), (dict(type='binaryconnect', stochastic=True), 2),
+        (dict(type='dorefa', g_bits=4), 0), ('rbnn', 0), ('rebnn', 0)], ids=str)
+    def test_resume_repeats_the_uninterrupted_run(self, tmp_path, method, num_workers):
         """Three epochs at once, and one epoch, then a fresh process state and a resume: the same data, the same weights."""
-        whole = Model(method=dict(type='binaryconnect', stochastic=True))
+        whole = Model(method=method)
         initial = {name: value.clone() for name, value in whole.state_dict().items()}
         runner(tmp_path / 'whole', whole, [BinaryTrainingHook(), EpochSeedHook()], epochs=3, num_workers=num_workers).train()
 
-        first = Model(method=dict(type='binaryconnect', stochastic=True))
+        first = Model(method=method)
         first.load_state_dict(initial)
         run = runner(tmp_path / 'parts', first, [BinaryTrainingHook(), EpochSeedHook()], epochs=3, num_workers=num_workers)
         run.train_loop._max_epochs = 1
         run.train()
-        second = Model(method=dict(type='binaryconnect', stochastic=True))
+        second = Model(method=method)
         torch.manual_seed(999)
         runner(tmp_path / 'parts', second, [BinaryTrainingHook(), EpochSeedHook()], epochs=3, num_workers=num_workers,
                resume=True).train()

@@ -314,8 +314,9 @@ def test_state_dict(small_case, method):
     assert not torch.equal(fresh(small_case.x), layer(small_case.x))
     fresh.load_state_dict(torch.load(file, weights_only=True), strict=True)
     assert torch.equal(fresh(small_case.x), layer(small_case.x))
-    rotations = {'weight_binarizer.left', 'weight_binarizer.right'} if method == 'rbnn' else set()
-    assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()} | rotations
+    buffers = dict(rbnn={'weight_binarizer.left', 'weight_binarizer.right'},
+                   rebnn={'weight_binarizer.flips', 'weight_binarizer.last'}).get(str(method), set())
+    assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()} | buffers
 
 
 def test_packed_equals_latent(case):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ...binarize import clip_latents_, set_progress
+from ...binarize import after_step_, set_progress, start_epoch_
 from ...layers import BinaryLayer
 from .build import build, build_model
 from .data import Images, build_dataset
@@ -190,6 +190,8 @@ class Trainer:
         self.unet.train()
         done = (self.step - epoch * self.steps_per_epoch) * self.args.gradient_accumulation_steps
         self.loader.set_epoch(epoch)
+        if not done:
+            start_epoch_(self.bare_unet)
         loader = self.accelerator.skip_first_batches(self.loader, done) if done else self.loader
         for index, batch in enumerate(loader, start=done):
             self.seed(epoch * len(self.loader) + index)
@@ -212,8 +214,7 @@ class Trainer:
 
     def after_step(self, loss: Tensor, bar: tqdm) -> None:
         args = self.args
-        if args.latent_clip:
-            clip_latents_(self.bare_unet)
+        after_step_(self.bare_unet, clip=args.latent_clip)
         if self.ema is not None:
             self.ema.step(self.unet.parameters())
         self.step += 1
