@@ -59,16 +59,15 @@ class Cpu(Backend):
 
     def pack_activations(self, x: Tensor, threshold: Tensor | None, groups: int) -> Tensor:
         batch, channels, height, width = x.shape
-        plane = 0
-        if not x.is_contiguous(memory_format=torch.channels_last):
-            x, plane = x.contiguous(), height * width
+        plane = 0 if x.is_contiguous(memory_format=torch.channels_last) else height * width
+        x = _dense(x, torch.contiguous_format if plane else torch.channels_last)
         words = torch.empty(checks.pack_activations(x, threshold, groups), dtype=torch.int32)
         _pack(x, batch * height * width, channels, groups, plane, threshold, words)
         return words
 
     def pack_features(self, x: Tensor, threshold: Tensor | None) -> Tensor:
         words = torch.empty(checks.pack_features(x, threshold), dtype=torch.int32)
-        _pack(x.contiguous(), math.prod(x.shape[:-1]), x.shape[-1], 1, 0, threshold, words)
+        _pack(_dense(x), math.prod(x.shape[:-1]), x.shape[-1], 1, 0, threshold, words)
         return words
 
     # --- convolutions ----------------------------------------------------------------------------------------------------
@@ -98,7 +97,7 @@ class Cpu(Backend):
                            flip: Tensor | None, out_groups: int) -> Tensor:
         geometry = self._geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, pad_value)
         width = threshold.shape[0]
-        threshold = threshold.contiguous()
+        threshold = _dense(threshold)
         flip = torch.zeros_like(threshold) if flip is None else flip.to(torch.int32)
         words = _words(geometry, width, out_groups)
         signs = struct(width, out_groups, address(threshold), address(flip), address(words))
@@ -122,14 +121,20 @@ class Cpu(Backend):
         if stream is None:
             batch, _, height, width_out = geometry.shape
             stream = _images((batch, width, height, width_out), dtype) if keep else torch.empty(0, dtype=dtype)
-        fused = struct(width, out_groups, ACTS[act], DTYPES[dtype], shortcut_dtype,
-                       *[0 if v is None else v.data_ptr() for v in (*vectors, shortcut, stream, words)], 0)
+        addresses = [0 if v is None else v.data_ptr() for v in (*vectors, shortcut, stream, words)]
+        if any(at & 3 for at in addresses):  # copies start where floats may; so do all tensors that torch makes
+            *vectors, threshold, shortcut = [None if v is None else v.clone() for v in (*vectors, shortcut)]
+            words, stream = self.binary_block2d(
+                x_words, w_words, channels, stride, padding, dilation, groups, pad_value, *vectors[:2], shortcut, act,
+                *vectors[2:], threshold, out_groups, dtype, pack, keep, None)
+            return words, stream if out is None else out.copy_(stream)
+        fused = struct(width, out_groups, ACTS[act], DTYPES[dtype], shortcut_dtype, *addresses, 0)
         _run('bnn_block2d', geometry, x_words, w_words, fused.buffer_info()[0])
         return words, stream
 
     def downsample2d(self, x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Tensor:
         batch, channels, height, width = x.shape
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = _dense(x, torch.channels_last)
         panels = engine.prepared.get(weight, ('downsample',), _panels)
         padded = F.pad(bias, (0, -bias.shape[0] % PANEL))
         y = _images(checks.downsample2d(x, weight, bias, pool), x.dtype)
@@ -168,7 +173,7 @@ def _new_geometry(x_shape, w_shape, channels, stride, padding, dilation, groups,
 
 
 def _run(function: str, geometry: Geometry, x_words: Tensor, w_words: Tensor, result: int) -> None:
-    x_words = x_words.contiguous()
+    x_words = _dense(x_words)
     weight = engine.prepared.get(w_words, geometry.weights, _prepare, geometry)
     engine.call(function, geometry.address, x_words.data_ptr(), weight.data_ptr(), result)
 
@@ -179,7 +184,7 @@ def _conv2d(geometry: Geometry, x_words: Tensor, w_words: Tensor, y: Tensor) -> 
 
 
 def _prepare(weight: Tensor, geometry: Geometry) -> Tensor:
-    library = engine.library()
+    library, weight = engine.library(), _dense(weight)
     made = torch.zeros(library.bnn_prepared_bytes(geometry.address), dtype=torch.uint8)
     library.bnn_prepare(geometry.address, weight.data_ptr(), made.data_ptr())
     return made
@@ -193,9 +198,16 @@ def _panels(weight: Tensor) -> Tensor:
 
 def _pack(x: Tensor, pixels: int, channels: int, groups: int, plane: int, threshold: Tensor | None, words: Tensor) -> None:
     if threshold is not None:
-        threshold = threshold.reshape(-1).float().expand(channels).contiguous()
+        threshold = threshold.reshape(-1).float().expand(channels)
+        threshold = _dense(threshold)
     packing = struct(pixels, channels, groups, DTYPES[x.dtype], plane, address(x), address(threshold), address(words))
     engine.call('bnn_pack', engine.isa_number(), torch.get_num_threads(), packing.buffer_info()[0])
+
+
+def _dense(tensor: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """The tensor, or a copy where its elements do not follow each other or start at an address that is no place for them."""
+    tensor = tensor.contiguous(memory_format=memory_format)
+    return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
 
 
 def _images(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
