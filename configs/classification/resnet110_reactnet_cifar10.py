@@ -5,6 +5,6 @@ _base_ = [
 model = dict(
     type='bnn_plugins.BinaryClassifier',
     data_preprocessor=_base_.data_preprocessor,
-    backbone=dict(type='bnn_plugins.BNNCifarResNet', depth=110, method='reactnet'),
+    backbone=dict(type='bnn_plugins.BNNCifarResNet', depth=110, method='reactnet', residual_init=0.1),
     head=dict(num_classes=_base_.num_classes))
 optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5.0))

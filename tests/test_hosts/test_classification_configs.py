@@ -25,6 +25,11 @@ def test_config_trains(config, sets, tmp_path):
     assert steps == [f'step{number + 1}' for number in range(len(Config.fromfile(config).get('steps', [])))]
 
 
+def test_every_config_is_in_the_index():
+    index = (CONFIGS[0].parent / 'metafile.yml').read_text()
+    assert [line.split('/')[-1] for line in index.splitlines() if 'Config:' in line] == [path.name for path in CONFIGS]
+
+
 def test_every_method_has_a_config():
     methods = {str(method) for path in CONFIGS for method in methods_of(Config.fromfile(path).model)}
     assert methods >= set(bnn_plugins.list_methods()) - {'bidm'}, "BiDM's is a method of diffusion"

@@ -277,6 +277,27 @@ class TestSpread:
         assert torch.equal(model.stages[0][0].unit1.conv.activation.shift, torch.tensor([-0.6, 0.6]).repeat_interleave(16))
 
 
+class TestDeep:
+    def test_residual_init(self):
+        model = BNNCifarResNet(14, base_channels=8, residual_init=0.1)
+        model.init_weights()
+        starts = [m.norm.weight for m in model.modules() if hasattr(m, 'conv') and hasattr(m.conv, 'activation')]
+        assert len(starts) == 12
+        assert all((start == 0.1).all() for start in starts)
+        assert (model.stem.norm.weight == 1).all()
+
+    def test_gradients_of_a_deep_network_do_not_explode(self):
+        norms = []
+        for residual_init in (1.0, 0.1):
+            torch.manual_seed(0)
+            model = BNNCifarResNet(110, base_channels=8, residual_init=residual_init)
+            model.init_weights()
+            out = model(images(16, 8))[0].mean((2, 3))
+            F.cross_entropy(out, torch.arange(8)).backward()
+            norms.append(model.stem.conv.weight.grad.norm().item())
+        assert norms[1] < norms[0] / 20
+
+
 class TestArithmetic:
     """The blocks, once more from their parts."""
 

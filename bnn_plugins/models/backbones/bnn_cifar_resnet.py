@@ -91,6 +91,8 @@ class BNNCifarResNet(BinaryBackbone):
             ResNet-18, ``'pad'`` for the others.
         skips (str): ``'double'`` (around each convolution) or ``'single'`` (around two).
         in_channels, base_channels, out_indices, norm_cfg, with_cp, init_cfg: as in ``mmdet.ResNet``; by default the last map.
+        residual_init (float): where the weights of the norms behind binary convolutions start; well below 1, gradients do not
+            grow through many units (1e-8 in RBNN's released code).
 
     Raises:
         ValueError: for another depth, shortcut or skips, and for ``out_indices`` that no stage has.
@@ -99,8 +101,8 @@ class BNNCifarResNet(BinaryBackbone):
     @checked_arguments
     def __init__(self, depth: int = 20, method: str | dict = 'reactnet', act: str = 'auto', pad_value: int = 0,
                  expand: dict | None = None, shortcut: str | None = None, skips: str = 'double', in_channels: int = 3,
-                 base_channels: int | None = None, out_indices: Sequence[int] | None = None, norm_cfg: dict | None = None,
-                 with_cp: bool = False, init_cfg: dict | list | None = None):
+                 base_channels: int | None = None, out_indices: Sequence[int] | None = None, residual_init: float = 1.0,
+                 norm_cfg: dict | None = None, with_cp: bool = False, init_cfg: dict | list | None = None):
         super().__init__(Parts(method, act, pad_value, norm_cfg, expand), init_cfg)
         if depth != 18 and (depth < 8 or (depth - 2) % 6):
             raise ValueError(f'BNNCifarResNet has depth 18 or 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), but got {depth}')
@@ -123,6 +125,13 @@ class BNNCifarResNet(BinaryBackbone):
                 width = out
             self.stages.append(layer)
         self.feat_dim = self.out_width(width)
+        self.residual_init = residual_init
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        for unit in self.modules():
+            if isinstance(unit, BinaryUnit) and self.residual_init != 1:
+                nn.init.constant_(unit.norm.weight, self.residual_init)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``[N, in_channels, H, W]`` -> one ``[N, C_i, H_i, W_i]`` for each of ``out_indices``."""
