@@ -17,9 +17,10 @@ def profiled(results: Path = RESULTS) -> str:
         cells = [row[name] for name in ('target', 'layer', 'epilogue', 'tile', 'registers', 'mma', 'loop', 'busiest')]
         lines.append(f'| {" | ".join(cells)} | {int(row["products_per_clock"]):,} |')
     version = file.stem.partition('triton-')[2]
-    return '\n'.join([*lines, '', f'Triton {version}, padding 0; sign: words in and out, block: also a float16 shortcut in and '
-                                  'out, and RPReLU. The last two columns are a model, not a measurement: products of bits '
-                                  'per clock and multiprocessor, were its busiest unit never idle. No kernel spills.', ''])
+    note = (f'Triton {version}, padding 0; sign: words in and out, block: also a float16 shortcut in and out, and RPReLU. The '
+            f'last two columns are a model, not a measurement: products of bits per clock and multiprocessor, were '
+            f'its busiest unit never idle. No kernel spills.')
+    return '\n'.join([*lines, '', note, ''])
 
 
 def convolutions(results: Path = RESULTS) -> str:

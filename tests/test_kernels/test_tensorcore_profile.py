@@ -73,5 +73,31 @@ def test_a_kernel_that_was_not_rewritten_does_not_assemble(monkeypatch, tmp_path
         compiled(plan, (9, 0))
 
 
+class Driver:
+    """As much of a driver of Triton as it takes to compile through a launch."""
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=None):
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+        return GPUTarget('cuda', 90, 32)
+
+
+@pytest.mark.parametrize('case', [('sm_90a wgmma', '64 3x3', 'block'), ('sm_90a mma', '64 3x3', 'sign'),
+                                  ('sm_90a mma', '128 3x3', 'sums')], ids=' '.join)
+def test_a_launch_compiles_what_is_emulated_and_profiled(case, monkeypatch):
+    from triton.runtime import driver
+    plan = profile.plan_of(*case)
+    offline = compiled(plan, (9, 0))
+    monkeypatch.setattr(driver, '_active', Driver())
+    launched = plan.kernel.warmup(**plan.arguments, **plan.options, grid=(plan.programs,))
+    assert launched.asm['ptx'] == offline.ptx
+    assert launched.asm['cubin'] == offline.cubin
+
+
 def test_profiles_need_no_gpu():
     assert not torch.cuda.is_initialized()

@@ -197,7 +197,7 @@ def plan(machine: Machine, mode: str, x_words: Tensor, w_words: Tensor, geometry
     programs = min(tiles, max(1, machine.processors * min(fit, 4) // blocks)) * blocks
     x, w = (x_words.view(torch.int8), ready.weight.view(torch.int8)) if wgmma else (x_words, ready.weight)
     arguments = dict(
-        x=x, w=w, table=ready.table, words=words, stream=stream, shortcut=shortcut, scale=scale, bias=bias, gamma=gamma,
+        x=x, w=w, table=ready.table, words=words, result=stream, shortcut=shortcut, scale=scale, bias=bias, gamma=gamma,
         slope=slope, zeta=zeta, threshold=threshold, flip=ready.flip, pixels=pixels, tiles=tiles, height=height, width=width,
         out_width=out_width, out_pixels=out_height * out_width, **divisor('image', out_height * out_width),
         **divisor('row', out_width), WORDS=count, **_pair('KERNEL', kernel), **_pair('STRIDE', geometry['stride']),

@@ -202,7 +202,7 @@ def _residual(shortcut, pixel, real, first, CHANNELS: gl.constexpr, BLOCK_N: gl.
 
 
 @gluon.jit
-def _finish(d, ones, early, border, pixel, real, block, table, words, stream, shortcut, scale, bias, gamma, slope, zeta,
+def _finish(d, ones, early, border, pixel, real, block, table, words, result, shortcut, scale, bias, gamma, slope, zeta,
             threshold, flip, MODE: gl.constexpr, OP: gl.constexpr, ACT: gl.constexpr, ELEMENT: gl.constexpr,
             OUTPUTS: gl.constexpr, REPLICAS: gl.constexpr, BORDER: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
             LAYOUT: gl.constexpr):
@@ -239,7 +239,7 @@ def _finish(d, ones, early, border, pixel, real, block, table, words, stream, sh
         else:
             sums = sums - 2 * d
         if MODE == 'sums':
-            gl.store(stream + (pixel * OUTPUTS)[:, None] + accumulator[None, :], sums, mask=real[:, None])
+            gl.store(result + (pixel * OUTPUTS)[:, None] + accumulator[None, :], sums, mask=real[:, None])
         else:
             for replica in range(REPLICAS):
                 channel = replica * OUTPUTS + accumulator
@@ -275,8 +275,8 @@ def _finish(d, ones, early, border, pixel, real, block, table, words, stream, sh
                         dtype=gl.int32, is_pure=True, pack=RUN)
                     _words_of(bits, words, None, pixel, real, replica * OUTPUTS + block * BLOCK_N, CHANNELS, BLOCK_M, BLOCK_N,
                               RUN, False)
-                if stream is not None:
-                    gl.store(stream + place, rounded, mask=real[:, None])
+                if result is not None:
+                    gl.store(result + place, rounded, mask=real[:, None])
 
 
 @gluon.jit
@@ -306,7 +306,7 @@ def _mma_group(x, weights, d, ones, start, taps, width, i, STEPS: gl.constexpr, 
 
 
 @gluon.jit(do_not_specialize=RUNTIME)
-def conv_mma(x, w, table, words, stream, shortcut, scale, bias, gamma, slope, zeta, threshold, flip, pixels, tiles, height,
+def conv_mma(x, w, table, words, result, shortcut, scale, bias, gamma, slope, zeta, threshold, flip, pixels, tiles, height,
              width, out_width, out_pixels, image_multiplier, image_shift, row_multiplier, row_shift, WORDS: gl.constexpr,
              KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr, STRIDE_H: gl.constexpr, STRIDE_W: gl.constexpr,
              PAD_H: gl.constexpr, PAD_W: gl.constexpr, DILATION_H: gl.constexpr, DILATION_W: gl.constexpr,
@@ -355,7 +355,7 @@ def conv_mma(x, w, table, words, stream, shortcut, scale, bias, gamma, slope, ze
         d = gl.reshape(d, [BLOCK_N // (4 * RUN), RUN // 2, ATOMS, WARPS, 8, 4, 2, 2])
         d = gl.reshape(gl.permute(d, [2, 3, 6, 4, 0, 5, 1, 7]), [BLOCK_M, BLOCK_N])
         d = gl.convert_layout(d, RESULT, assert_trivial=True)
-        _finish(d, ones, early, border, pixel, real, block, table, words, stream, shortcut, scale, bias, gamma, slope, zeta,
+        _finish(d, ones, early, border, pixel, real, block, table, words, result, shortcut, scale, bias, gamma, slope, zeta,
                 threshold, flip, MODE, OP, ACT, ELEMENT, OUTPUTS, REPLICAS, BORDER, BLOCK_M, BLOCK_N, RESULT)
 
 
@@ -384,7 +384,7 @@ def _wgmma_group(x, weights, d, ones, start, taps, width, i, STEPS: gl.constexpr
 
 
 @gluon.jit(do_not_specialize=RUNTIME)
-def conv_wgmma(x, w, table, words, stream, shortcut, scale, bias, gamma, slope, zeta, threshold, flip, pixels, tiles, height,
+def conv_wgmma(x, w, table, words, result, shortcut, scale, bias, gamma, slope, zeta, threshold, flip, pixels, tiles, height,
                width, out_width, out_pixels, image_multiplier, image_shift, row_multiplier, row_shift, WORDS: gl.constexpr,
                KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr, STRIDE_H: gl.constexpr, STRIDE_W: gl.constexpr,
                PAD_H: gl.constexpr, PAD_W: gl.constexpr, DILATION_H: gl.constexpr, DILATION_W: gl.constexpr,
@@ -435,5 +435,5 @@ def conv_wgmma(x, w, table, words, stream, shortcut, scale, bias, gamma, slope, 
         # columns of the MMA are (64s, 8s, t, e), channels (64s, t, 8s, e)
         d = gl.permute(gl.reshape(d, [BLOCK_M, BLOCK_N // (4 * RUN), RUN // 2, 4, 2]), [0, 1, 3, 2, 4])
         d = gl.convert_layout(gl.reshape(d, [BLOCK_M, BLOCK_N]), RESULT, assert_trivial=True)
-        _finish(d, ones, early, border, pixel, real, block, table, words, stream, shortcut, scale, bias, gamma, slope, zeta,
+        _finish(d, ones, early, border, pixel, real, block, table, words, result, shortcut, scale, bias, gamma, slope, zeta,
                 threshold, flip, MODE, OP, ACT, ELEMENT, OUTPUTS, REPLICAS, BORDER, BLOCK_M, BLOCK_N, RESULT)
