@@ -49,12 +49,13 @@ def convolutions(results: Path = RESULTS) -> str:
 
 def read(results: Path, kind: str) -> dict[str, list[dict[str, str]]]:
     """Rows of every machine's file of a kind, by the machine in words."""
-    machines = defaultdict(list)
+    machines = {}
     for path in sorted(results.glob(f'*-{kind}.csv')):
         with path.open() as file:
-            for row in csv.DictReader(file):
-                quick = '; a quick run on a machine that had other work' if row['suite'] == 'quick' else ''
-                machines[f'{row["processor"]}, torch {row["torch"]}, commit {row["commit"]}{quick}'].append(row)
+            rows = list(csv.DictReader(file))
+        first, commits = rows[0], dict.fromkeys(row['commit'] for row in rows)
+        quick = '; a quick run on a machine that had other work' if first['suite'] == 'quick' else ''
+        machines[f'{first["processor"]}, torch {first["torch"]}, commit {", ".join(commits)}{quick}'] = rows
     return machines
 
 

@@ -217,11 +217,13 @@ def break_down(call: Callable[[], object], model: nn.Module, clock: Clock, round
 def measure_ceilings(device: torch.device, threads: int) -> dict[str, float]:
     """GMAC/s that this machine reaches at best, by group, with ``threads`` threads.
 
-    Of the engine's innermost steps; where it cannot say (not compiled, a GPU), of float32 in a matrix product.
+    Of the innermost steps of the engine on the instruction set in use; where it cannot say (not compiled, a GPU), of float32
+    in a matrix product.
     """
     if device.type == 'cpu':
         try:
-            return {group: threads * value for group, value in bnn_kernels.cpu.ceilings().items() if value}
+            ceilings = bnn_kernels.cpu.ceilings(bnn_kernels.cpu.isa())
+            return {group: threads * value for group, value in ceilings.items() if value}
         except RuntimeError:
             pass
     a, b = torch.randn(2, 1024, 1024, device=device)

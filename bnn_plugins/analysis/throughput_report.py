@@ -171,8 +171,8 @@ def draw_layers(breakdown: Breakdown, row: Row) -> dict[str, str] | None:
             ceiling = max((layer.ceiling for layer in layers if layer.group == group), default=0)
             if ceiling:
                 axes.axhline(ceiling, color=colour, linestyle='--', linewidth=1.2)
-                axes.annotate(f'{group}: {ceiling:,.0f} at best', (len(layers) - 0.5, ceiling), color=colour, ha='right',
-                              xytext=(0, 3), textcoords='offset points', fontsize=8.5)
+                axes.text(1.005, ceiling, f'{group}:\n{ceiling:,.0f} at best', color=colour, va='center', fontsize=8.5,
+                          transform=axes.get_yaxis_transform())
         labels = [layer.layer.removeprefix('detector.') for layer in layers]
         axes.set_xticks(range(len(layers)), labels, rotation=90, fontsize=7)
         axes.grid(axis='x', visible=False)

@@ -1,7 +1,7 @@
 """The throughput profiler: sweeps over batches, sizes and threads; every combination is one interleaved run."""
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -183,7 +183,7 @@ def profile(config: str, models: Models, parts: Callable[[int, tuple[int, int] |
                     where = f'{part.name}, batch {batch}, {height}x{width}, {threads} thread{"s" * (threads > 1)}'
                     bar.update(task, description=where, total=None)
                     if part.module not in checks:
-                        checks[part.module] = check_part(models, part)
+                        checks[part.module] = check_part(models, part, {FORMS[form].model for form in plan.forms})
                     check = checks[part.module]
                     if check is not None:
                         check = replace(check, part=part.name)
@@ -200,8 +200,7 @@ def run_part(result: Throughput, models: Models, part: Part, plan: Plan, threads
     clock = make_clock(plan.device, threads)
     variants = make_variants(result, models, part, plan, built)
     done = iter(range(1, plan.rounds + 1))
-    # What is compiled was called before, with weights frozen into it: compiled again, it would be slower without notice.
-    with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
+    with torch.inference_mode():
         timings = measure({variant.name: variant for variant in variants}, clock, plan.rounds, budget=plan.budget,
                           advance=lambda: advance(next(done)))
     for variant in variants:
@@ -211,7 +210,9 @@ def run_part(result: Throughput, models: Models, part: Part, plan: Plan, threads
         plain = not variant.form.compiled and not variant.form.graph
         watched = variant.form_name in plan.layers
         if plain and (variant.is_packed or watched):
-            breakdown = break_down(variant, variant.module, clock, 7 if watched else 1, result.ceilings[threads])
+            with on_backend(variant.backend):
+                ceilings = measure_ceilings(plan.device, threads) if variant.backend else result.ceilings[threads]
+            breakdown = break_down(variant, variant.module, clock, 7 if watched else 1, ceilings)
             row.backend = ' + '.join(breakdown.backends)
             if watched:
                 result.breakdowns[len(result.rows)] = breakdown
@@ -237,7 +238,8 @@ def make_variants(result: Throughput, models: Models, part: Part, plan: Plan, bu
                 if key not in built:
                     built[key] = Variant(form, part, models, backend)
                 variant = built[key].around(part)
-                with torch.inference_mode():
+                # Compiled again, for other inputs, it would not have its weights frozen: slower, and nobody would notice.
+                with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
                     variant()
                 variants.append(variant)
             except Exception as error:  # of a compiler, or of an operator that lacks a dtype: the others are still measured
@@ -267,20 +269,24 @@ def make_row(config: str, variant: Variant, timings: dict[str, Timing], threads:
 
 
 @torch.no_grad()
-def check_part(models: Models, part: Part) -> Check | None:
-    """Packed must agree with latent bit by bit, fused as :func:`bnn_plugins.verify` says; ``None`` without a latent model."""
+def check_part(models: Models, part: Part, wanted: Collection[str]) -> Check | None:
+    """Packed must agree with latent bit by bit, fused as :func:`bnn_plugins.verify` says; ``None`` without a latent model.
+
+    Args:
+        wanted: which of the models are measured.
+    """
     if models.latent is None:
         return None
     inputs = tuple(x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim() == 4 else x
                    for x in part.inputs)
     latent, red, texts = part.module(models.latent), set(), []
-    if models.packed is not None:
+    if models.packed is not None and 'packed' in wanted:
         pairs = zip(tensors_of(latent(*inputs)), tensors_of(part.module(models.packed)(*inputs)), strict=True)
         different = sum(int((a != b).sum()) for a, b in pairs)
         texts.append('packed equals latent, bit by bit' if not different else f'packed differs in {different} values')
         red |= {'packed'} if different else set()
     for name in ('fused', 'fused_bfloat16'):
-        if getattr(models, name) is not None:
+        if getattr(models, name) is not None and name in wanted:
             report = verify(latent, part.module(getattr(models, name)), *inputs)
             texts.append(f'{name}: {report.summary()}')
             red |= set() if report.ok else {name}

@@ -128,7 +128,8 @@ class Variant:
         self.form_name, self.name = form, f'{form} [{backend}]' if backend else form
         module = part.module(getattr(models, self.form.model))
         self.module = module if self.form.model != 'twin' else self._cast_module(module)
-        self.inputs = tensor_tree(self._cast, part.inputs)
+        with torch.inference_mode():  # as the inputs that Part.whole makes: compiled code is made anew for others
+            self.inputs = tensor_tree(self._cast, part.inputs)
         self.runner: Callable = self.module
         if self.form.compiled:
             self.runner = torch.compile(self.module, fullgraph=True)

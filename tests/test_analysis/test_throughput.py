@@ -199,11 +199,13 @@ def test_a_wrong_fused_model_is_red(models):
     wrong = copy.deepcopy(models.packed)
     wrong.norm.bias += 1
     fuse_(wrong)
-    assert check_part(Models(models.packed, wrong, None, models.latent), part()).red == {'fused'}
+    red = Models(models.packed, wrong, None, models.latent)
+    assert check_part(red, part(), ('packed', 'fused')).red == {'fused'}
+    assert check_part(red, part(), ('packed',)).ok
 
 
 def test_without_a_latent_model_there_is_no_check(models):
-    assert check_part(Models(models.packed, models.fused, models.twin), part()) is None
+    assert check_part(Models(models.packed, models.fused, models.twin), part(), ('packed',)) is None
 
 
 def test_what_fails_is_named_and_the_others_are_measured(models, monkeypatch):
@@ -258,11 +260,15 @@ def test_whole_calls_surround_the_module(models):
 
 @pytest.mark.slow
 def test_compiled(models):
+    """Once, with frozen weights, for the part and for what surrounds it: another compilation would be noted as skipped."""
+    x = torch.randn(1, 3, 8, 12)
+    around = Part('whole', whole_model, (x,), lambda run: run(x.clone()))
     plan = Plan(sizes=((8, 12),), forms=('fused', 'float32-compiled'), rounds=1)
-    result = profile('tiny', models, lambda *_: [part()], plan)
+    result = profile('tiny', models, lambda *_: [Part('net', whole_model, (x,)), around], plan)
     assert result.skipped == []
-    rows = {row.variant: row for row in result.rows}
-    assert rows['fused'].x_float32_compiled == pytest.approx(rows['float32-compiled'].median_ms / rows['fused'].median_ms)
+    assert [(row.part, row.variant) for row in result.rows] == [(p, form) for p in ('net', 'whole') for form in plan.forms]
+    for fused, compiled in (result.rows[:2], result.rows[2:]):
+        assert fused.x_float32_compiled == pytest.approx(compiled.median_ms / fused.median_ms)
 
 
 def test_peak_bytes():
