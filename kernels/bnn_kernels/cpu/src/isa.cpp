@@ -1,5 +1,9 @@
 // The instruction sets, and which of them this processor has.
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "isa.hpp"
 
 namespace bnn {
@@ -26,9 +30,14 @@ const Kernel* kernel(int64_t isa) {
 }
 
 #if defined(__x86_64__)
+static bool has_f16c() {  // clang 14 does not know its name
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt") &&
-         __builtin_cpu_supports("f16c");
+         has_f16c();
 }
 
 bool has_avx512() {
