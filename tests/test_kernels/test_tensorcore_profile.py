@@ -9,6 +9,7 @@ pytest.importorskip('triton', reason='the Triton kernels need triton')
 import torch
 
 from benchmarks.gpu import profile
+from bnn_kernels.triton import tensorcore
 from bnn_kernels.triton.tensorcore_offline import compiled
 
 GOLDEN = profile.read(profile.path()) if profile.path().exists() else None
@@ -37,6 +38,18 @@ def test_profile(case):
     else:
         assert row['mma_name'] == f'BMMA.168256.{"AND" if "90" in target else "XOR"}.POPC'
         assert int(row['mma']) == steps * block_m // 64 * block_n // 8
+
+
+@pytest.mark.parametrize('case', profile.cases(), ids=' '.join)
+def test_as_many_blocks_as_are_launched_fit_at_once(case):
+    if GOLDEN is None:
+        pytest.skip('no profile for this Triton')
+    target, layer, _ = case
+    channels, _, kernel = profile.LAYERS[layer]
+    row, machine = GOLDEN[case], tensorcore.Machine(*profile.TARGETS[target][:1], 1, False)
+    blocks = tensorcore.residents(machine, kernel**2 * channels // 32, *map(int, row['tile'].split('x')))
+    assert blocks * 128 * 8 * math.ceil(int(row['registers']) / 8) <= 65536
+    assert blocks == 1 or blocks * (int(row['shared']) + 1024) <= tensorcore.SHARED_BYTES[machine.capability]
 
 
 def test_the_golden_file_has_every_case():

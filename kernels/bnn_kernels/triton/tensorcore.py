@@ -193,8 +193,8 @@ def plan(machine: Machine, mode: str, x_words: Tensor, w_words: Tensor, geometry
     ready = prepared(w_words, level, flip, geometry['channels'], geometry['pad_value'], border, mode, op, block_n, wgmma)
     tiles = triton.cdiv(pixels, block_m)
     blocks = outputs // block_n
-    fit = SHARED_BYTES[machine.capability] // (_weight_bytes(prod(kernel) * count, block_n) + 1024)
-    programs = min(tiles, max(1, machine.processors * min(fit, 4) // blocks)) * blocks
+    at_once = machine.processors * residents(machine, prod(kernel) * count, block_m, block_n)
+    programs = min(tiles, max(1, at_once // blocks)) * blocks
     x, w = (x_words.view(torch.int8), ready.weight.view(torch.int8)) if wgmma else (x_words, ready.weight)
     arguments = dict(
         x=x, w=w, table=ready.table, words=words, result=stream, shortcut=shortcut, scale=scale, bias=bias, gamma=gamma,
@@ -206,6 +206,19 @@ def plan(machine: Machine, mode: str, x_words: Tensor, w_words: Tensor, geometry
         BLOCK_N=block_n, WARPS=WARPS)
     return Plan(tensorcore_kernels.conv_wgmma if wgmma else tensorcore_kernels.conv_mma, programs, arguments,
                 dict(num_warps=WARPS, enable_fp_fusion=False))
+
+
+def residents(machine: Machine, words: int, block_m: int, block_n: int) -> int:
+    """Blocks that a multiprocessor holds at a time, by the registers of the compiled kernels and their shared memory.
+
+    More would wait for the first ones to finish, and each walks over its tiles as if all ran together.
+    """
+    wide = block_m * block_n > 64 * 64
+    if words >= 288 or (wide and words >= 144) or (block_m == 128 and words >= 72):
+        registers = 2
+    else:
+        registers = 3 if wide or words >= 72 else 4
+    return max(1, min(registers, SHARED_BYTES[machine.capability] // (_weight_bytes(words, block_n) + 1024)))
 
 
 def divisor(name: str, value: int) -> dict[str, int]:
