@@ -42,11 +42,10 @@ def test_profile(case):
 
 @pytest.mark.parametrize('case', profile.cases(), ids=' '.join)
 def test_as_many_blocks_as_are_launched_fit_at_once(case):
-    if GOLDEN is None:
-        pytest.skip('no profile for this Triton')
     target, layer, _ = case
     channels, _, kernel = profile.LAYERS[layer]
-    row, machine = GOLDEN[case], tensorcore.Machine(*profile.TARGETS[target][:1], 1, False)
+    golden = profile.read(profile.RESULTS / 'profile_triton-3.6.0.csv')  # registers differ a little between versions
+    row, machine = golden[case], tensorcore.Machine(*profile.TARGETS[target][:1], 1, False)
     blocks = tensorcore.residents(machine, kernel**2 * channels // 32, *map(int, row['tile'].split('x')))
     assert blocks * 128 * 8 * math.ceil(int(row['registers']) / 8) <= 65536
     assert blocks == 1 or blocks * (int(row['shared']) + 1024) <= tensorcore.SHARED_BYTES[machine.capability]

@@ -209,7 +209,7 @@ def plan(machine: Machine, mode: str, x_words: Tensor, w_words: Tensor, geometry
 
 
 def residents(machine: Machine, words: int, block_m: int, block_n: int) -> int:
-    """Blocks that a multiprocessor holds at a time, by the registers of the compiled kernels and their shared memory.
+    """Blocks that a multiprocessor holds at a time, by registers (of what Triton 3.6 makes of the kernels) and shared memory.
 
     More would wait for the first ones to finish, and each walks over its tiles as if all ran together.
     """
