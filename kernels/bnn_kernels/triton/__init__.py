@@ -8,8 +8,8 @@ epilogue.py    what follows the accumulator, up to the packed words
 pack.py        floats to words
 popcount.py    XOR and popcount
 bitplane.py    bits expanded to int8 in registers, for the int8 MMA
-tensorcore.py  from a call to a plan of one launch; tensorcore_kernels.py the Gluon kernels, _tables.py what they take instead of
-               the weight, _rewrite.py the way to wgmma, _offline.py compiles a plan without a GPU
+tensorcore.py  from a call to a plan of one launch; tensorcore_kernels.py: the Gluon kernels, _tables.py: what they take
+               instead of the weight, _rewrite.py: the way to wgmma, _offline.py: compiles a plan without a GPU
 """
 
 from . import versions as versions  # before any kernel: in one sentence why Triton cannot be used, where it cannot
