@@ -30,14 +30,14 @@ const Kernel* kernel(int64_t isa) {
 }
 
 #if defined(__x86_64__)
-static bool has_f16c() {  // clang 14 does not know its name
+static bool find_f16c() {  // clang 14 does not know its name
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
 bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt") &&
-         has_f16c();
+  static const bool has_f16c = find_f16c();  // asked once: in a virtual machine the instruction takes microseconds
+  return has_f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
 }
 
 bool has_avx512() {
