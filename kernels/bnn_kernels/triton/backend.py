@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend
-from .launch import Layer, Results, convolve, pack_signs
+from .launch import Layer, Results, convolve, count_pixels, pack_signs
 from .versions import INTERPRETED
 
 NO_DOWNSAMPLE = ('the Triton backends leave downsample2d to torch: it pools in one kernel bound by memory, and the 1x1 '
@@ -68,7 +68,8 @@ class TritonBackend(Backend):
         lead, words = x_words.shape[:-1], x_words.shape[-1]
         rows = x_words.reshape(1, lead.numel(), 1, words)
         layer = _layer(w_words[:, None, None], features, (1, 1), (0, 0), (1, 1), 1, 0)
-        return self._sums(layer, rows, w_words, (rows.shape[1], 1)).view(*lead, layer.outputs)
+        sums = self._sums(layer, rows, w_words[:, None, None], (rows.shape[1], 1))  # [1, O, M, 1] in channels-last memory
+        return sums.permute(0, 2, 3, 1).view(*lead, layer.outputs)
 
     def binary_conv2d_sign(self, x_words: Tensor, w_words: Tensor, channels: int, stride, padding, dilation, groups: int,
                            pad_value: int, threshold: Tensor, flip: Tensor | None, out_groups: int) -> Tensor:
@@ -111,9 +112,11 @@ def _layer(w_words, channels, stride, padding, dilation, groups, pad_value, tran
 
 
 def _image(x_words: Tensor, size: tuple[int, int], channels: int, dtype: torch.dtype) -> Tensor:
+    count_pixels(x_words, size)
     return torch.empty((x_words.shape[0], channels, *size), dtype=dtype, device=x_words.device,
                        memory_format=torch.channels_last)
 
 
 def _words(x_words: Tensor, size: tuple[int, int], channels: int, groups: int) -> Tensor:
+    count_pixels(x_words, size)
     return x_words.new_empty(x_words.shape[0], *size, groups * -(-channels // groups // 32))

@@ -70,12 +70,10 @@ def convolve(kernel: Callable, name: str, layer: Layer, x_words: Tensor, w_words
         size: height and width of the output.
         channels: P, output channels behind the epilogue.
     """
-    batch, height, width, _ = x_words.shape
-    pixels = batch * size[0] * size[1]
+    pixels = count_pixels(x_words, size)
     if pixels == 0:
         return
-    if max(pixels, batch * height * width) >= PIXELS_LIMIT:
-        raise ValueError(f'{pixels} output pixels in one call, the limit is 2**31 - 1: split the batch.')
+    _, height, width, _ = x_words.shape
     replicas = channels // layer.outputs
     direct = results
     if results.words is not None and not words_fit(layer, replicas, out_groups):
@@ -90,6 +88,15 @@ def convolve(kernel: Callable, name: str, layer: Layer, x_words: Tensor, w_words
                             pixels=pixels, height=height, width=width, out_height=size[0], out_width=size[1], **constants)
         if direct is not results:
             _finish_apart(arch, direct.sums, results, pixels, layer.outputs, replicas, out_groups, act, dtype)
+
+
+def count_pixels(x_words: Tensor, size: Pair) -> int:
+    """Output pixels of a call. Raises ValueError where they, or those of the input, are too many to be counted in int32."""
+    pixels = x_words.shape[0] * size[0] * size[1]
+    most = max(pixels, x_words.shape[:3].numel())
+    if most >= PIXELS_LIMIT:
+        raise ValueError(f'one call reads or writes {most} pixels, the limit is 2**31 - 1: split the batch.')
+    return pixels
 
 
 def words_fit(layer: Layer, replicas: int, out_groups: int) -> bool:

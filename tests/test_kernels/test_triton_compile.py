@@ -1,0 +1,115 @@
+"""Every kind of launch of the plain Triton backends compiles for the GPUs they are for, without spills."""
+
+import re
+
+import pytest
+import torch
+
+pytest.importorskip('triton')
+
+from bnn_kernels.triton.bitplane import Bitplane
+from bnn_kernels.triton.popcount import Popcount
+
+from .triton_compiled import compiled, launches
+
+BACKENDS = {'popcount': Popcount, 'bitplane': Bitplane}
+
+
+def convolution(channels: int, outputs: int, kernel: int = 3, groups: int = 1, **changes):
+    x_words = torch.zeros(2, 9, 8, groups * -(-channels // groups // 32), dtype=torch.int32)
+    w_words = torch.zeros(outputs, kernel, kernel, -(-channels // groups // 32), dtype=torch.int32)
+    return dict(x_words=x_words, w_words=w_words, channels=channels, stride=(1, 1), padding=(kernel // 2, kernel // 2),
+                dilation=(1, 1), groups=groups, pad_value=0) | changes
+
+
+def block(channels: int, outputs: int, dtype=torch.float16, replicas: int = 1, shortcut=True, out_groups=1, **changes):
+    call = convolution(channels, outputs, **changes)
+    width = replicas * outputs
+    vectors = dict.fromkeys(('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold'), torch.zeros(width))
+    stream = torch.zeros(2, width, 9, 8, dtype=dtype).contiguous(memory_format=torch.channels_last) if shortcut else None
+    return call | vectors | dict(act='prelu', shortcut=stream, out_groups=out_groups, dtype=dtype, pack=True, keep=True,
+                                 out=stream)
+
+
+def sign(channels: int, outputs: int, out_groups: int = 1, **changes):
+    threshold = torch.zeros(outputs, dtype=torch.int32)
+    return convolution(channels, outputs, **changes) | dict(threshold=threshold, flip=threshold.bool(), out_groups=out_groups)
+
+
+X = torch.zeros(2, 64, 9, 8, dtype=torch.float16)
+CALLS = {
+    'conv': ('binary_conv2d', convolution(40, 24, pad_value=1, stride=(2, 2))),
+    'transposed': ('binary_conv_transpose2d', {name: value for name, value in convolution(64, 32, 2).items()
+                                               if name != 'pad_value'} | dict(stride=(2, 2), output_padding=(0, 0))),
+    'linear': ('binary_linear', dict(x_words=torch.zeros(50, 16, dtype=torch.int32),
+                                     w_words=torch.zeros(1000, 16, dtype=torch.int32), features=512)),
+    'block-64': ('binary_block2d', block(64, 64)),
+    'block-128': ('binary_block2d', block(128, 128, torch.bfloat16)),
+    'block-512': ('binary_block2d', block(512, 512, torch.float32)),
+    'block-grouped': ('binary_block2d', block(96, 60, groups=3, out_groups=2, shortcut=False)),
+    'block-replicas': ('binary_block2d', block(64, 64, replicas=4)),
+    'sign-64': ('binary_conv2d_sign', sign(64, 64)),
+    'sign-256': ('binary_conv2d_sign', sign(256, 256, pad_value=-1)),
+    'pack': ('pack_activations', dict(x=X, threshold=torch.zeros(64), groups=1)),
+    'pack-channels-last': ('pack_activations', dict(x=X.bfloat16().contiguous(memory_format=torch.channels_last),
+                                                    threshold=None, groups=2)),
+}
+# Each call once for an NVIDIA GPU, by turns of architecture, and the kernels that matter for all of them and for AMD.
+CASES = [
+    ('bitplane', 'sm_80', 'block-64'), ('bitplane', 'sm_89', 'block-128'), ('bitplane', 'sm_90', 'block-512'),
+    ('bitplane', 'sm_90', 'sign-64'), ('bitplane', 'sm_80', 'sign-256'), ('bitplane', 'sm_100', 'sign-256'),
+    ('bitplane', 'sm_89', 'conv'), ('bitplane', 'sm_90', 'transposed'), ('bitplane', 'sm_80', 'linear'),
+    ('bitplane', 'sm_90', 'block-replicas'), ('bitplane', 'gfx942', 'block-128'), ('bitplane', 'gfx942', 'sign-64'),
+    ('popcount', 'sm_75', 'block-64'), ('popcount', 'sm_90', 'block-128'), ('popcount', 'sm_80', 'sign-256'),
+    ('popcount', 'sm_75', 'transposed'), ('popcount', 'sm_89', 'linear'), ('popcount', 'sm_80', 'block-grouped'),
+    ('popcount', 'gfx942', 'block-64'), ('popcount', 'sm_80', 'pack'), ('popcount', 'sm_90', 'pack-channels-last'),
+    ('popcount', 'gfx942', 'pack'),
+]
+
+
+@pytest.mark.parametrize(('backend', 'architecture', 'call'), CASES)
+def test_compiles_without_spills(backend, architecture, call):
+    op, arguments = CALLS[call]
+    noted = launches(BACKENDS[backend](), architecture, op, **arguments)
+    assert len(noted) == (2 if call == 'block-grouped' else 1)
+    for one in noted:
+        result = compiled(one, architecture)
+        assert result.spills == 0
+        assert result.registers < 255
+        # The contract forbids contraction: not one fused multiply-add, in the compiler's output or, with --fmad=false, later.
+        assert not re.search(r'\bfma\.|v_fma|v_mac_f|v_pk_fma', result.assembly)
+        if 'pack' not in call:
+            assert one.options['enable_fp_fusion'] is False
+            assert all(next(p for p in one.kernel.params if p.name == name).do_not_specialize
+                       for name in ('pixels', 'height', 'width', 'out_height', 'out_width') if name in one.arguments)
+
+
+@pytest.mark.parametrize(('backend', 'architecture', 'instruction', 'expected'), [
+    ('bitplane', 'sm_80', r'mma\.sync\.aligned\.m16n8k32\S*s8\.s8', 8 * 8),  # 8 planes, 64 x 64 x 32 bytes on 4 warps
+    ('bitplane', 'sm_90', r'wgmma\.mma_async\.sync\.aligned\.m64n64k32\.s32\.s8\.s8', 8),
+    ('popcount', 'sm_80', r'popc\.b32', 16),  # two words, 32 x 32 on 4 warps
+    ('bitplane', 'gfx942', 'v_mfma_i32', 32),
+    ('popcount', 'gfx942', 'v_bcnt_u32_b32', 8),
+])
+def test_the_matrix_and_popcount_units_are_used(backend, architecture, instruction, expected):
+    op, arguments = CALLS['sign-64']
+    noted, = launches(BACKENDS[backend](), architecture, op, **arguments)
+    assert len(re.findall(instruction, compiled(noted, architecture).assembly)) == expected
+
+
+def test_words_across_tiles_take_a_second_kernel():
+    """One group of outputs does not end at a word: the sums are stored, and packed by a kernel of its own."""
+    noted = launches(Bitplane(), 'sm_90', *CALLS['block-grouped'][:1], **CALLS['block-grouped'][1])
+    assert [one.kernel.__name__ for one in noted] == ['convolve', 'finish_apart']
+    assert noted[0].arguments['sums'].shape == (2 * 9 * 8, 60)
+    assert noted[0].arguments['words'] is None
+    for call in 'block-64', 'block-replicas', 'sign-256':
+        op, arguments = CALLS[call]
+        noted, = launches(Bitplane(), 'sm_90', op, **arguments)
+        assert noted.arguments['sums'] is None
+
+
+def test_in_place_needs_no_copy():
+    call = block(64, 64)
+    noted, = launches(Bitplane(), 'sm_90', 'binary_block2d', **call)
+    assert noted.arguments['stream'].data_ptr() == noted.arguments['shortcut'].data_ptr() == call['out'].data_ptr()
