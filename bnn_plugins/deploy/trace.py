@@ -37,6 +37,22 @@ class Untraceable(Exception):
         self.where, self.why = where, why
 
 
+class Value(fx.Proxy):
+    """A proxy that knows ``x += y``: fx would take it for ``x = x + y``, although others may hold ``x``, too."""
+
+    def __iadd__(self, other):
+        return self.tracer.create_proxy('call_function', operator.iadd, (self, other), {})
+
+    def __isub__(self, other):
+        return self.tracer.create_proxy('call_function', operator.isub, (self, other), {})
+
+    def __imul__(self, other):
+        return self.tracer.create_proxy('call_function', operator.imul, (self, other), {})
+
+    def __itruediv__(self, other):
+        return self.tracer.create_proxy('call_function', operator.itruediv, (self, other), {})
+
+
 class Tracer(fx.Tracer):
     """Traces ``method`` of a module for evaluation.
 
@@ -84,6 +100,9 @@ class Tracer(fx.Tracer):
         proxy = self.create_proxy('placeholder', name, (), {})
         proxy.node.meta['channels'] = channels
         return proxy
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Value(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         if obj.node.target is getattr and obj.node.args[1] == 'requires_grad':

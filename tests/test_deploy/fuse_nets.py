@@ -120,7 +120,7 @@ def make_exact_(packed: nn.Module) -> nn.Module:
         last = name.rpartition('.')[2]
         if last == 'weight_scale':
             tensor.copy_(choose(tensor.shape, [0.125, 0.25, 0.5]))
-        elif last in ('shift', 'gamma', 'zeta') or (last == 'bias' and not tensor.eq(tensor.mul(8).round() / 8).all()):
+        elif last in ('shift', 'copy_shift', 'gamma', 'zeta') or (last == 'bias' and bool((tensor * 8 % 1 != 0).any())):
             tensor.copy_(choose(tensor.shape, [-0.5, -0.125, 0.0, 0.0, 0.25]))
     return packed
 

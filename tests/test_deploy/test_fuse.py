@@ -274,6 +274,16 @@ class TestChanges:
             self.model.layer1[0].bn1.weight.mul_(-1.5)
         self.check()
 
+    def test_constants_stay_where_they_are(self):
+        """A captured CUDA graph reads them there."""
+        scales = [step.scale for name, step in fused_steps(self.model) if name.startswith('layer1.0.conv')]
+        assert len(scales) == 2
+        before = [scale.clone() for scale in scales]
+        with torch.no_grad():
+            self.model.layer1[0].bn1.weight.mul_(-2), self.model.layer1[0].bn2.weight.mul_(-2)
+        run(self.model, self.x)
+        assert all(torch.equal(scale, -2 * old) for scale, old in zip(scales, before, strict=True))
+
     def test_bits_in_place(self):
         self.model.layer4[1].conv2.weight_bits.bitwise_not_()
         self.model.layer2[1].conv2.weight_bits.bitwise_not_()
@@ -434,6 +444,21 @@ class Mutating(nn.Module):
         return early, self.two(y - 1), y
 
 
+class Doubling(nn.Module):
+    """Sums that are no shortcuts: a value with itself, one that is written into a value that leaves, one times a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(BinaryConv2d(12, 12, 1, method='bireal') for _ in range(4))
+
+    def forward(self, x):
+        one, two, three, four = (conv(x) for conv in self.convs)
+        one = one + one
+        kept = two  # and is written to, too
+        two += three
+        return one, kept, two, torch.add(four, x, alpha=2)
+
+
 class Attend(nn.Module):
     """A sum that broadcasts: one vector per image is added to its map."""
 
@@ -474,6 +499,32 @@ class TestOddNetworks:
     def test_a_stream_that_is_changed_in_place(self):
         report = self.check(Mutating())
         assert report.rows['one'] == 'conv'
+
+    def test_sums_that_are_no_shortcuts(self):
+        report = self.check(Doubling())
+        assert set(report.rows.values()) == {'conv'}
+
+    @pytest.mark.parametrize(('always', 'row'), [(False, 'conv, norm'), (True, 'conv')])
+    def test_dropout_as_a_function(self, always, row):
+        class Dropping(Sequence):
+            def forward(self, x):
+                conv, norm = self
+                return norm(F.dropout(conv(x), 0.5, always or self.training))
+
+        assert fuse_(pack_(Dropping(None).eval())).rows['0'] == row
+
+    def test_a_pooling_that_drops_the_last_row(self):
+        class Floor(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = BinaryConv2d(12, 8, 2, 2, method='bireal')
+                self.downsample = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(12, 8, 1, bias=False), nn.BatchNorm2d(8))
+
+            def forward(self, x):
+                return self.conv(x) + self.downsample(x)
+
+        report = self.check(Floor(), 2, 12, 7, 9)
+        assert report.rows['conv'] == 'conv, shortcut in place'
 
     def test_a_broadcast_sum(self):
         model = make_exact_(pack_(Attend().eval()))
