@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bnn_kernels
-from bnn_kernels import Epilogue
+from bnn_kernels import Bound, Epilogue
 from bnn_kernels.epilogue import stream_of
 
 from ..binarize import ActivationBinarizer
@@ -79,12 +79,16 @@ class PackStep(Step):
 
     def prepare(self) -> None:
         self._keep('threshold', sign_threshold(self.held[0]))
+        self.bound = (Bound('pack_activations', threshold=self.threshold, groups=self.groups) if self.is_conv
+                      else Bound('pack_features', threshold=self.threshold))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.copies > 1:
             x = tile(x, self.copies, self.channel_dim)
         if self.depends:
             x = self.held[0].activation.prepare(x)
+        if Bound.direct(x):
+            return self.bound(x=x)
         if self.is_conv:
             return bnn_kernels.pack_activations(x, self.threshold, self.groups)
         return bnn_kernels.pack_features(x, self.threshold)
@@ -143,11 +147,25 @@ class BlockStep(Step):
             limit, flip = integer_threshold(self.epilogue, layer.fan_in)
             self._keep('limit', limit)
             self._keep('flip', flip if bool(flip.any()) else None)
+        self.bind()
+
+    def bind(self) -> None:
+        """What eager code calls: everything but words and shortcut is known."""
+        geometry = {**dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, pad_value=0), **self.geometry}
+        if self.by_integers:
+            self.bound = Bound('binary_conv2d_sign', w_words=self.weight, channels=self.channels, **geometry,
+                               threshold=self.limit, flip=self.flip, out_groups=self.epilogue.out_groups)
+        else:
+            self.bound = Bound('binary_block2d', w_words=self.weight, channels=self.channels, **geometry,
+                               **self.epilogue._asdict(), dtype=self.stream if self.keep else torch.float32, pack=self.pack,
+                               keep=self.keep)
 
     def forward(self, words: Tensor, shortcut: Tensor | None = None):
         if not self.is_conv:
             return self.on_features(words, shortcut)
         if self.by_integers:
+            if Bound.direct(words):
+                return self.bound(x_words=words)
             return bnn_kernels.binary_conv2d_sign(words, self.weight, self.channels, self.limit, self.flip,
                                                   out_groups=self.epilogue.out_groups, **self.geometry)
         return self.block(words, shortcut)
@@ -158,6 +176,10 @@ class BlockStep(Step):
             batch, height, width, _ = words.shape
             if shortcut.shape != (batch, self.width, (height + more_h) // step_h + 1, (width + more_w) // step_w + 1):
                 raise Broadcast(self.name)
+        if Bound.direct(words) and not (self.in_place and (shortcut.dtype != self.stream or not shortcut.is_contiguous(
+                memory_format=torch.channels_last))):
+            packed, stream = self.bound(x_words=words, shortcut=shortcut, out=shortcut if self.in_place else None)
+            return ((packed, stream) if self.pack else stream) if self.keep else packed
         if self.in_place:
             out = bnn_kernels.binary_block2d_(shortcut, words, self.weight, self.channels, self.epilogue, pack=self.pack,
                                               **self.geometry)

@@ -3,6 +3,7 @@
 layout.py has the bits, ops.py the operators, dispatch.py the backends, README.md the arithmetic.
 """
 
+from .bound import Bound
 from .dispatch import available_backends, last_backend, selection, set_backend
 from .epilogue import Epilogue
 from .layout import LAYOUT_VERSION, WORD_BITS, pack_weight, transpose_weight, unpack_weight
@@ -22,6 +23,7 @@ from .warmup import warmup
 __all__ = [
     'LAYOUT_VERSION',
     'WORD_BITS',
+    'Bound',
     'Epilogue',
     'available_backends',
     'binary_block2d',

@@ -3,6 +3,7 @@
 import importlib
 import os
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
@@ -64,19 +65,21 @@ class set_backend:
     """
 
     def __init__(self, name: str | None):
-        global _forced
+        global _forced, _generation
         if name is not None:
             backend, reason = _load(_path(name))
             if backend is None:
                 raise RuntimeError(f'Backend {name!r} is not available: {reason}. set_backend(None) chooses automatically.')
         self.previous, _forced = _forced, name
+        _generation += 1
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        global _forced
+        global _forced, _generation
         _forced = self.previous
+        _generation += 1
 
 
 def available_backends() -> dict[str, str]:
@@ -120,20 +123,47 @@ def run(op: str, **call) -> Tensor | tuple[Tensor, ...]:
 
     Raises RuntimeError with the reason of every backend asked where none can, which for a forced one is that one.
     """
-    name, refusals = selection(op, **call)
-    if name is None:
-        reasons = '; '.join(f'{name}: {reason}' for name, reason in refusals.items())
-        if _forced is not None:
-            raise RuntimeError(f'The forced backend cannot run {op} here ({reasons}). set_backend(None) lets all be asked.')
-        raise RuntimeError(f'No backend can run {op} here ({reasons}).')
-    result = getattr(_load(BACKENDS[name])[0], op)(**call)
-    setattr(_last, op, name)
-    _last.any = name
-    return result
+    return method(op, **call)(**call)
+
+
+def method(op: str, **call) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    """What `run` calls: the operator of the backend that was chosen, which notes that it ran. Raises as `run`."""
+    for name, backend in _able() if _forced is None else [(_forced, _load(_path(_forced))[0])]:
+        if backend is not None and backend.supports(op, **call)[0]:
+            return _noted(name, BACKENDS[name], op)
+    reasons = '; '.join(f'{name}: {reason}' for name, reason in selection(op, **call).refusals.items())
+    if _forced is not None:
+        raise RuntimeError(f'The forced backend cannot run {op} here ({reasons}). set_backend(None) lets all be asked.')
+    raise RuntimeError(f'No backend can run {op} here ({reasons}).')
+
+
+def generation() -> int:
+    """A number that changes with every `set_backend`: how long a choice holds."""
+    return _generation
 
 
 _forced: str | None = os.environ.get('BNN_KERNELS_BACKEND') or None  # looked up at the first call: importing stays light
+_generation = 0
 _last = threading.local()
+
+
+def _able() -> list[tuple[str, Backend]]:
+    """The backends that are available, in order of preference."""
+    found = ((name, _load(path)[0]) for name, path in BACKENDS.items())
+    return [(name, backend) for name, backend in found if backend is not None]
+
+
+@cache
+def _noted(name: str, path: str, op: str) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    operator = getattr(_load(path)[0], op)
+
+    def call(**arguments):
+        result = operator(**arguments)
+        setattr(_last, op, name)
+        _last.any = name
+        return result
+
+    return call
 
 
 def _path(name: str) -> str:

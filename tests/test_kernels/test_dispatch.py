@@ -159,3 +159,52 @@ def test_import_is_light():
     loaded = python(code)
     assert loaded.stdout == 'bnn_kernels\n', loaded.stderr
     assert 'bnn_kernels.reference' not in python('import sys, bnn_kernels; print(*sys.modules)').stdout
+
+
+# --- bound operators -----------------------------------------------------------------------------------------
+
+def test_bound_gives_what_the_operator_gives():
+    x, weight = torch.randn(2, 40, 5, 4), torch.randn(6, 40, 3, 3)
+    words, packed = bk.pack_activations(x), bk.pack_weight(weight)
+    geometry = dict(channels=40, stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1, pad_value=0)
+    conv = bk.Bound('binary_conv2d', w_words=packed, **geometry)
+    for _ in range(2):
+        assert torch.equal(conv(x_words=words), bk.binary_conv2d(words, packed, **geometry))
+    packed.bitwise_not_()  # values may change
+    assert torch.equal(conv(x_words=words), bk.binary_conv2d(words, packed, **geometry))
+    with pytest.raises(ValueError, match='1 words in its last dimension'):
+        conv(x_words=words[..., :1].contiguous())
+    with pytest.raises(TypeError, match='must be int32 words'):
+        conv(x_words=words.float())
+
+
+def test_bound_follows_set_backend():
+    features = bk.Bound('pack_features', threshold=None)
+    x = torch.randn(3, 33)
+    features(x=x)
+    first = bk.last_backend('pack_features')
+    with bk.set_backend('reference'):
+        features(x=x)
+        assert bk.last_backend('pack_features') == 'reference'
+    features(x=x)
+    assert bk.last_backend('pack_features') == first
+
+
+def test_bound_stands_aside_where_somebody_watches():
+    from torch._subclasses import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    x = torch.randn(3)
+    assert bk.Bound.direct(x)
+    assert not bk.Bound.direct(torch.nn.Parameter(x))
+    with TorchDispatchMode():
+        assert not bk.Bound.direct(x)
+    with FakeTensorMode() as mode:
+        assert not bk.Bound.direct(mode.from_tensor(x))
+    seen = []
+
+    def net(x):
+        seen.append(bk.Bound.direct(x))
+        return x + 1
+
+    torch.compile(net, backend='eager', fullgraph=False)(x)
+    assert seen[0] is False

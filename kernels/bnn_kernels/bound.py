@@ -1,0 +1,47 @@
+"""An operator with its parameters bound, for those who call it again and again: checked once for each kind of input."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import checks, dispatch
+
+
+class Bound:
+    """`Bound('binary_block2d', w_words=..., ...)(x_words=..., ...)`: the arguments of a backend's method, in two parts.
+
+    The first call with inputs of some shapes, dtypes, devices and strides is checked and dispatched as any other; later ones
+    go straight to the backend that was chosen, until `set_backend` changes the choice: in eager code checks and dispatch cost
+    more than the arithmetic of a small layer. Bound tensors may change their values, not their shapes. Use it where `direct`
+    is True; else call the public function, which torch.compile, torch.export and dispatch modes can see.
+
+    Raises, when called, what the public function raises.
+    """
+
+    def __init__(self, op: str, **fixed):
+        self.op, self.fixed = op, fixed
+        self.check = getattr(checks, op)
+        self.chosen: dict[tuple, Callable] = {}
+        self.generation = -1
+
+    @staticmethod
+    def direct(x: Tensor) -> bool:
+        """Whether `x` is an ordinary tensor of eager code that nobody watches."""
+        return type(x) is Tensor and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
+
+    def __call__(self, **inputs) -> Tensor | tuple[Tensor, ...]:
+        key = tuple([None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in inputs.values()])
+        method = self.chosen.get(key)
+        if method is None or self.generation != dispatch.generation():
+            method = self._choose(key, inputs)
+        return method(**self.fixed, **inputs)
+
+    def _choose(self, key: tuple, inputs: dict) -> Callable:
+        call = self.fixed | inputs
+        self.check(**{name: value for name, value in call.items() if name != 'out'})
+        if self.generation != dispatch.generation():
+            self.chosen.clear()
+            self.generation = dispatch.generation()
+        self.chosen[key] = method = dispatch.method(self.op, **call)
+        return method
