@@ -15,7 +15,7 @@ from torch import nn
 
 import bnn_plugins.deploy.file as packed_file
 from bnn_plugins import load_packed_, pack_, save_packed
-from bnn_plugins.deploy import PackedLayer, attach_signatures, read_packed
+from bnn_plugins.deploy import PackedLayer, attach_signatures, fused_parts, read_packed
 from bnn_plugins.deploy.file import serialize
 from bnn_plugins.layers import BinaryConv2d, BinaryLayer, BinaryLinear
 
@@ -397,7 +397,8 @@ class TestMmengine:
     """``load_checkpoint`` and everything on top of it: ``Runner``, ``DetInferencer``, ``init_detector``."""
 
     @pytest.fixture(autouse=True)
-    def load_checkpoint(self):
+    def load_checkpoint(self, monkeypatch):
+        monkeypatch.setenv('BNN_PLUGINS_FUSE', '0')
         self.load = pytest.importorskip('mmengine.runner').load_checkpoint
 
     @pytest.mark.parametrize('strict', [True, False])
@@ -410,6 +411,19 @@ class TestMmengine:
         assert same(fresh.eval()(x), model(x))
         assert loaded['meta'] == META
         assert loaded['message_hub']['runtime_info']['cfg'] == CONFIG
+
+    def test_what_is_loaded_is_fused(self, tmp_path, monkeypatch):
+        monkeypatch.setenv('BNN_PLUGINS_FUSE', '1')
+        model, fresh = pack_(net()), net(1).train()
+        path = str(save_packed(model, tmp_path / 'net.safetensors'))
+        self.load(fresh, path)
+        assert dict(fused_parts(fresh))
+        assert all((fresh.training, fresh.stem[1].training)), 'as it was'
+        x = torch.randn(2, 3, 14, 11)
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(fresh.eval()(x), model(x), strict=True))
+        other = nn.Conv2d(3, 4, 1)
+        self.load(other, path, strict=False)  # mmengine says what does not fit
+        assert not dict(fused_parts(other))
 
     def test_into_a_packed_model(self, tmp_path):
         model, fresh = pack_(net()), pack_(net(1))

@@ -11,6 +11,7 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
 from ...deploy import (
+    PackedLayer,
     VerificationReport,
     attach_signatures,
     fuse_,
@@ -77,6 +78,8 @@ def verify_detector(cfg: Config, latent: nn.Module, packed: nn.Module, images: i
 
 def fuse_loaded(model: nn.Module) -> None:
     """Fuse a model that a host has just filled with a packed file; it may still be in training mode."""
+    if not any(isinstance(module, PackedLayer) for module in model.modules()):
+        return  # a file for another model: mmengine has said what does not fit
     training = {module: module.training for module in model.modules()}
     model.eval()
     report = fuse_(model)
