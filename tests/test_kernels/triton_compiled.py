@@ -2,20 +2,19 @@
 
 import re
 import subprocess
-from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from bnn_kernels.triton import epilogue, launch, pack
 
 POINTERS = {torch.int32: '*i32', torch.int8: '*i8', torch.uint8: '*u8', torch.float64: '*fp64', torch.float32: '*fp32',
             torch.float16: '*fp16', torch.bfloat16: '*bf16'}
-TOOLS = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
 
 
 class Launch(NamedTuple):
@@ -83,8 +82,8 @@ def compiled(noted: Launch, architecture: str) -> Compiled:
 
 def _ptxas(ptx: str) -> Compiled:
     target = re.search(r'\.target (\w+)', ptx)[1]
-    ptxas = 'ptxas-blackwell' if int(re.search(r'sm_(\d+)', target)[1]) >= 100 else 'ptxas'
-    command = [TOOLS / ptxas, '-v', '--fmad=false', f'--gpu-name={target}', '/dev/stdin', '-o', '/dev/null']
+    ptxas = get_ptxas(int(re.search(r'sm_(\d+)', target)[1])).path
+    command = [ptxas, '-v', '--fmad=false', f'--gpu-name={target}', '/dev/stdin', '-o', '/dev/null']
     said = subprocess.run(command, input=ptx, capture_output=True, text=True, check=True).stderr
     registers, spills = (int(re.search(what, said)[1]) for what in (r'Used (\d+) registers', r'(\d+) bytes spill stores'))
     return Compiled(ptx, registers, spills)
