@@ -94,6 +94,8 @@ def test_pack_compares_in_the_wider_dtype_and_nan_is_minus_one():
     x = torch.tensor([[0.1, float('nan'), float('inf'), -float('inf'), -0.0]], dtype=torch.float16)
     assert agree(bk.pack_features, x, torch.full((5,), 0.1))[0].tolist() == [[0b00100]]
     assert agree(bk.pack_features, x.bfloat16())[0].tolist() == [[0b10101]]
+    above = torch.tensor([[1 + 2**-40, 1]], dtype=torch.float64)  # equal in float32
+    assert agree(bk.pack_features, above, above[0, :1])[0].tolist() == [[0b01]]
 
 
 # --- integer convolutions ------------------------------------------------------------------------------------
@@ -205,6 +207,18 @@ def test_binary_conv2d_sign(data, conv, flips, seed):
     flip = torch.randint(2, (width,), generator=generator).bool() if flips else None
     groups = data.draw(st.sampled_from([g for g in (1, 2, 3) if width % g == 0]))
     agree(bk.binary_conv2d_sign, *words, threshold, flip, **keywords, out_groups=groups)
+
+
+@pytest.mark.parametrize(('outputs', 'groups', 'replicas', 'out_groups'), [
+    (5, 1, 4, 1), (5, 1, 4, 2), (6, 2, 1, 1), (64, 2, 2, 4),
+])
+def test_words_that_cross_tiles(outputs, groups, replicas, out_groups):
+    """Replicas and groups that do not end with a word, in either epilogue; the last case is one that does."""
+    words = convolution(3, 2, 9, outputs // groups, groups, (3, 4), (3, 3))
+    width = outputs * replicas
+    vectors = oracle.values(4, 3, width)
+    agree(bk.binary_conv2d_sign, *words, vectors[0].int(), vectors[1] > 0, groups=groups, out_groups=out_groups)
+    agree(bk.binary_block2d, *words, bk.Epilogue(*vectors[:2], threshold=vectors[2], out_groups=out_groups), groups=groups)
 
 
 # --- around the kernels --------------------------------------------------------------------------------------

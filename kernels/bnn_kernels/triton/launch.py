@@ -93,9 +93,7 @@ def convolve(kernel: Callable, name: str, layer: Layer, x_words: Tensor, w_words
 def count_pixels(x_words: Tensor, size: Pair) -> int:
     """Output pixels of a call. Raises ValueError where they, or those of the input, are too many to be counted in int32."""
     pixels = x_words.shape[0] * size[0] * size[1]
-    most = max(pixels, x_words.shape[:3].numel())
-    if most >= PIXELS_LIMIT:
-        raise ValueError(f'one call reads or writes {most} pixels, the limit is 2**31 - 1: split the batch.')
+    _limit(max(pixels, x_words.shape[:3].numel()))
     return pixels
 
 
@@ -108,20 +106,24 @@ def words_fit(layer: Layer, replicas: int, out_groups: int) -> bool:
 def pack_signs(x: Tensor, threshold: Tensor | None, groups: int) -> Tensor:
     """Float [images, C, pixels], of any strides, to int32 [images, pixels, groups * words]."""
     images, channels, pixels = x.shape
+    _limit(images * pixels)
     words = groups * -(-channels // groups // 32)
     result = torch.empty((images, pixels, words), dtype=torch.int32, device=x.device)
     if result.numel() == 0:
         return result
-    wide = torch.float64 in (x.dtype, threshold.dtype if threshold is not None else None)
     threshold = None if threshold is None else _bits(threshold.reshape(-1).contiguous())
     with _on(x.device):
         tiles = tile('pack', architecture(x.device), words * 32)
         programs = images * -(-pixels // tiles['BLOCK_M']) * -(-words * 32 // tiles['BLOCK_N'])
         pack.pack_signs[(programs,)](
-            _bits(x.detach()), threshold, result, pixels, images * pixels, x.stride(0), x.stride(2), x.stride(1),
-            CHANNELS=channels, GROUPS=groups, THRESHOLDS=0 if threshold is None else threshold.numel(),
-            WIDE=tl.float64 if wide else tl.float32, **tiles)
+            _bits(x.detach()), threshold, result, pixels, x.stride(0), x.stride(2), x.stride(1), CHANNELS=channels,
+            GROUPS=groups, THRESHOLDS=0 if threshold is None else threshold.numel(), **tiles)
     return result
+
+
+def _limit(pixels: int) -> None:
+    if pixels >= PIXELS_LIMIT:
+        raise ValueError(f'one call reads or writes {pixels} pixels, the limit is 2**31 - 1: split the batch.')
 
 
 @cache

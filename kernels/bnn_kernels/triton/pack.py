@@ -7,24 +7,24 @@ from .epilogue import decode, packed
 
 
 @triton.jit
-def widen(value, WIDE: tl.constexpr):
+def widen(value):
+    """To float32, exactly; float64 stays, and a comparison with it is made in float64."""
     if value.dtype == tl.float64:
         return value
     else:
-        return decode(value).to(WIDE)
+        return decode(value)
 
 
-@triton.jit(do_not_specialize=['pixels', 'total'])
-def pack_signs(x, threshold, words, pixels, total, image_stride, pixel_stride, channel_stride,
-               CHANNELS: tl.constexpr, GROUPS: tl.constexpr, THRESHOLDS: tl.constexpr, WIDE: tl.constexpr,
-               BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+@triton.jit(do_not_specialize=['pixels'])
+def pack_signs(x, threshold, words, pixels, image_stride, pixel_stride, channel_stride,
+               CHANNELS: tl.constexpr, GROUPS: tl.constexpr, THRESHOLDS: tl.constexpr, BLOCK_M: tl.constexpr,
+               BLOCK_N: tl.constexpr):
     """BLOCK_M pixels of one image and BLOCK_N bits of their words.
 
     Args:
         x: CHANNELS values for each of `pixels` pixels of an image, apart by the strides, in elements.
         threshold: THRESHOLDS of them, one or one per channel, or None.
-        words: int32 [total, GROUPS * words], total = images * pixels.
-        WIDE: float32 or float64, the dtype of the comparison.
+        words: int32 [images * pixels, GROUPS * words].
     """
     PER_GROUP: tl.constexpr = CHANNELS // GROUPS
     WORDS: tl.constexpr = (PER_GROUP + 31) // 32
@@ -40,13 +40,13 @@ def pack_signs(x, threshold, words, pixels, total, image_stride, pixel_stride, c
     real = (within < PER_GROUP) & (group < GROUPS)
     inside = (pixel < pixels)[:, None] & real[None, :]
     x_image = x + image * image_stride + (pixel.to(tl.int64) * pixel_stride)[:, None]
-    value = widen(tl.load(x_image + (channel.to(tl.int64) * channel_stride)[None, :], mask=inside, other=0), WIDE)
+    value = widen(tl.load(x_image + (channel.to(tl.int64) * channel_stride)[None, :], mask=inside, other=0))
     if threshold is None:
         bits = value >= 0
     elif THRESHOLDS == 1:
-        bits = value >= widen(tl.load(threshold), WIDE)
+        bits = value >= widen(tl.load(threshold))
     else:
-        bits = value >= widen(tl.load(threshold + channel, mask=real, other=0), WIDE)[None, :]
+        bits = value >= widen(tl.load(threshold + channel, mask=real, other=0))[None, :]
     word = start // 32 + tl.arange(0, BLOCK_N // 32)
     tl.store(words + (image * pixels + pixel)[:, None] * (GROUPS * WORDS) + word[None, :],
              packed(bits & real[None, :], BLOCK_M, BLOCK_N),
