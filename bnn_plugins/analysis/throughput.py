@@ -1,5 +1,8 @@
 """How long calls take, measured side by side: A B C A B C ..., so that a slow second of the machine hits them all alike.
 
+Each sample begins with a call that is not timed: what counts is the throughput of a stream of images, whose caches hold what
+the same network left there, not what its neighbour in the measurement did.
+
 One thread is timed by its own CPU time, which leaves out what other programs of the machine took; several threads by the wall
 clock; a GPU by its events. What is reported is the median, with quartiles and the minimum.
 """
@@ -89,11 +92,12 @@ def measure(calls: dict[str, Callable[[], object]], clock: Clock, rounds: int = 
     for name, call in calls.items():
         seconds = max(min(sample(call, clock, 1) for _ in range(max(warmup, 1))), 1e-7)
         repeats[name] = max(1, math.ceil(min_seconds / seconds))
-        expected += repeats[name] * seconds
+        expected += (repeats[name] + 1) * seconds
     rounds = int(max(min(rounds, 5), min(rounds, budget / max(expected, 1e-9))))
     timings = {name: Timing() for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            call()
             timings[name].samples.append(sample(call, clock, repeats[name]))
         if advance:
             advance()

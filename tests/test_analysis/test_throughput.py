@@ -59,13 +59,27 @@ def test_calls_take_turns():
     clock, log, rounds = FakeClock(), [], []
     calls = {name: clock.call(log, name, forever(seconds)) for name, seconds in (('a', 0.004), ('b', 0.001), ('c', 1.0))}
     timings = measure(calls, clock, rounds=3, warmup=2, min_seconds=0.004, advance=lambda: rounds.append(len(log)))
-    assert log == list('aabbcc') + list('abbbbc') * 3  # b is short: four calls are one sample
-    assert rounds == [12, 18, 24]
+    # One call before each sample is not timed; b is short: four calls are one sample.
+    assert log == list('aabbcc') + list('aabbbbbcc') * 3
+    assert rounds == [15, 24, 33]
     assert {name: timing.samples for name, timing in timings.items()} == {
         'a': pytest.approx([0.004] * 3), 'b': pytest.approx([0.001] * 3), 'c': pytest.approx([1.0] * 3)}
 
 
-@pytest.mark.parametrize(('budget', 'expected'), [(math.inf, 20), (8.0, 8), (0.1, 5)])
+def test_what_a_neighbour_left_in_the_caches_is_not_timed():
+    clock, log = FakeClock(), []
+
+    def call(name):
+        def run():
+            clock.seconds += 1.0 if log and log[-1] == name else 7.0  # slow after somebody else
+            log.append(name)
+        return run
+
+    timings = measure({'a': call('a'), 'b': call('b')}, clock, rounds=5)
+    assert [timing.samples for timing in timings.values()] == [[1.0] * 5, [1.0] * 5]
+
+
+@pytest.mark.parametrize(('budget', 'expected'), [(math.inf, 20), (16.0, 8), (0.1, 5)])
 def test_a_budget_takes_rounds_away_but_not_below_five(budget, expected):
     clock = FakeClock()
     timing = measure({'a': clock.call([], 'a', forever(1.0))}, clock, rounds=20, budget=budget)['a']
