@@ -7,7 +7,7 @@ from torch import nn
 from ..layers import BinaryLayer
 from .packed import PackedLayer
 
-# Called with each packed model: a host whose models say whether they are quantized notes it there.
+# Called with each model before it is packed: a host whose models say whether they are quantized notes it there, or refuses.
 PACKED: list[Callable[[nn.Module], None]] = []
 
 
@@ -25,9 +25,9 @@ def pack_(model: nn.Module) -> nn.Module:
         packed = any(isinstance(module, PackedLayer) for module in model.modules())
         raise ValueError(f'this {type(model).__name__} is packed already' if packed else
                          f'this {type(model).__name__} has no binary layer: binarize_ it first')
-    for module in latent:
-        module.become_packed_()
     for note in PACKED:
         note(model)
+    for module in latent:
+        module.become_packed_()
     model.eval()
     return model  # eval() of mmdet's ResNet returns nothing

@@ -296,6 +296,13 @@ def test_config_of_the_call_loses_against_the_checkpoint(unet, tmp_path):
     assert model.config.quantization_config.method == 'reactnet'
 
 
+def test_a_model_made_binary_by_hand_is_not_packed_without_a_config(unet):
+    unet.mid_block.resnets[0].conv1 = BinaryConv2d(32, 32, 3, padding=1)
+    with pytest.raises(ValueError, match='was made binary by hand'):
+        pack_(unet)
+    assert isinstance(unet.mid_block.resnets[0].conv1, BinaryConv2d), 'a refused model stays as it is'
+
+
 def test_dequantize_is_refused(unet):
     binarize_(unet, 'reactnet')
     with pytest.raises(NotImplementedError, match='no float form'):

@@ -140,11 +140,15 @@ def note_config(model: nn.Module, cfg: BNNConfig) -> None:
 
 
 def note_packed(model: nn.Module) -> None:
-    """After ``pack_`` of a diffusers model: it is loaded through the quantizer, and refuses a change of dtype from now on."""
-    if isinstance(model, ConfigMixin):
-        if getattr(model, 'hf_quantizer', None) is None:  # binary by birth
-            note_config(model, BNNConfig(method=model.config.method, pad_value=model.config.pad_value))
-        model.hf_quantizer.packed = model.is_quantized = True
+    """At ``pack_`` of a diffusers model: it is loaded through the quantizer, and refuses a change of dtype from now on."""
+    if not isinstance(model, ConfigMixin):
+        return
+    if getattr(model, 'hf_quantizer', None) is None:
+        if 'method' not in model.config:
+            raise ValueError(f'this {type(model).__name__} was made binary by hand, so its folder could not say how to load '
+                             'it: use bnn_plugins.binarize_ or BinaryUNet2DModel')
+        note_config(model, BNNConfig(method=model.config.method, pad_value=model.config.pad_value))  # binary by birth
+    model.hf_quantizer.packed = model.is_quantized = True
 
 
 def register(auto) -> None:
