@@ -32,11 +32,10 @@ def trained(tmp_path_factory):
 def test_packed_bits_predict_what_the_latents_predict(trained, tmp_path):
     checkpoint = str(trained / 'epoch_2.pth')
     file = pack_checkpoint(CONFIG, checkpoint, str(tmp_path / 'packed.safetensors'), SHORT)
-    latent, packed = (evaluate(CONFIG, path, str(tmp_path / name), out=str(tmp_path / f'{name}.pkl'), cfg_options=SHORT)
+    latent, packed = (evaluate(CONFIG, path, str(tmp_path / name), out=str(tmp_path / f'{name}.pkl'), cfg_options=SHORT,
+                               fuse=False)  # fused, folded norms round elsewhere
                       for name, path in (('latent', checkpoint), ('packed', str(file))))
     assert set(latent) == {'top1', 'top5', 'loss'}
-    # The mean over the positions may sum in another order.
-    assert packed.pop('loss') == pytest.approx(latent.pop('loss'), rel=1e-6)
     assert latent == packed
     assert (tmp_path / 'packed.pkl').stat().st_size > 1000
     with pytest.raises(ValueError, match='they are for detectors'):
