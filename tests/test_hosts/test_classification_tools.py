@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bnn_plugins.hosts.mmdet.pack import pack_checkpoint
+from bnn_plugins.hosts.mmdet.run import build_runner, load_config, train
 from bnn_plugins.hosts.mmdet.run import test as evaluate
-from bnn_plugins.hosts.mmdet.run import train
 from bnn_plugins.layers import BinaryLayer
 
 from .conftest import REPOSITORY, as_arguments, tool
@@ -50,6 +50,14 @@ def test_resume_repeats_the_uninterrupted_run(trained, tmp_path):
     one, other = digest(tmp_path / 'epoch_2.pth'), digest(tmp_path / 'whole/epoch_2.pth')
     # ReActNet has no schedule of its own, so the length of the first stretch does not show.
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_two_runs_in_one_second_are_two_experiments(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmengine.runner.runner.time.time', lambda: 1.8e9)
+    one, other = (build_runner(load_config(CONFIG, str(tmp_path), SHORT)) for _ in range(2))
+    one.message_hub.update_info('best_score', 99.0)
+    assert one.timestamp == other.timestamp
+    assert 'best_score' not in other.message_hub.runtime_info
 
 
 def test_ema_and_bfloat16_from_the_shell(tmp_path):

@@ -1,6 +1,7 @@
 """The mmengine ``Runner`` behind ``tools/train.py`` and ``tools/test.py``, with mmdet's flags."""
 
 import copy
+import itertools
 import os
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 import bnn_kernels
 
 from ...deploy import fuse_, load_packed_
+
+EXPERIMENTS = itertools.count(1)
 
 
 def load_config(config: str, work_dir: str | None = None, cfg_options: dict | None = None, launcher: str = 'none') -> Config:
@@ -143,6 +146,11 @@ def test(config: str, checkpoint: str, work_dir: str | None = None, out: str | N
 
 def build_runner(cfg: Config) -> Runner:
     """The runner of a config, ready for several processes with or without GPUs."""
+    cfg = copy.deepcopy(cfg)
+    # mmengine tells experiments apart by the second in which they start. Two in one process and one second would share their
+    # message hub, and the later one would save no checkpoint until it beats the best score of the earlier one.
+    name = cfg.get('experiment_name') or Path(cfg.filename or 'experiment').stem
+    cfg.experiment_name = f'{name}_{next(EXPERIMENTS)}'
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # mmengine's init_dist and its default wrapper both insist on a GPU.
         torch.distributed.init_process_group('gloo')
