@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from bnn_kernels import LAYOUT_VERSION
 
-from ..layers import BinaryLayer
+from ..layers import Packable
 from .pack import pack_
-from .packed import PackedLayer
+from .packed import PackedModule
 
 FORMAT = 'bnn_plugins.packed'
 SCHEMA_VERSION = 1
@@ -57,7 +57,7 @@ def save_packed(model: nn.Module, path: str | Path, config: str = '', meta: dict
 
 def serialize(model: nn.Module, config: str = '', meta: dict | None = None) -> bytes:
     """The bytes of a packed file; see :func:`save_packed`."""
-    layers = {name: module.signature() for name, module in model.named_modules() if isinstance(module, PackedLayer)}
+    layers = {name: module.signature() for name, module in model.named_modules() if isinstance(module, PackedModule)}
     if not layers:
         raise ValueError(f'this {type(model).__name__} has no packed layer: call pack_ first')
     state_dict = model.state_dict()
@@ -125,13 +125,13 @@ def load_packed_(model: nn.Module, path: str | Path) -> nn.Module:
     """
     file = read_packed(path)
     # A latent layer has the attributes that its packed class signs with: a file for another config leaves the model alone.
-    layers = {name: (module.packed_class if isinstance(module, BinaryLayer) else type(module)).signature(module)
-              for name, module in model.named_modules() if isinstance(module, BinaryLayer | PackedLayer)}
+    layers = {name: (module.packed_class if isinstance(module, Packable) else type(module)).signature(module)
+              for name, module in model.named_modules() if isinstance(module, Packable | PackedModule)}
     for name in sorted(layers.keys() | file.layers.keys()):
         if layers.get(name) != file.layers.get(name):
             raise ValueError(f'{path} is for another config: the layer {name!r} is "{layers.get(name, "not binary")}" in '
                              f'the model, but "{file.layers.get(name, "not binary")}" in the file')
-    if any(isinstance(module, BinaryLayer) for module in model.modules()):
+    if any(isinstance(module, Packable) for module in model.modules()):
         pack_(model)
     try:
         missing, unexpected = model.load_state_dict(attach_signatures(file), strict=False)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..layers import BinaryLayer
-from .packed import PackedLayer
+from ..layers import Packable
+from .packed import PackedModule
 
 # Called with each model before it is packed: a host whose models say whether they are quantized notes it there, or refuses.
 PACKED: list[Callable[[nn.Module], None]] = []
@@ -20,9 +20,9 @@ def pack_(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: when the model has no binary layer, or is packed already.
     """
-    latent = [module for module in model.modules() if isinstance(module, BinaryLayer)]
+    latent = [module for module in model.modules() if isinstance(module, Packable)]
     if not latent:
-        packed = any(isinstance(module, PackedLayer) for module in model.modules())
+        packed = any(isinstance(module, PackedModule) for module in model.modules())
         raise ValueError(f'this {type(model).__name__} is packed already' if packed else
                          f'this {type(model).__name__} has no binary layer: binarize_ it first')
     for note in PACKED:

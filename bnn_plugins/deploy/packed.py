@@ -23,7 +23,22 @@ from ..layers.conv import convolve_levels
 from ..layers.linear import multiply_levels
 
 
-class PackedLayer(nn.Module):
+class PackedModule(nn.Module):
+    """What :func:`bnn_plugins.pack_` makes of a :class:`bnn_plugins.layers.Packable`."""
+
+    def signature(self) -> str:
+        """What must be the same for two packed modules to compute the same with the same bits."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        found = local_metadata.get('bnn_layer')
+        if found is not None and found != self.signature():
+            raise ValueError(f'the packed file is for another config: the layer {prefix[:-1]!r} is "{self.signature()}" in '
+                             f'the model, but "{found}" in the file')
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class PackedLayer(PackedModule):
     """What packed convolutions and packed linear layers share.
 
     Attributes:
@@ -51,10 +66,6 @@ class PackedLayer(nn.Module):
     @property
     def w_bits(self) -> int:
         return self.weight_bits.shape[0]
-
-    def signature(self) -> str:
-        """What must be the same for two packed layers to compute the same with the same bits."""
-        raise NotImplementedError
 
     def _weight(self, dtype: torch.dtype) -> Tensor:
         """The levels as floats, for methods with real activations."""
@@ -88,10 +99,6 @@ class PackedLayer(nn.Module):
         return finish(self, x, acc, self.weight_scale, self.bias)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
-        found = local_metadata.get('bnn_layer')
-        if found is not None and found != self.signature():
-            raise ValueError(f'the packed file is for another config: the layer {prefix[:-1]!r} is "{self.signature()}" in '
-                             f'the model, but "{found}" in the file')
         for name in ('weight_scale', 'folded_scale'):
             value = state_dict.get(prefix + name)
             if value is not None and getattr(self, name) is None:

@@ -3,7 +3,7 @@
 from ..binarize import RSign
 from .activations import RPReLU, build_act
 from .adaptive import AdaptiveConv2d
-from .base import BinaryLayer
+from .base import BinaryLayer, Packable
 from .conv import BinaryConv2d
 from .expand import (
     ExpandedConv2d,
@@ -18,4 +18,4 @@ from .expand import (
 from .linear import BinaryLinear
 
 __all__ = ['AdaptiveConv2d', 'BinaryConv2d', 'BinaryLayer', 'BinaryLinear', 'ExpandedConv2d', 'Expansion', 'FirstCopy',
-           'RPReLU', 'RSign', 'SqueezeExcite', 'Tile', 'build_act', 'expanded_width', 'spread_copies_', 'tile']
+           'Packable', 'RPReLU', 'RSign', 'SqueezeExcite', 'Tile', 'build_act', 'expanded_width', 'spread_copies_', 'tile']

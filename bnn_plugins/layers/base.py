@@ -12,7 +12,23 @@ from .expand import Expansion, spread_copies_, tile, widen_bias_
 CHECKED_NUMEL = 256
 
 
-class BinaryLayer(nn.Module):
+class Packable(nn.Module):
+    """What :func:`bnn_plugins.pack_` turns into bits: binary layers, and modules whose operands are all activations.
+
+    ``packed_class`` has ``take_over_(module)``, which changes the class in place, and ``signature(module)``, which latent
+    modules may be asked for, too. It is set by :mod:`bnn_plugins.deploy`.
+    """
+
+    packed_class: type[nn.Module] | None = None
+
+    def become_packed_(self) -> None:
+        """Turn into the packed module, in place: bits of the latents, no latents (like torch's lazy modules do)."""
+        if self.packed_class is None:
+            raise RuntimeError('packed layers live in bnn_plugins.deploy: import bnn_plugins first')
+        self.packed_class.take_over_(self)
+
+
+class BinaryLayer(Packable):
     """Mixin of the latent layers: binarizers, epilogue, folded factors, the way to the packed layer.
 
     A subclass lists this mixin first and ``nn.Conv2d`` or ``nn.Linear`` directly after it: mmengine's ``init_cfg`` looks at
@@ -30,7 +46,6 @@ class BinaryLayer(nn.Module):
     """
 
     channel_dim: int
-    packed_class: type[nn.Module] | None = None  # set by bnn_plugins.deploy
 
     def _init_binary(self, in_channels: int, method: str | dict, expand: Expansion | None) -> None:
         bundle = build_method(method)
@@ -127,13 +142,10 @@ class BinaryLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def become_packed_(self) -> None:
-        """Turn into the packed layer, in place: bits of the latent weights, no latents (like torch's lazy modules do)."""
-        if self.packed_class is None:
-            raise RuntimeError('packed layers live in bnn_plugins.deploy: import bnn_plugins first')
         if self.w_bits == 32:
             raise ValueError(f'{type(self).__name__}({self.extra_repr()}) has real weights, which have no bits: train the '
                              'second step (the method without binarize_weights=False) from this checkpoint, then pack')
-        self.packed_class.take_over_(self)
+        super().become_packed_()
 
 
 def summation(layer, levels: Tensor) -> AbstractContextManager:
