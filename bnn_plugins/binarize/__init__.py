@@ -1,11 +1,21 @@
 """The mathematics: estimators, binarizers of activations and weights, methods. Needs torch only."""
 
-from .activations import ActivationBinarizer, CenteredSign, DoReFaActivation, FloatActivation, RSign, SignActivation
+from .activations import (
+    ActivationBinarizer,
+    CenteredSign,
+    DoReFaActivation,
+    FloatActivation,
+    GivenSigns,
+    RSign,
+    SignActivation,
+)
+from .elastic import CenteredSignWeight, ElasticActivation
 from .estimators import Estimator, build_estimator, list_estimators, sign
 from .gains import DataDrivenGain, RankOneGain
 from .gradients import quantize_gradient
 from .lookup import check_keys, unknown
 from .methods import Method, build_method, list_methods, register_method
+from .probabilities import ProbabilityBinarizer, RowScores, build_probability, list_probabilities
 from .schedule import after_step_, clip_latents_, set_progress, start_epoch_
 from .weights import (
     BNextWeight,
@@ -23,9 +33,11 @@ from .weights import (
 )
 
 __all__ = [
-    'ActivationBinarizer', 'BNextWeight', 'CenteredSign', 'DataDrivenGain', 'DoReFaActivation', 'DoReFaWeight', 'Estimator',
-    'FloatActivation', 'FloatWeight', 'IRNetWeight', 'Method', 'RBNNWeight', 'RSign', 'RankOneGain', 'ReBNNWeight',
-    'ReCUWeight', 'ScaledStandardWeight', 'SignActivation', 'SignWeight', 'StochasticSignWeight', 'WeightBinarizer',
-    'XNORWeight', 'after_step_', 'build_estimator', 'build_method', 'check_keys', 'clip_latents_', 'list_estimators',
-    'list_methods', 'quantize_gradient', 'register_method', 'set_progress', 'sign', 'start_epoch_', 'unknown',
+    'ActivationBinarizer', 'BNextWeight', 'CenteredSign', 'CenteredSignWeight', 'DataDrivenGain', 'DoReFaActivation',
+    'DoReFaWeight', 'ElasticActivation', 'Estimator', 'FloatActivation', 'FloatWeight', 'GivenSigns', 'IRNetWeight', 'Method',
+    'ProbabilityBinarizer', 'RBNNWeight', 'RSign', 'RankOneGain', 'ReBNNWeight', 'ReCUWeight', 'RowScores',
+    'ScaledStandardWeight', 'SignActivation', 'SignWeight', 'StochasticSignWeight', 'WeightBinarizer', 'XNORWeight',
+    'after_step_', 'build_estimator', 'build_method', 'build_probability', 'check_keys', 'clip_latents_', 'list_estimators',
+    'list_methods', 'list_probabilities', 'quantize_gradient', 'register_method', 'set_progress', 'sign', 'start_epoch_',
+    'unknown',
 ]

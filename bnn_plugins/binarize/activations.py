@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .estimators import Estimator, build_estimator
 
-__all__ = ['ActivationBinarizer', 'CenteredSign', 'DoReFaActivation', 'FloatActivation', 'RSign', 'SignActivation']
+__all__ = ['ActivationBinarizer', 'CenteredSign', 'DoReFaActivation', 'FloatActivation', 'GivenSigns', 'RSign',
+           'SignActivation']
 
 
 def per_channel(param: Tensor, ndim: int, channel_dim: int) -> Tensor:
@@ -50,6 +51,28 @@ class FloatActivation(ActivationBinarizer):
     bits = 32
 
     def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class GivenSigns(ActivationBinarizer):
+    """The identity on an input that is -1/+1 already; gradient 1.
+
+    Estimators are made for real inputs: that of Bi-Real Net, ``2 - 2|x|``, is zero at -1 and +1, so whatever lies below a
+    second sign would never learn.
+
+    Raises:
+        ValueError: at the first call in training, for an input with other values.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._checked = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self._checked and not torch.compiler.is_compiling():
+            self._checked = True
+            if not bool((x.detach().abs() == 1).all()):
+                raise ValueError('this layer was told that its input is binary, but it has other values than -1 and +1')
         return x
 
 

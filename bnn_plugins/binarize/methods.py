@@ -12,6 +12,7 @@ from functools import partial
 from torch import nn
 
 from .activations import ActivationBinarizer, CenteredSign, DoReFaActivation, FloatActivation, RSign, SignActivation
+from .elastic import CenteredSignWeight, ElasticActivation
 from .gains import DataDrivenGain, RankOneGain, SpatialGain
 from .lookup import check_keys, unknown
 from .weights import (
@@ -245,3 +246,19 @@ def bnfree(estimator='approx_sign') -> Method:
     """"BNN - BN = ?", arXiv 2104.08215: scaled weight standardisation for networks without norms, to be trained with adaptive
     gradient clipping."""
     return Method(_rsign(estimator), lambda out_channels, fan_in: ScaledStandardWeight(out_channels), act='rprelu')
+
+
+@register_method('binaryvit')
+def binaryvit(estimator='approx_sign') -> Method:
+    """BinaryViT, arXiv 2306.16678: learned thresholds (RSign), linear weights centred per filter, RPReLU."""
+    return Method(_rsign(estimator), lambda out_channels, fan_in: CenteredSignWeight('clipped_ste', 'channel'), act='rprelu')
+
+
+@register_method('bit')
+def bit(signed: bool = True, initial: float = 1.0) -> Method:
+    """BiT, arXiv 2205.13016: elastic activations with a learned step, linear weights centred over the layer, identity STE.
+
+    ``signed=False``: levels 0 and 1, for layers behind a ReLU. ``initial``: first step.
+    """
+    return Method(lambda channels, channel_dim: ElasticActivation(channels, channel_dim, signed, initial),
+                  lambda out_channels, fan_in: CenteredSignWeight('ste', 'layer'), act='rprelu' if signed else 'relu')

@@ -192,10 +192,25 @@ def bnfree(w, g, gain):
     return sign(hat), gain * magnitude, dw, dict(gain=magnitude * (g * sign(hat)).sum(filter_axes(w)))
 
 
+def centred_rows(w, g):
+    """BinaryViT: HardBinaryConv on w minus the mean of its filter; convolutions are not centred."""
+    if w.ndim > 2:
+        return hard_binary(w, g)
+    levels, alpha, d = hard_binary(w - w.mean(1, keepdims=True), g)
+    return levels, alpha, d - d.mean(1, keepdims=True)
+
+
+def centred_layer(w, g):
+    """BiT: the sign with the identity as gradient, of w minus the mean of the layer; convolutions are not centred."""
+    mean = w.mean() if w.ndim == 2 else 0.0
+    return sign(w - mean), np.abs(w - mean).mean().reshape(1), g - (g.mean() if w.ndim == 2 else 0.0)
+
+
 WEIGHTS = {'binaryconnect': sign_weight, 'binarynet': sign_weight, 'xnor': xnor, 'xnorpp': clipped_sign, 'dorefa': dorefa,
            'bireal': hard_binary, 'irnet': irnet, 'rbnn': rbnn, 'recu': recu, 'reactnet': hard_binary, 'bidm': hard_binary,
            'adambnn': hard_binary,
-           'rebnn': rebnn, 'real2binary': clipped_sign, 'bnext': bnext, 'bnfree': bnfree}
+           'rebnn': rebnn, 'real2binary': clipped_sign, 'bnext': bnext, 'bnfree': bnfree,
+           'binaryvit': centred_rows, 'bit': centred_layer}
 
 
 # ---- activations -----------------------------------------------------------------------------------------------------------
@@ -250,4 +265,4 @@ ACTIVATIONS = {'binaryconnect': float_activation, 'binarynet': clipped_activatio
                'rbnn': rbnn_activation, 'recu': recu_activation, 'reactnet': approx_activation, 'bidm': approx_activation,
                'adambnn': approx_activation,
                'rebnn': approx_activation, 'real2binary': clipped_activation, 'bnext': wide_clipped_activation,
-               'bnfree': approx_activation}
+               'bnfree': approx_activation, 'binaryvit': approx_activation, 'bit': clipped_activation}
