@@ -25,6 +25,8 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry('optimizer wrapper constructor', parent=MM
 OPTIMIZERS = Registry('optimizer', parent=MMENGINE_OPTIMIZERS, scope=SCOPE, locations=['bnn_plugins.engine'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope=SCOPE, locations=['bnn_plugins.engine'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=[
-    'bnn_plugins.hosts.classification', *(['bnn_plugins.hosts.mmdet.datasets'] if find_spec('mmdet') else [])])
-METRICS = Registry('metric', parent=MMENGINE_METRICS, scope=SCOPE, locations=['bnn_plugins.hosts.classification'])
+    'bnn_plugins.hosts.classification', 'bnn_plugins.hosts.sequence',
+    *(['bnn_plugins.hosts.mmdet.datasets'] if find_spec('mmdet') else [])])
+METRICS = Registry('metric', parent=MMENGINE_METRICS, scope=SCOPE,
+                   locations=['bnn_plugins.hosts.classification', 'bnn_plugins.hosts.sequence'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=['bnn_plugins.hosts.mmdet.transforms'])

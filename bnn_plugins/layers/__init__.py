@@ -15,7 +15,11 @@ from .expand import (
     spread_copies_,
     tile,
 )
+from .gated_linear import GatedLinearCell
+from .gates import GateConv2d, GateLinear
 from .linear import BinaryLinear
+from .lstm import BinaryLSTM, BinaryLSTMCell
 
-__all__ = ['AdaptiveConv2d', 'BinaryConv2d', 'BinaryLayer', 'BinaryLinear', 'ExpandedConv2d', 'Expansion', 'FirstCopy',
-           'Packable', 'RPReLU', 'RSign', 'SqueezeExcite', 'Tile', 'build_act', 'expanded_width', 'spread_copies_', 'tile']
+__all__ = ['AdaptiveConv2d', 'BinaryConv2d', 'BinaryLSTM', 'BinaryLSTMCell', 'BinaryLayer', 'BinaryLinear', 'ExpandedConv2d',
+           'Expansion', 'FirstCopy', 'GateConv2d', 'GateLinear', 'GatedLinearCell', 'Packable', 'RPReLU', 'RSign',
+           'SqueezeExcite', 'Tile', 'build_act', 'expanded_width', 'spread_copies_', 'tile']

@@ -2,7 +2,9 @@
 
 from importlib.util import find_spec
 
-from ..layers import AdaptiveConv2d, BinaryConv2d, BinaryLinear
+from torch import nn
+
+from ..layers import AdaptiveConv2d, BinaryConv2d, BinaryLinear, BinaryLSTM
 from ..registry import MODELS
 from .backbones import (
     BNNMLP,
@@ -17,12 +19,14 @@ from .backbones import (
 )
 from .blocks import BinaryConvModule
 from .classifiers import BinaryClassifier, ClassifierHead, ImagePreprocessor
+from .language import BinaryLanguageModel
 from .residual_scale import ResidualScale
 
 __all__ = ['BNNMLP', 'BNNSSDVGG', 'BNNBNext', 'BNNCifarResNet', 'BNNConvNet', 'BNNMoBiNet', 'BNNReActNet', 'BNNResNet',
-           'BNNVGGSmall', 'BinaryClassifier', 'BinaryConvModule', 'ClassifierHead', 'ImagePreprocessor', 'ResidualScale']
+           'BNNVGGSmall', 'BinaryClassifier', 'BinaryConvModule', 'BinaryLanguageModel', 'ClassifierHead',
+           'ImagePreprocessor', 'ResidualScale']
 
-for layer in (AdaptiveConv2d, BinaryConv2d, BinaryLinear):
+for layer in (AdaptiveConv2d, BinaryConv2d, BinaryLinear, BinaryLSTM, nn.LSTM):
     MODELS.register_module(module=layer)
 
 if find_spec('mmdet') is not None:
