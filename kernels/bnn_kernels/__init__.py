@@ -3,10 +3,11 @@
 layout.py has the bits, ops.py the operators, dispatch.py the backends, README.md the arithmetic.
 """
 
+from .attention import attention_table
 from .bound import Bound
 from .dispatch import available_backends, last_backend, selection, set_backend
 from .epilogue import Epilogue
-from .layout import LAYOUT_VERSION, WORD_BITS, pack_weight, transpose_weight, unpack_weight
+from .layout import LAYOUT_VERSION, WORD_BITS, pack_bits, pack_weight, transpose_weight, unpack_weight
 from .ops import (
     binary_block2d,
     binary_block2d_,
@@ -18,6 +19,8 @@ from .ops import (
     pack_activations,
     pack_features,
 )
+from .recurrence import Recurrence
+from .sequence_ops import binary_attention, binary_lstm, pack_heads, pack_mask, pack_normalized, pack_values
 from .warmup import warmup
 
 __all__ = [
@@ -25,17 +28,26 @@ __all__ = [
     'WORD_BITS',
     'Bound',
     'Epilogue',
+    'Recurrence',
+    'attention_table',
     'available_backends',
+    'binary_attention',
     'binary_block2d',
     'binary_block2d_',
     'binary_conv2d',
     'binary_conv2d_sign',
     'binary_conv_transpose2d',
     'binary_linear',
+    'binary_lstm',
     'downsample2d',
     'last_backend',
     'pack_activations',
+    'pack_bits',
     'pack_features',
+    'pack_heads',
+    'pack_mask',
+    'pack_normalized',
+    'pack_values',
     'pack_weight',
     'selection',
     'set_backend',

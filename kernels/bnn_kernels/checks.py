@@ -10,8 +10,10 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
+from .attention import RULES
 from .epilogue import ACTS
 from .layout import words_per_group
+from .recurrence import CANDIDATES, GATES, cell_dtype
 
 STREAMS = (torch.float32, torch.float16, torch.bfloat16)
 FLOATS = (*STREAMS, torch.float64)
@@ -158,6 +160,102 @@ def binary_linear(x_words: Tensor, w_words: Tensor, features: int) -> Shape:
     return *x_words.shape[:-1], w_words.shape[0]
 
 
+def pack_normalized(x: Tensor, mean: Tensor, std: Tensor, threshold: Tensor, flip: Tensor | None) -> Shape:
+    """`x` [..., C] with `mean` and `std` [...] -> [..., words]."""
+    if x.dim() < 1:
+        raise ValueError('pack_normalized takes x [..., C], got a tensor without dimensions: give it a feature dimension.')
+    if x.dtype not in STREAMS:
+        raise TypeError(f'x must be float32, float16 or bfloat16, got {x.dtype}: convert it with x.float().')
+    _check_dense('x', x)
+    *lead, channels = x.shape
+    for name, tensor in dict(mean=mean, std=std).items():
+        _check_tensor(name, tensor, torch.float32, lead, 'one element per row of x', x, 'x')
+    _check_tensor('threshold', threshold, torch.float32, [channels], 'one element per channel', x, 'x')
+    _check_tensor('flip', flip, torch.bool, [channels], 'one element per channel', x, 'x')
+    return *lead, words_per_group(channels)
+
+
+def binary_lstm(x: Tensor, w_words: Tensor, scale: Tensor, scale_x: Tensor | None, bias: Tensor | None,
+                threshold: Tensor | None, eps: float | None, gates: str, candidate: str, h_words: Tensor, cell: Tensor,
+                lengths: Tensor | None, pack: bool, keep: bool) -> tuple[Shape, Shape, Shape, Shape]:
+    """`x` [T, N, D, 4 I], `w_words` [D, 4 O, words] -> h [T, N, D, P], words [T, N, D, words], h_words [D, N, words] and
+    cell [D, N, P]. The shape of a result that is not asked for is [0]."""
+    if x.dim() != 4 or w_words.dim() != 3:
+        raise ValueError(f'binary_lstm takes x [T, N, D, 4 * units] and w_words [D, 4 * O, words], got {list(x.shape)} and '
+                         f'{list(w_words.shape)}: split the directions, for example with x.unflatten(-1, (D, -1)).')
+    if x.dtype not in (torch.float32, torch.int32):
+        raise TypeError(f'x must be float32 or the int32 sums of binary_linear, got {x.dtype}: convert it with x.float().')
+    _check_known('gates', gates, GATES)
+    _check_known('candidate', candidate, CANDIDATES)
+    steps, batch, directions, _ = x.shape
+    if scale.dim() != 2 or scale.shape[1] < 4 or scale.shape[1] % 4:
+        raise ValueError(f'scale must be [D, 4 * P], one element per gate and unit, got {list(scale.shape)}.')
+    units, outputs = scale.shape[1] // 4, w_words.shape[1] // 4
+    if outputs < 1 or w_words.shape[1] % 4 or units % outputs:
+        raise ValueError(f'w_words has {w_words.shape[1]} rows, but {units} units take 4 * {units} of them, or 4 * O where O '
+                         f'divides {units} (replicas): stack the gates i, f, g, o.')
+    if x.shape[3] not in (4 * units, 4 * outputs):
+        raise ValueError(f'x must be [T, N, D, {4 * units}] or [T, N, D, {4 * outputs}], four gates of all units or of all '
+                         f'accumulators, got {list(x.shape)}.')
+    _check_dense('x', x)
+    words = words_per_group(units)
+    _check_tensor('w_words', w_words, torch.int32, [directions, 4 * outputs, words], 'packed along the units', x, 'x')
+    for name, tensor in dict(scale=scale, scale_x=scale_x, bias=bias).items():
+        _check_tensor(name, tensor, torch.float32, [directions, 4 * units], 'one element per gate and unit', x, 'x')
+    _check_tensor('threshold', threshold, torch.float32, [directions, units], 'one element per unit', x, 'x')
+    _check_tensor('h_words', h_words, torch.int32, [directions, batch, words], 'packed along the units', x, 'x')
+    _check_tensor('cell', cell, cell_dtype(gates, candidate), [directions, batch, units], 'one element per unit', x, 'x')
+    _check_tensor('lengths', lengths, torch.int64, [batch], 'one length per sequence', x, 'x')
+    if eps is not None and not 0 <= eps < float('inf'):
+        raise ValueError(f'eps must be at least 0 and finite, got {eps}; None leaves the sums as they are.')
+    if not (pack or keep):
+        raise ValueError('pack=False and keep=False leave nothing to return: ask for the words, h or both.')
+    _check_terms(units)
+    return ((steps, batch, directions, units) if keep else (0,), (steps, batch, directions, words) if pack else (0,),
+            (directions, batch, words), (directions, batch, units))
+
+
+def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim: int, rule: str, limit: Tensor,
+                     table: Tensor | None, scale: Tensor | None, mask_words: Tensor | None) -> Shape:
+    """[B, N, heads, words], [B, M, heads, words], [B, heads, V, words of M] -> [B, N, heads, V]."""
+    for name, words in dict(q_words=q_words, k_words=k_words, v_words=v_words).items():
+        if words.dim() != 4:
+            raise ValueError(f'{name} must have four dimensions, got {list(words.shape)}: pack queries and keys with '
+                             f'pack_heads, values with pack_values.')
+    batch, queries, heads, _ = q_words.shape
+    keys, values = k_words.shape[1], v_words.shape[2]
+    if heads < 1 or keys < 1 or values < 1:
+        raise ValueError(f'binary_attention takes at least one head, key and value, got {heads}, {keys} and {values}.')
+    words = words_per_group(head_dim)
+    first = q_words, 'q_words'
+    _check_tensor('q_words', q_words, torch.int32, [batch, queries, heads, words], f'{head_dim} signs per head', *first)
+    _check_tensor('k_words', k_words, torch.int32, [batch, keys, heads, words], f'{head_dim} signs per head', *first)
+    key_words = words_per_group(keys)
+    _check_tensor('v_words', v_words, torch.int32, [batch, heads, values, key_words], 'packed along the keys', *first)
+    _check_known('rule', rule, RULES)
+    if limit.dim() != 2 or limit.shape[0] < 1:
+        raise ValueError(f'limit must be [planes, {heads}], got {list(limit.shape)}: use limit.view(1, -1) for one plane.')
+    planes = limit.shape[0]
+    kind = torch.float32 if rule == 'elastic' else torch.int32
+    _check_tensor('limit', limit, kind, [planes, heads], 'one element per plane and head', *first)
+    if (table is None) == (rule == 'elastic'):
+        raise ValueError(f"table belongs to rule='elastic', which needs one from attention_table; got rule={rule!r} "
+                         f"{'without' if table is None else 'with'} a table.")
+    if table is not None:
+        rows = 1 if table.dim() == 2 and table.shape[0] == 1 else heads
+        _check_tensor('table', table, torch.int32, [rows, head_dim + 1], 'as attention_table makes it', *first)
+    if scale is None and planes > 1:
+        raise ValueError(f'{planes} planes of attention are added with their scales: give scale [{planes}, {heads}].')
+    _check_tensor('scale', scale, torch.float32, [planes, heads], 'one element per plane and head', *first)
+    if mask_words is not None:
+        shape = [1 if mask_words.dim() == 3 and mask_words.shape[i] == 1 else size for i, size in enumerate((batch, queries))]
+        _check_tensor('mask_words', mask_words, torch.int32, [*shape, key_words],
+                      'one bit per key, as pack_mask makes them', *first)
+    _check_terms(head_dim)
+    _check_terms(keys)
+    return batch, queries, heads, values
+
+
 def check_pad_value(pad_value: int) -> int:
     if pad_value not in (0, -1, 1):
         raise ValueError(f'pad_value must be 0, -1 or 1, got {pad_value}: 0 leaves out-of-image taps out of the sum.')
@@ -205,13 +303,31 @@ def _check_vector(name: str, vector: Tensor | None, size: int, dtype: torch.dtyp
 
 
 def _check_act(act: str, gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None) -> None:
-    if act not in ACTS:
-        nearest = get_close_matches(act, ACTS, n=1, cutoff=0)[0]
-        raise ValueError(f'Unknown act {act!r}: did you mean {nearest!r}? Known are {", ".join(ACTS)}.')
+    _check_known('act', act, ACTS)
     if act == 'prelu' and slope is None:
         raise ValueError("act='prelu' needs slope: give one per output channel.")
     if act != 'prelu' and not gamma is slope is zeta is None:
         raise ValueError(f"gamma, slope and zeta belong to act='prelu', got act={act!r}: leave them None.")
+
+
+def _check_known(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        nearest = get_close_matches(value, known, n=1, cutoff=0)[0]
+        raise ValueError(f'Unknown {name} {value!r}: did you mean {nearest!r}? Known are {", ".join(known)}.')
+
+
+def _check_tensor(name: str, tensor: Tensor | None, dtype: torch.dtype, shape: Sequence[int], meaning: str, first: Tensor,
+                  first_name: str) -> None:
+    """Dtype, layout, shape (which `meaning` explains) and device of an argument that may be absent."""
+    if tensor is None:
+        return
+    if tensor.dtype != dtype:
+        raise TypeError(f'{name} must be {dtype}, got {tensor.dtype}: convert it with {name}.to({dtype}), or pack it where it '
+                        f'holds signs.')
+    _check_dense(name, tensor)
+    if list(tensor.shape) != list(shape):
+        raise ValueError(f'{name} must be {list(shape)}, {meaning}, got {list(tensor.shape)}.')
+    _check_device(first, tensor, name, first_name)
 
 
 def _check_floats(x: Tensor, threshold: Tensor | None, channels: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import checks
+from . import checks, sequence_reference
 from .dispatch import Backend
 from .epilogue import replicate, stream_of, words_of
 from .layout import pack_bits, unpack_signs, unpack_weight
@@ -102,6 +102,9 @@ class Reference(Backend):
     downsample2d = staticmethod(downsample2d)
     binary_conv_transpose2d = staticmethod(binary_conv_transpose2d)
     binary_linear = staticmethod(binary_linear)
+    pack_normalized = staticmethod(sequence_reference.pack_normalized)
+    binary_lstm = staticmethod(sequence_reference.binary_lstm)
+    binary_attention = staticmethod(sequence_reference.binary_attention)
 
 
 def _at_least(x: Tensor, threshold: Tensor | None) -> Tensor:

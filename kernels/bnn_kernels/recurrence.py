@@ -1,0 +1,146 @@
+"""A step of the binary LSTM after its integer sums, and its arithmetic: the one place that says in which order.
+
+Gates stand in torch's order i, f, g, o, P units each. With D directions, O accumulators per gate (O divides P) and integer
+sums S_h[k][u % O] of the hidden bits with the weights of gate k, unit u, every operation is IEEE float32 and rounded by
+itself, without FMA contraction, so that all backends agree bit for bit:
+
+    zx = float(x[k][u % I]);   zx = zx * scale_x[k][u];   zx = zx + bias[k][u]        scale_x and bias optional, I is O or P
+    zh = float(S_h[k][u % O]);  zh = (zh - mean_k) * rstd_k                            with eps only, see `statistics`
+    z  = zx + zh * scale[k][u]
+    i  = sigmoid(z_i)    | z_i >= 0 ('binary_if', 'binary')        f the same; o: z_o >= 0 in 'binary' only
+    g  = tanh(z_g)       | +1 where z_g >= 0, else -1 ('sign')
+    c  = f * c;  c = c + i * g
+    h  = o * tanh(c)
+    bit = h >= threshold[u]                                        what the next step, and the next binary layer, reads
+
+Binary gates make the output gate an AND: bit = o and c >= threshold (for `c > t` give the next float above t). With a sign
+candidate too, everything is an integer: c saturates at -127 and 127, and h = o * c instead of o * tanh(c).
+
+`sigmoid` and `tanh` are polynomials with a reciprocal by Newton's iteration, 5e-7 from the exact functions at most, relative
+and absolute: tanh(c) has the sign of c and sigmoid is never 0, so h has the sign of c.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+GATES = ('soft', 'binary_if', 'binary')
+CANDIDATES = ('tanh', 'sign')
+CELL_LIMIT = 127  # of the integer cell: int8
+
+ROUND = 12582912.0  # 1.5 * 2**23: adding it to |x| < 2**22 leaves round(x) in the last bits of the mantissa
+LOG2_E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440e-4  # n * LN2_HIGH is exact for |n| < 2**12
+EXP = (0.00831247779523844, 0.04189055063729718, 0.1666711631480337, 0.49999228820964164, 1.0, 1.0)  # highest power first
+SIGMOID_LIMIT = 80.0
+TANH_LIMIT = 8.2
+TANH_ABOVE = (1.4840558508376359e-08, 2.1637274216358567e-05, 0.0035566862207405915, 0.1343212282719945, 0.9999999917359085)
+TANH_BELOW = (8.370603986532087e-07, 0.0003386440989432317, 0.026108298066108204, 0.46765448565907247, 1.0)  # of x * x
+RECIPROCAL = 0x7EF311C7  # minus the bits of d: within 13 % of 1 / d for normal d
+
+
+class Recurrence(NamedTuple):
+    """Parameters of a binary LSTM's steps, float32, D directions with P units; the gates of a vector are i, f, g, o.
+
+    Attributes:
+        scale: `[D, 4 P]`, of the sums of the hidden bits: the static scale, gain and norm in one.
+        scale_x, bias: `[D, 4 P]` or None, applied to the input part; leave both None where it comes scaled.
+        threshold: `[D, P]`, of the bit that is fed back; None is 0.
+        eps: LayerNorm over each gate of the hidden sums before `scale`, with this epsilon; None normalizes nothing.
+        gates: 'soft', 'binary_if' (i and f are bits) or 'binary' (i, f and o).
+        candidate: 'tanh' or 'sign'.
+    """
+
+    scale: Tensor
+    scale_x: Tensor | None = None
+    bias: Tensor | None = None
+    threshold: Tensor | None = None
+    eps: float | None = None
+    gates: str = 'soft'
+    candidate: str = 'tanh'
+
+
+def integer_cell(gates: str, candidate: str) -> bool:
+    """Whether cell and output are integers: then the cell is int8 and saturates."""
+    return gates == 'binary' and candidate == 'sign'
+
+
+def cell_dtype(gates: str, candidate: str) -> torch.dtype:
+    return torch.int8 if integer_cell(gates, candidate) else torch.float32
+
+
+def step(zx: Tensor, sums: Tensor, cell: Tensor, scale: Tensor, threshold: Tensor | None, eps: float | None, gates: str,
+         candidate: str) -> tuple[Tensor, Tensor, Tensor]:
+    """One step by the module's formula.
+
+    Args:
+        zx: float32 `[N, 4, P]`, the input part after scale and bias.
+        sums: int32 `[N, 4, O]`. cell: float32 `[N, P]`. scale: float32 `[4, P]`. threshold: float32 `[P]` or None.
+
+    Returns:
+        h float32 `[N, P]`, bits bool `[N, P]`, the next cell float32 `[N, P]`.
+    """
+    zh = sums.float()
+    if eps is not None:
+        mean, rstd = statistics(sums, eps)
+        zh = (zh - mean) * rstd
+    z_i, z_f, z_g, z_o = (zx + replicate(zh, zx.shape[-1]) * scale).unbind(-2)
+    soft = gates == 'soft'
+    i, f = (sigmoid(z) if soft else (z >= 0).float() for z in (z_i, z_f))
+    g = tanh(z_g) if candidate == 'tanh' else (z_g >= 0).float() * 2 - 1
+    cell = f * cell + i * g
+    tau = 0 if threshold is None else threshold
+    if gates != 'binary':
+        h = sigmoid(z_o) * tanh(cell)
+        return h, h >= tau, cell
+    if candidate == 'sign':
+        cell = cell.clamp(-CELL_LIMIT, CELL_LIMIT)
+    open_ = z_o >= 0
+    return open_.float() * (cell if candidate == 'sign' else tanh(cell)), open_ & (cell >= tau), cell
+
+
+def statistics(sums: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and reciprocal deviation over the last dimension of int32 sums, from exact integers, in float32."""
+    count, total, squares = sums.shape[-1], sums.long().sum(-1, keepdim=True), sums.long().square().sum(-1, keepdim=True)
+    variance = (count * squares - total * total).double() / (float(count) * count)
+    return (total.double() / count).float(), (1 / (variance + eps).sqrt()).float()
+
+
+def replicate(x: Tensor, units: int) -> Tensor:
+    """`[..., 4, I]` to `[..., 4, units]`: unit u is that of u % I."""
+    return x.repeat(*[1] * (x.dim() - 1), units // x.shape[-1])
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x)) of float32 as every backend computes it; no NaN. For evaluation: it has no useful gradient."""
+    x = x.clamp(-SIGMOID_LIMIT, SIGMOID_LIMIT)
+    return _reciprocal(_exp(0 - x) + 1)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """tanh of float32 as every backend computes it; no NaN. For evaluation: it has no useful gradient."""
+    x = x.clamp(-TANH_LIMIT, TANH_LIMIT)
+    square = x * x
+    return x * _horner(square, TANH_ABOVE) * _reciprocal(_horner(square, TANH_BELOW))
+
+
+def _exp(x: Tensor) -> Tensor:
+    shifted = x * LOG2_E + ROUND
+    n = shifted - ROUND
+    r = x - n * LN2_HIGH
+    r = r - n * LN2_LOW
+    return (_horner(r, EXP).view(torch.int32) + (shifted.view(torch.int32) << 23)).view(torch.float32)
+
+
+def _reciprocal(d: Tensor) -> Tensor:
+    y = (RECIPROCAL - d.view(torch.int32)).view(torch.float32)
+    for _ in range(3):
+        y = y * (2 - d * y)
+    return y
+
+
+def _horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    y = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        y = y * x + coefficient
+    return y

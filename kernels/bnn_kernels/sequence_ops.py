@@ -1,0 +1,164 @@
+"""The public operators of recurrent networks and Transformers, registered like those of ops.py."""
+
+import inspect
+
+import torch
+from torch import Tensor
+
+from . import checks, dispatch
+from .layout import pack_bits
+from .ops import _define, _register, pack_activations
+from .recurrence import Recurrence, cell_dtype
+
+
+def pack_normalized(x: Tensor, mean: Tensor, std: Tensor, threshold: Tensor, flip: Tensor | None = None) -> Tensor:
+    """Signs of normalized features as words: LayerNorm and sign in one comparison per value.
+
+    With statistics per token, sign(g (x - mean) / std + b) is x >= mean + std * threshold for threshold = -b / g where g > 0,
+    and x <= mean + std * threshold, ties included, where g < 0 (`flip`). Where g = 0 use a threshold of -inf for b >= 0, +inf
+    otherwise. Product and sum are float32 and rounded one by one.
+
+    Args:
+        x: float32, float16 or bfloat16 `[..., C]`.
+        mean, std: float32 `[...]`, one per row; std = sqrt(var + eps).
+        threshold: float32 `[C]`. flip: bool `[C]`; None flips none.
+
+    Returns:
+        int32 `[..., words]`. Raises TypeError for a wrong dtype, ValueError for wrong shapes and devices.
+    """
+    return _pack_normalized(x, mean, std, threshold, flip)
+
+
+def binary_lstm(x: Tensor, w_words: Tensor, recurrence: Recurrence, h_words: Tensor | None = None, cell: Tensor | None = None,
+                lengths: Tensor | None = None, *, pack: bool = False,
+                keep: bool = True) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+    """The recurrence of a binary LSTM over whole sequences: XNOR sums of the hidden bits, gates, cell, next bits.
+
+    The arithmetic is in `recurrence.py`. With D = 2 directions the second one runs backwards in time. The input part comes
+    from one `binary_linear` for all steps: `binary_linear(x_words, wx_words, features).unflatten(-1, (D, -1))` with the rows
+    of `wx_words` sorted by direction, then gate.
+
+    Args:
+        x: int32 `[T, N, D, 4 I]`, sums of the input, or float32, a finished input part (any norm, a bias per sample, ...).
+            I = O or P; gates i, f, g, o.
+        w_words: int32 `[D, 4 O, words of P]` from `pack_features(weight)`: rows sorted by gate. O divides P: unit u of a gate
+            reads accumulator u % O, which is expanding-and-shrinking with P / O = tau^2 replicas; everybody else has O = P.
+        recurrence: scales, bias, threshold, gates and candidate.
+        h_words: int32 `[D, N, words]`, the bits before the first step; None is all -1.
+        cell: `[D, N, P]`, the cell before the first step, int8 where gates are 'binary' and the candidate is 'sign',
+            otherwise float32; None is 0.
+        lengths: int64 `[N]`, steps of each sequence (0 ... T, others are clamped): its outputs behind are 0, words included,
+            its state is that after its last step, and the second direction starts there. None: all T.
+        pack, keep: whether the words and the real h of every step are wanted.
+
+    Returns:
+        h float32 `[T, N, D, P]`: h.flatten(2) is the output of `nn.LSTM`. Integers where the cell is.
+        words int32 `[T, N, D, words of P]`: the bits of every step; None for the one that is not wanted.
+        h_words, cell: the state after the last step, as above.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: wrong shapes, unknown gates or candidate, nothing wanted, different devices.
+        RuntimeError: as `binary_conv2d`.
+    """
+    scale, scale_x, bias, threshold, eps, gates, candidate = recurrence
+    if h_words is None or cell is None:
+        directions, batch, units = w_words.shape[0], x.shape[1] if x.dim() > 1 else 0, scale.shape[-1] // 4
+        if h_words is None:
+            h_words = w_words.new_zeros(directions, batch, w_words.shape[-1])
+        if cell is None:
+            cell = torch.zeros(directions, batch, units, dtype=cell_dtype(gates, candidate), device=x.device)
+    h, words, h_words, cell = _binary_lstm(x, w_words, scale, scale_x, bias, threshold, eps, gates, candidate, h_words, cell,
+                                           lengths, pack, keep)
+    return h if keep else None, words if pack else None, h_words, cell
+
+
+def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim: int, limit: Tensor, *, rule: str = 'bool',
+                     table: Tensor | None = None, scale: Tensor | None = None, mask_words: Tensor | None = None) -> Tensor:
+    """Attention on bits: XNOR scores, one integer threshold per row and plane, AND sums of the values; no N x M floats.
+
+    Rules and arithmetic are in `attention.py`.
+
+    Args:
+        q_words: int32 `[B, N, heads, words of d]`, k_words: int32 `[B, M, heads, words of d]`, from `pack_heads`.
+        v_words: int32 `[B, heads, V, words of M]`, values packed along the keys, from `pack_values`.
+        head_dim: d, signs of a query.
+        limit: `[planes, heads]`; int32 for 'bool' (the score that is enough: 1 for S > 0) and 'max_relative' (the distance to
+            the row's best score that is still enough), float32 for 'elastic' (the probability that must be exceeded: a / 2).
+        rule: 'bool', 'max_relative' or 'elastic', for all planes; add two calls where planes follow different rules.
+        table: for 'elastic': `attention_table(score_scale, head_dim)`.
+        scale: float32 `[planes, heads]`, what the sums of each plane are multiplied with; None with one plane leaves them
+            int32.
+        mask_words: int32 `[B or 1, N or 1, words of M]`, `pack_mask` of a bool mask: True takes part, as in
+            `F.scaled_dot_product_attention`. None masks nothing.
+
+    Returns:
+        int32 `[B, N, heads, V]`, 2 popcount(a & v) - popcount(a), or with `scale` float32. `flatten(2)` joins the heads.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: wrong shapes, an unknown rule, a missing table or scale, different devices.
+        RuntimeError: as `binary_conv2d`.
+    """
+    return _binary_attention(q_words, k_words, v_words, head_dim, rule, limit, table, scale, mask_words)
+
+
+def pack_heads(x: Tensor, heads: int, threshold: Tensor | None = None) -> Tensor:
+    """Signs of queries or keys: float `[B, N, heads * d]`, threshold `[heads * d]`, to int32 `[B, N, heads, words of d]`."""
+    return pack_activations(_image(x).transpose(1, 2), threshold, heads).squeeze(2).unflatten(-1, (heads, -1))
+
+
+def pack_values(x: Tensor, heads: int, threshold: Tensor | None = None) -> Tensor:
+    """Signs of values, packed along the tokens: float `[B, M, heads * V]`, threshold `[heads * V]`, to int32
+    `[B, heads, V, words of M]`."""
+    if threshold is not None:
+        x = x - threshold  # exact as a comparison: x - t >= 0 where x >= t, subnormal differences included
+    return pack_activations(_image(x)).squeeze(2).unflatten(1, (heads, -1))
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """Bool `[B or 1, N or 1, M]`, or `[B, M]` for all queries alike, to the `mask_words` of `binary_attention`."""
+    if mask.dim() not in (2, 3):
+        raise ValueError(f'pack_mask takes a mask [B, M] or [B or 1, N or 1, M], got {list(mask.shape)}.')
+    return pack_bits(mask[:, None] if mask.dim() == 2 else mask)
+
+
+def _image(x: Tensor) -> Tensor:
+    if x.dim() != 3:
+        raise ValueError(f'pack_heads and pack_values take x [B, N, heads * d], got {list(x.shape)}.')
+    return x.unsqueeze(-1)
+
+
+def _run_lstm(*arguments):
+    checks.binary_lstm(*arguments)
+    return dispatch.run('binary_lstm', **dict(zip(_LSTM, arguments, strict=True)))
+
+
+def _fake_lstm(x, *arguments):
+    h, words, h_words, cell = checks.binary_lstm(x, *arguments)
+    call = dict(zip(_LSTM[1:], arguments, strict=True))
+    kinds = (torch.float32, torch.int32, torch.int32, call['cell'].dtype)
+    return tuple(torch.empty(shape, dtype=kind, device=x.device)
+                 for shape, kind in zip((h, words, h_words, cell), kinds, strict=True))
+
+
+def _run_attention(*arguments):
+    checks.binary_attention(*arguments)
+    return dispatch.run('binary_attention', **dict(zip(_ATTENTION, arguments, strict=True)))
+
+
+def _fake_attention(q_words, *arguments):
+    scale = dict(zip(_ATTENTION[1:], arguments, strict=True))['scale']
+    return torch.empty(checks.binary_attention(q_words, *arguments), device=q_words.device,
+                       dtype=torch.int32 if scale is None else torch.float32)
+
+
+_LSTM = tuple(inspect.signature(checks.binary_lstm).parameters)
+_ATTENTION = tuple(inspect.signature(checks.binary_attention).parameters)
+
+_pack_normalized = _register('Tensor x, Tensor mean, Tensor std, Tensor threshold, Tensor? flip', checks.pack_normalized)
+_binary_lstm = _define(
+    'Tensor x, Tensor w_words, Tensor scale, Tensor? scale_x, Tensor? bias, Tensor? threshold, float? eps, str gates, '
+    'str candidate, Tensor h_words, Tensor cell, Tensor? lengths, bool pack, bool keep', checks.binary_lstm, _run_lstm,
+    _fake_lstm, '(Tensor, Tensor, Tensor, Tensor)')
+_binary_attention = _define(
+    'Tensor q_words, Tensor k_words, Tensor v_words, SymInt head_dim, str rule, Tensor limit, Tensor? table, Tensor? scale, '
+    'Tensor? mask_words', checks.binary_attention, _run_attention, _fake_attention)
