@@ -4,8 +4,10 @@ from .file import PackedFile, attach_signatures, load_packed_, read_packed, save
 from .fuse import FusionReport, fuse_, fused_parts, fused_steps, unfuse_
 from .pack import PACKED, pack_
 from .packed import PackedConv2d, PackedLayer, PackedLinear
+from .packed_cells import PackedCell, PackedGateConv2d, PackedGateLinear
 from .verify import VerificationReport, verify
 
-__all__ = ['PACKED', 'FusionReport', 'PackedConv2d', 'PackedFile', 'PackedLayer', 'PackedLinear', 'VerificationReport',
+__all__ = ['PACKED', 'FusionReport', 'PackedCell', 'PackedConv2d', 'PackedFile', 'PackedGateConv2d',
+           'PackedGateLinear', 'PackedLayer', 'PackedLinear', 'VerificationReport',
            'attach_signatures', 'fuse_', 'fused_parts', 'fused_steps', 'load_packed_', 'pack_', 'read_packed', 'save_packed',
            'unfuse_', 'verify']

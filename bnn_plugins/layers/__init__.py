@@ -4,7 +4,9 @@ from ..binarize import RSign
 from .activations import RPReLU, build_act
 from .adaptive import AdaptiveConv2d
 from .base import BinaryLayer, Packable
+from .cells import RecurrentCell
 from .conv import BinaryConv2d
+from .conv_lstm import BinaryConvLSTM, BinaryConvLSTMCell
 from .expand import (
     ExpandedConv2d,
     Expansion,
@@ -20,6 +22,7 @@ from .gates import GateConv2d, GateLinear
 from .linear import BinaryLinear
 from .lstm import BinaryLSTM, BinaryLSTMCell
 
-__all__ = ['AdaptiveConv2d', 'BinaryConv2d', 'BinaryLSTM', 'BinaryLSTMCell', 'BinaryLayer', 'BinaryLinear', 'ExpandedConv2d',
-           'Expansion', 'FirstCopy', 'GateConv2d', 'GateLinear', 'GatedLinearCell', 'Packable', 'RPReLU', 'RSign',
-           'SqueezeExcite', 'Tile', 'build_act', 'expanded_width', 'spread_copies_', 'tile']
+__all__ = ['AdaptiveConv2d', 'BinaryConv2d', 'BinaryConvLSTM', 'BinaryConvLSTMCell', 'BinaryLSTM', 'BinaryLSTMCell',
+           'BinaryLayer', 'BinaryLinear', 'ExpandedConv2d', 'Expansion', 'FirstCopy', 'GateConv2d', 'GateLinear',
+           'GatedLinearCell', 'Packable', 'RPReLU', 'RSign', 'RecurrentCell', 'SqueezeExcite', 'Tile', 'build_act',
+           'expanded_width', 'spread_copies_', 'tile']

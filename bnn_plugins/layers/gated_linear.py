@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..binarize.lookup import checked_arguments
+from .cells import State
 from .expand import Expansion, spread_copies_
 from .gates import GateLinear
-
-State = tuple[Tensor, Tensor]
 
 
 class GatedLinearCell(nn.Module):

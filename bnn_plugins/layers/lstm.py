@@ -7,82 +7,21 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from ..binarize import unknown
 from ..binarize.lookup import checked_arguments
 from .base import Packable
-from .expand import Expansion, spread_copies_
-from .gates import GateLinear
+from .cells import RecurrentCell, State, both
+from .expand import Expansion
 from .gated_linear import GatedLinearCell
-from .recurrence import lstm_scan, lstm_step
-
-GATES = {'soft': '', 'binary_if': 'if', 'binary': 'ifo'}
-CANDIDATES = ('tanh', 'sign')
-OUTPUTS = ('real', 'binary')
-
-State = tuple[Tensor, Tensor]
+from .gates import GateLinear
 
 
-class RecurrentSwitches(Packable):
-    """The switches that all cells with a hidden product have.
-
-    ``gates`` other than ``'soft'`` may be trained in two stages: until the share ``soft_until`` of the training the gates are
-    soft (:func:`bnn_plugins.set_progress` tells, :class:`bnn_plugins.engine.BinaryTrainingHook` in a Runner). A cell that was
-    told nothing, and a packed one, has the gates of its name.
-    """
-
-    def _init_switches(self, gates: str, candidate: str, out: str, soft_until: float) -> None:
-        for what, value, known in (('gates', gates, GATES), ('candidate', candidate, CANDIDATES), ('out', out, OUTPUTS)):
-            if value not in known:
-                raise ValueError(unknown(what, value, known))
-        if not 0 <= soft_until <= 1:
-            raise ValueError(f'soft_until is a share of the training between 0 and 1, but got {soft_until}')
-        self.gates, self.candidate, self.out, self.soft_until = gates, candidate, out, soft_until
-        self.soft = False
-
-    def set_progress(self, progress: float) -> None:
-        self.soft = progress < self.soft_until
-
-    @property
-    def hard(self) -> str:
-        """Names of the gates that are binary now."""
-        return '' if self.soft else GATES[self.gates]
-
-    @property
-    def sign_candidate(self) -> bool:
-        return self.candidate == 'sign' and not self.soft
-
-    def first_state(self, like: Tensor, shape: tuple[int, ...]) -> State:
-        """Hidden bits -1 (zeros where states stay real or have no sign) and an empty cell."""
-        activation = self.hidden.activation
-        negative = activation.bits < 32 and activation.signed
-        c = torch.zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
-        return c - 1 if negative else c.clone(), c
-
-    def emitted(self, states: Tensor) -> Tensor:
-        """What the next layer sees of the hidden states ``[T, N, ...]``."""
-        return states if self.out == 'real' else self.hidden.activation(states)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        if prefix + 'hidden.weight_bits' in state_dict:
-            self.become_packed_()
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def extra_repr(self) -> str:
-        stage = f', soft_until={self.soft_until}' if self.soft_until else ''
-        return f'gates={self.gates!r}, candidate={self.candidate!r}, out={self.out!r}{stage}'
-
-
-def both(norm: str | tuple[str, str]) -> tuple[str, str]:
-    """The norms of the input product and of the hidden product."""
-    return (norm, norm) if isinstance(norm, str) else tuple(norm)
-
-
-class BinaryLSTMCell(RecurrentSwitches):
+class BinaryLSTMCell(RecurrentCell, Packable):
     r"""One direction of one layer; as a module, one step like ``nn.LSTMCell``.
 
     .. math:: z = N_x(W_x\,\mathrm{sign}(x)) + N_h(W_h\,\mathrm{sign}(h)) + b, \quad
         c' = f c + i g, \quad h' = o \tanh(c')
 
-    with :math:`i, f, o` sigmoids or steps and :math:`g` tanh or sign of the four parts of :math:`z` (in the order i, f, g, o of
-    torch). Weights, inputs and the fed-back hidden state are binary, the cell state is real; the *real* :math:`h'` is what the
-    next layer sees by default: of all ways to lose accuracy here, passing on signs is the largest.
+    with :math:`i, f, o` sigmoids or steps and :math:`g` tanh or sign of the four parts of :math:`z` (in torch's order).
+    Weights, inputs and the fed-back hidden state are binary, the cell state is real; the *real* :math:`h'` is what the next
+    layer sees by default: of all ways to lose accuracy here, passing on signs is the largest.
 
     Weights start uniform in :math:`\pm 1/\sqrt{H}`, gains at 1, the forget bias at 1, other biases and all thresholds at 0,
     the hidden bits at -1, the cell at 0.
@@ -95,13 +34,13 @@ class BinaryLSTMCell(RecurrentSwitches):
         candidate (str): ``'tanh'`` or ``'sign'``; with binary gates the cell is then an integer.
         norm (str | tuple): ``'static'``, ``'ln'`` or ``'none'``, or one for the input and one for the hidden product, see
             :mod:`bnn_plugins.layers.gates`.
-        out (str): ``'real'``, or ``'binary'``: the next layer sees the signs that are fed back. The state ``h`` is real always.
+        out (str): ``'real'``, or ``'binary'``: the next layer sees the signs that are fed back. The state stays real.
         weight_only (bool): inputs and hidden states stay real.
         binary_input (bool): the input is -1/+1 already and taken as it is.
         expand (dict): ``dict(tau=2)``: ``hidden_size`` (and ``input_size``, from a layer before) are the wide widths, products
             have ``tau`` times fewer and deeper filters, and every gate is tiled ``tau**2`` times with gains and biases of its
             own. ``spread`` sets the biases of the copies apart.
-        soft_until (float): share of the training with soft gates, see :class:`RecurrentSwitches`.
+        soft_until (float): share of the training with soft gates, see :class:`RecurrentCell`.
 
     Shape: ``x [N, D]``, ``(h, c)`` of ``[N, H]`` (zero cell and hidden bits -1 without) -> ``(h', c')``. Also without ``N``.
 
@@ -115,10 +54,8 @@ class BinaryLSTMCell(RecurrentSwitches):
                  norm: str | tuple[str, str] = 'static', out: str = 'real', weight_only: bool = False,
                  binary_input: bool = False, expand: dict | Expansion | None = None, soft_until: float = 0.0):
         super().__init__()
-        self.input_size, self.hidden_size = input_size, hidden_size
-        self._init_switches(gates, candidate, out, soft_until)
-        if out == 'binary' and weight_only:
-            raise ValueError("weight_only keeps states real, so there are no signs to emit: use out='real'")
+        self.input_size, self.hidden_size, self.units = input_size, hidden_size, hidden_size
+        self._init_switches(gates, candidate, out, soft_until, weight_only)
         input_norm, hidden_norm = both(norm)
         common = dict(units=hidden_size, method=method, real_input=weight_only, expand=expand)
         self.input = GateLinear(input_size, norm=input_norm, binary_input=binary_input, **common)
@@ -126,36 +63,6 @@ class BinaryLSTMCell(RecurrentSwitches):
         self.bias = nn.Parameter(torch.empty(4 * hidden_size)) if bias else None
         self.reset_parameters()
         self.to(device=device, dtype=dtype)
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        bound = self.hidden_size ** -0.5
-        for product in (self.input, self.hidden):
-            product.weight.uniform_(-bound, bound)
-        if self.bias is not None:
-            self.bias.zero_()[self.hidden_size:2 * self.hidden_size] = 1
-            expand = self.hidden.expand
-            if expand is not None:
-                for part in self.bias.chunk(4):
-                    spread_copies_(part, expand.replicas, expand.spread)
-
-    def scan(self, x: Tensor, state: State | None = None) -> State:
-        """All steps: ``[T, N, D]`` -> hidden states (real) and cells after each step, ``[T, N, H]``."""
-        h, c = self.first_state(x, (x.shape[1], self.hidden_size)) if state is None else state
-        zx = self.input(x)
-        zx = zx if self.bias is None else zx + self.bias
-        return lstm_scan(zx, h, c, self.hidden, self.hard, self.sign_candidate)
-
-    def forward(self, x: Tensor, state: State | None = None) -> State:
-        batch = x.view(-1, x.shape[-1])
-        state = None if state is None else tuple(s.view(-1, self.hidden_size) for s in state)
-        h, c = self.first_state(batch, (len(batch), self.hidden_size)) if state is None else state
-        z = self.input(batch) + self.hidden(h)
-        h, c = lstm_step(z if self.bias is None else z + self.bias, c, self.hard, self.sign_candidate, -1)
-        return (h[0], c[0]) if x.ndim == 1 else (h, c)
-
-    def extra_repr(self) -> str:
-        return f'{self.input_size}, {self.hidden_size}, {super().extra_repr()}'
 
 
 CELLS = {'lstm': BinaryLSTMCell, 'gated_linear': GatedLinearCell}

@@ -62,7 +62,7 @@ def is_plain(hidden) -> bool:
 
 def train_scan(zx: Tensor, h: Tensor, c: Tensor, hidden, binarized: tuple[Tensor, Tensor | None], hard: str,
                sign_candidate: bool) -> tuple[Tensor, Tensor]:
-    """:func:`lstm_scan` of a plain product with a backward pass of its own: the steps of autograd take longer than the sums."""
+    """:func:`lstm_scan` of a plain product with a backward pass of its own: autograd's steps take longer than the sums."""
     levels, scale = binarized
     factor = zx.new_ones(zx.shape[-1]) if scale is None else scale.expand(len(levels))
     if hidden.replicas > 1:  # each gate's filters are tiled by themselves

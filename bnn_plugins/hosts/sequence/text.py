@@ -21,8 +21,8 @@ def read_text(path: str) -> tuple[str, Tensor]:
         FileNotFoundError: without the file.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f'the text {path!r} does not exist: set data_root in the config to the folder where it lies, or '
-                                'use --cfg-options train_dataloader.dataset.path=... (and the same for val and test)')
+        raise FileNotFoundError(f'the text {path!r} does not exist: set path in the config to where it lies, or use '
+                                '--cfg-options train_dataloader.dataset.path=... (and the same for val and test)')
     text = Path(path).read_text(encoding='utf-8')
     characters = ''.join(sorted(set(text)))
     index = {character: i for i, character in enumerate(characters)}

@@ -1,0 +1,109 @@
+"""What the cells with a hidden product share, for vectors and for maps."""
+
+import torch
+from torch import Tensor, nn
+
+from ..binarize import unknown
+from ..binarize.activations import per_channel
+from .base import Packable
+from .expand import spread_copies_
+from .recurrence import lstm_scan
+
+GATES = {'soft': '', 'binary_if': 'if', 'binary': 'ifo'}
+CANDIDATES = ('tanh', 'sign')
+OUTPUTS = ('real', 'binary')
+
+State = tuple[Tensor, Tensor]
+
+
+class RecurrentCell(nn.Module):
+    """Base of latent and packed cells. A subclass has ``units``, the products ``input`` and ``hidden``, and ``bias``.
+
+    ``gates`` other than ``'soft'`` may be trained in two stages: until the share ``soft_until`` of the training, gates and
+    candidate are soft (:func:`bnn_plugins.set_progress` tells, :class:`bnn_plugins.engine.BinaryTrainingHook` in a Runner). A
+    cell that was told nothing, and a packed one, has the gates of its name.
+    """
+
+    def _init_switches(self, gates: str, candidate: str, out: str, soft_until: float, weight_only: bool) -> None:
+        for what, value, known in (('gates', gates, GATES), ('candidate', candidate, CANDIDATES), ('out', out, OUTPUTS)):
+            if value not in known:
+                raise ValueError(unknown(what, value, known))
+        if not 0 <= soft_until <= 1:
+            raise ValueError(f'soft_until is a share of the training between 0 and 1, but got {soft_until}')
+        if out == 'binary' and weight_only:
+            raise ValueError("weight_only keeps states real, so there are no signs to emit: use out='real'")
+        self.gates, self.candidate, self.out, self.soft_until = gates, candidate, out, soft_until
+        self.soft = False
+
+    def set_progress(self, progress: float) -> None:
+        self.soft = progress < self.soft_until
+
+    @property
+    def hard(self) -> str:
+        """Names of the gates that are binary now."""
+        return '' if self.soft else GATES[self.gates]
+
+    @property
+    def sign_candidate(self) -> bool:
+        return self.candidate == 'sign' and not self.soft
+
+    @property
+    def first_bit(self) -> float:
+        """The hidden state before the first step: -1, or zero where states are real or have no sign."""
+        activation = self.hidden.activation
+        return -1.0 if activation.bits < 32 and activation.signed else 0.0
+
+    def first_state(self, x: Tensor) -> State:
+        """For ``[T, N, C, ...]``."""
+        shape, dtype = (x.shape[1], self.units, *x.shape[3:]), torch.promote_types(x.dtype, torch.float32)
+        return x.new_full(shape, self.first_bit, dtype=dtype), x.new_zeros(shape, dtype=dtype)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """See the class; the bias of the forget gates is 1, copies of units are spread."""
+        bound = self.hidden.fan_in ** -0.5
+        for product in (self.input, self.hidden):
+            product.weight.uniform_(-bound, bound)
+        if self.bias is not None:
+            self.bias.zero_()[self.units:2 * self.units] = 1
+            if self.hidden.expand is not None:
+                for part in self.bias.chunk(4):
+                    spread_copies_(part, self.hidden.expand.replicas, self.hidden.expand.spread)
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """What the inputs of all steps add to the gates: ``[T, N, C, ...]`` -> ``[T, N, 4 units, ...]``."""
+        z = self.input(x.flatten(0, 1))
+        z = z if self.bias is None else z + per_channel(self.bias, z.ndim, self.input.channel_dim)
+        return z.unflatten(0, x.shape[:2])
+
+    def scan(self, x: Tensor, state: State | None = None) -> State:
+        """All steps: ``[T, N, C, ...]`` -> hidden states (real) and cells after each step, ``[T, N, units, ...]``."""
+        h, c = self.first_state(x) if state is None else state
+        return lstm_scan(self.pre_activations(x), h, c, self.hidden, self.hard, self.sign_candidate)
+
+    def forward(self, x: Tensor, state: State | None = None) -> State:
+        batched = x.ndim > 1
+        if not batched:
+            x, state = x[None], None if state is None else tuple(s[None] for s in state)
+        states, cells = self.scan(x[None], state)
+        return (states[0], cells[0]) if batched else (states[0, 0], cells[0, 0])
+
+    def emitted(self, states: Tensor) -> Tensor:
+        """What the next layer sees of the hidden states ``[T, N, units, ...]``."""
+        return states if self.out == 'real' else self.hidden.activation(states.flatten(0, 1)).view_as(states)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if isinstance(self, Packable) and prefix + 'hidden.weight_bits' in state_dict:
+            self.become_packed_()
+            self._load_from_state_dict(state_dict, prefix, *args)  # the packed cell's
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        stage = f', soft_until={self.soft_until}' if self.soft_until else ''
+        return f'units={self.units}, gates={self.gates!r}, candidate={self.candidate!r}, out={self.out!r}{stage}'
+
+
+def both(norm: str | tuple[str, str]) -> tuple[str, str]:
+    """The norms of the input product and of the hidden product."""
+    return (norm, norm) if isinstance(norm, str) else tuple(norm)
