@@ -3,10 +3,10 @@
 With m_ij = popcount(q_i ^ k_j), a score is S_ij = d - 2 m_ij for head dimension d. All rules compare a row of scores with one
 number per row and plane, so the attention is a bit, A_ij = m_ij - base_i < n_i over the keys that are not masked:
 
-    rule            the bit                                       base_i      n_i
-    'bool'          S_ij >= limit                                 0           (d - limit) // 2 + 1
-    'max_relative'  S_ij >= max_j S_ij - limit                    min_j m_ij  limit // 2 + 1
-    'elastic'       softmax(scale S)_ij > limit                   min_j m_ij  how many e of the table exceed limit * sum_j e_ij
+    rule            the bit                       base_i      n_i
+    'bool'          S_ij >= limit                 0           floor((d - limit) / 2) + 1
+    'max_relative'  S_ij >= max_j S_ij - limit    min_j m_ij  floor(limit / 2) + 1
+    'elastic'       softmax(scale S)_ij > limit   min_j m_ij  how many entries of the table exceed limit * sum_j e_ij
 
 where e_ij = table[m_ij - min_j m_ij], the exponentials of `attention_table` in units of 2**-30: their sum over a row is an
 exact integer whatever the order, and the comparison is one float64 product. A row without keys attends to nothing.
@@ -40,23 +40,22 @@ def attention_table(scale: Tensor | float, head_dim: int) -> Tensor:
     return torch.exp(-2 * scale * steps).mul_(TABLE_ONE).round_().to(torch.int32)
 
 
-def counts(m: Tensor, keys: Tensor, rule: str, limit: Tensor, table: Tensor | None, head_dim: int) -> Tensor:
-    """The attention bits by the module's table.
+def bits(m: Tensor, keys: Tensor, rule: str, limit: Tensor, table: Tensor | None, head_dim: int) -> Tensor:
+    """The attention bits of one plane by the module's table.
 
     Args:
-        m: int64 `[B, heads, N, M]`. keys: bool, broadcastable to it: False is masked. limit: `[planes, heads]`.
+        m: int64 `[B, heads, N, M]`. keys: bool, broadcastable to it: False is masked. limit: float64 `[heads]`.
 
     Returns:
-        bool `[planes, B, heads, N, M]`.
+        bool `[B, heads, N, M]`.
     """
-    limit = limit[:, None, :, None, None]  # [planes, 1, heads, 1, 1]
+    limit = limit[:, None, None]
     if rule == 'bool':
-        return keys & (m < torch.div(head_dim - limit, 2, rounding_mode='floor') + 1)
+        return keys & (m < torch.floor((head_dim - limit) / 2) + 1)
     m = m - torch.where(keys, m, head_dim).amin(-1, keepdim=True)
     if rule == 'max_relative':
-        return keys & (m < torch.div(limit, 2, rounding_mode='floor') + 1)
-    table = table.long().expand(m.shape[1], -1)
-    rows = table[None, :, None, :].expand(*m.shape[:3], -1)
+        return keys & (m < torch.floor(limit / 2) + 1)
+    rows = table[:, None].long().expand(m.shape[1], m.shape[2], -1).expand(len(m), -1, -1, -1)
     total = torch.where(keys, rows.gather(-1, m.clamp(0, head_dim)), 0).sum(-1, keepdim=True)
-    over = rows.double() > limit.double() * total.double()  # [planes, B, heads, N, head_dim + 1]
+    over = rows.double() > limit * total.double()  # [B, heads, N, head_dim + 1]
     return keys & (m < over.sum(-1, keepdim=True))

@@ -13,7 +13,7 @@ from torch import Tensor
 from .attention import RULES
 from .epilogue import ACTS
 from .layout import words_per_group
-from .recurrence import CANDIDATES, GATES, cell_dtype
+from .recurrence import CANDIDATES, FEEDBACKS, GATES, READOUTS
 
 STREAMS = (torch.float32, torch.float16, torch.bfloat16)
 FLOATS = (*STREAMS, torch.float64)
@@ -176,8 +176,9 @@ def pack_normalized(x: Tensor, mean: Tensor, std: Tensor, threshold: Tensor, fli
 
 
 def binary_lstm(x: Tensor, w_words: Tensor, scale: Tensor, scale_x: Tensor | None, bias: Tensor | None,
-                threshold: Tensor | None, eps: float | None, gates: str, candidate: str, h_words: Tensor, cell: Tensor,
-                lengths: Tensor | None, pack: bool, keep: bool) -> tuple[Shape, Shape, Shape, Shape]:
+                threshold: Tensor | None, eps: float | None, gates: str, candidate: str, readout: str, feedback: str,
+                h_words: Tensor, cell: Tensor, lengths: Tensor | None, pack: bool,
+                keep: bool) -> tuple[Shape, Shape, Shape, Shape]:
     """`x` [T, N, D, 4 I], `w_words` [D, 4 O, words] -> h [T, N, D, P], words [T, N, D, words], h_words [D, N, words] and
     cell [D, N, P]. The shape of a result that is not asked for is [0]."""
     if x.dim() != 4 or w_words.dim() != 3:
@@ -187,6 +188,13 @@ def binary_lstm(x: Tensor, w_words: Tensor, scale: Tensor, scale_x: Tensor | Non
         raise TypeError(f'x must be float32 or the int32 sums of binary_linear, got {x.dtype}: convert it with x.float().')
     _check_known('gates', gates, GATES)
     _check_known('candidate', candidate, CANDIDATES)
+    _check_known('readout', readout, READOUTS)
+    _check_known('feedback', feedback, FEEDBACKS)
+    if feedback == 'and' and gates != 'binary':
+        raise ValueError(f"feedback='and' needs a binary output gate, got gates={gates!r}: use feedback='h'.")
+    if cell.dtype == torch.int8 and (gates, candidate) != ('binary', 'sign'):
+        raise ValueError(f"an int8 cell counts: it needs gates='binary' and candidate='sign', got {gates!r} and "
+                         f'{candidate!r}: give a float32 cell.')
     steps, batch, directions, _ = x.shape
     if scale.dim() != 2 or scale.shape[1] < 4 or scale.shape[1] % 4:
         raise ValueError(f'scale must be [D, 4 * P], one element per gate and unit, got {list(scale.shape)}.')
@@ -204,7 +212,8 @@ def binary_lstm(x: Tensor, w_words: Tensor, scale: Tensor, scale_x: Tensor | Non
         _check_tensor(name, tensor, torch.float32, [directions, 4 * units], 'one element per gate and unit', x, 'x')
     _check_tensor('threshold', threshold, torch.float32, [directions, units], 'one element per unit', x, 'x')
     _check_tensor('h_words', h_words, torch.int32, [directions, batch, words], 'packed along the units', x, 'x')
-    _check_tensor('cell', cell, cell_dtype(gates, candidate), [directions, batch, units], 'one element per unit', x, 'x')
+    _check_tensor('cell', cell, torch.int8 if cell.dtype == torch.int8 else torch.float32, [directions, batch, units],
+                  'one element per unit', x, 'x')
     _check_tensor('lengths', lengths, torch.int64, [batch], 'one length per sequence', x, 'x')
     if eps is not None and not 0 <= eps < float('inf'):
         raise ValueError(f'eps must be at least 0 and finite, got {eps}; None leaves the sums as they are.')
@@ -215,8 +224,8 @@ def binary_lstm(x: Tensor, w_words: Tensor, scale: Tensor, scale_x: Tensor | Non
             (directions, batch, words), (directions, batch, units))
 
 
-def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim: int, rule: str, limit: Tensor,
-                     table: Tensor | None, scale: Tensor | None, mask_words: Tensor | None) -> Shape:
+def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim: int, rules: Sequence[str],
+                     limit: Tensor, table: Tensor | None, scale: Tensor | None, mask_words: Tensor | None) -> Shape:
     """[B, N, heads, words], [B, M, heads, words], [B, heads, V, words of M] -> [B, N, heads, V]."""
     for name, words in dict(q_words=q_words, k_words=k_words, v_words=v_words).items():
         if words.dim() != 4:
@@ -232,15 +241,17 @@ def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim
     _check_tensor('k_words', k_words, torch.int32, [batch, keys, heads, words], f'{head_dim} signs per head', *first)
     key_words = words_per_group(keys)
     _check_tensor('v_words', v_words, torch.int32, [batch, heads, values, key_words], 'packed along the keys', *first)
-    _check_known('rule', rule, RULES)
+    for rule in rules:
+        _check_known('rule', rule, RULES)
     if limit.dim() != 2 or limit.shape[0] < 1:
         raise ValueError(f'limit must be [planes, {heads}], got {list(limit.shape)}: use limit.view(1, -1) for one plane.')
     planes = limit.shape[0]
-    kind = torch.float32 if rule == 'elastic' else torch.int32
-    _check_tensor('limit', limit, kind, [planes, heads], 'one element per plane and head', *first)
-    if (table is None) == (rule == 'elastic'):
-        raise ValueError(f"table belongs to rule='elastic', which needs one from attention_table; got rule={rule!r} "
-                         f"{'without' if table is None else 'with'} a table.")
+    if len(rules) != planes:
+        raise ValueError(f'limit has {planes} planes and there are {len(rules)} rules: give one rule, or one for each plane.')
+    _check_tensor('limit', limit, torch.float64, [planes, heads], 'one element per plane and head', *first)
+    if (table is None) == ('elastic' in rules):
+        raise ValueError(f"table belongs to the rule 'elastic', which needs one from attention_table; got "
+                         f"{', '.join(rules)} {'without' if table is None else 'with'} a table.")
     if table is not None:
         rows = 1 if table.dim() == 2 and table.shape[0] == 1 else heads
         _check_tensor('table', table, torch.int32, [rows, head_dim + 1], 'as attention_table makes it', *first)

@@ -10,11 +10,12 @@ itself, without FMA contraction, so that all backends agree bit for bit:
     i  = sigmoid(z_i)    | z_i >= 0 ('binary_if', 'binary')        f the same; o: z_o >= 0 in 'binary' only
     g  = tanh(z_g)       | +1 where z_g >= 0, else -1 ('sign')
     c  = f * c;  c = c + i * g
-    h  = o * tanh(c)
-    bit = h >= threshold[u]                                        what the next step, and the next binary layer, reads
+    c  = min(max(c, -127), 127)                                    with an int8 cell only
+    h  = o * tanh(c)     | o * c ('cell')
+    bit = h >= threshold[u]  | o = 1 and c >= threshold[u] ('and')  what the next step, and the next binary layer, reads
 
-Binary gates make the output gate an AND: bit = o and c >= threshold (for `c > t` give the next float above t). With a sign
-candidate too, everything is an integer: c saturates at -127 and 127, and h = o * c instead of o * tanh(c).
+Where gates are 'binary' and the candidate is 'sign' the cell is an integer: a float32 that counts without end, or an int8 that
+saturates. With readout 'cell' and feedback 'and' nothing real is left. For `c > t` give the next float above t as threshold.
 
 `sigmoid` and `tanh` are polynomials with a reciprocal by Newton's iteration, 5e-7 from the exact functions at most, relative
 and absolute: tanh(c) has the sign of c and sigmoid is never 0, so h has the sign of c.
@@ -27,7 +28,9 @@ from torch import Tensor
 
 GATES = ('soft', 'binary_if', 'binary')
 CANDIDATES = ('tanh', 'sign')
-CELL_LIMIT = 127  # of the integer cell: int8
+READOUTS = ('tanh', 'cell')
+FEEDBACKS = ('h', 'and')
+CELL_LIMIT = 127  # of the int8 cell
 
 ROUND = 12582912.0  # 1.5 * 2**23: adding it to |x| < 2**22 leaves round(x) in the last bits of the mantissa
 LOG2_E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440e-4  # n * LN2_HIGH is exact for |n| < 2**12
@@ -49,6 +52,8 @@ class Recurrence(NamedTuple):
         eps: LayerNorm over each gate of the hidden sums before `scale`, with this epsilon; None normalizes nothing.
         gates: 'soft', 'binary_if' (i and f are bits) or 'binary' (i, f and o).
         candidate: 'tanh' or 'sign'.
+        readout: h = o * tanh(c) for 'tanh', o * c for 'cell'.
+        feedback: the bit is that of h for 'h', of the open cell for 'and', which needs binary gates.
     """
 
     scale: Tensor
@@ -58,19 +63,12 @@ class Recurrence(NamedTuple):
     eps: float | None = None
     gates: str = 'soft'
     candidate: str = 'tanh'
+    readout: str = 'tanh'
+    feedback: str = 'h'
 
 
-def integer_cell(gates: str, candidate: str) -> bool:
-    """Whether cell and output are integers: then the cell is int8 and saturates."""
-    return gates == 'binary' and candidate == 'sign'
-
-
-def cell_dtype(gates: str, candidate: str) -> torch.dtype:
-    return torch.int8 if integer_cell(gates, candidate) else torch.float32
-
-
-def step(zx: Tensor, sums: Tensor, cell: Tensor, scale: Tensor, threshold: Tensor | None, eps: float | None, gates: str,
-         candidate: str) -> tuple[Tensor, Tensor, Tensor]:
+def step(zx: Tensor, sums: Tensor, cell: Tensor, saturate: bool, scale: Tensor, threshold: Tensor | None, eps: float | None,
+         gates: str, candidate: str, readout: str, feedback: str) -> tuple[Tensor, Tensor, Tensor]:
     """One step by the module's formula.
 
     Args:
@@ -85,18 +83,15 @@ def step(zx: Tensor, sums: Tensor, cell: Tensor, scale: Tensor, threshold: Tenso
         mean, rstd = statistics(sums, eps)
         zh = (zh - mean) * rstd
     z_i, z_f, z_g, z_o = (zx + replicate(zh, zx.shape[-1]) * scale).unbind(-2)
-    soft = gates == 'soft'
-    i, f = (sigmoid(z) if soft else (z >= 0).float() for z in (z_i, z_f))
+    i, f = (sigmoid(z) if gates == 'soft' else (z >= 0).float() for z in (z_i, z_f))
     g = tanh(z_g) if candidate == 'tanh' else (z_g >= 0).float() * 2 - 1
+    o = (z_o >= 0).float() if gates == 'binary' else sigmoid(z_o)
     cell = f * cell + i * g
-    tau = 0 if threshold is None else threshold
-    if gates != 'binary':
-        h = sigmoid(z_o) * tanh(cell)
-        return h, h >= tau, cell
-    if candidate == 'sign':
+    if saturate:
         cell = cell.clamp(-CELL_LIMIT, CELL_LIMIT)
-    open_ = z_o >= 0
-    return open_.float() * (cell if candidate == 'sign' else tanh(cell)), open_ & (cell >= tau), cell
+    h = o * (tanh(cell) if readout == 'tanh' else cell)
+    tau = 0 if threshold is None else threshold
+    return h, h >= tau if feedback == 'h' else (o == 1) & (cell >= tau), cell
 
 
 def statistics(sums: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The public operators of recurrent networks and Transformers, registered like those of ops.py."""
 
 import inspect
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from . import checks, dispatch
 from .layout import pack_bits
 from .ops import _define, _register, pack_activations
-from .recurrence import Recurrence, cell_dtype
+from .recurrence import Recurrence
 
 
 def pack_normalized(x: Tensor, mean: Tensor, std: Tensor, threshold: Tensor, flip: Tensor | None = None) -> Tensor:
@@ -45,14 +46,14 @@ def binary_lstm(x: Tensor, w_words: Tensor, recurrence: Recurrence, h_words: Ten
             reads accumulator u % O, which is expanding-and-shrinking with P / O = tau^2 replicas; everybody else has O = P.
         recurrence: scales, bias, threshold, gates and candidate.
         h_words: int32 `[D, N, words]`, the bits before the first step; None is all -1.
-        cell: `[D, N, P]`, the cell before the first step, int8 where gates are 'binary' and the candidate is 'sign',
-            otherwise float32; None is 0.
+        cell: float32 `[D, N, P]`, the cell before the first step, or int8 for one that saturates, where gates are 'binary' and
+            the candidate is 'sign'; None is 0 in float32.
         lengths: int64 `[N]`, steps of each sequence (0 ... T, others are clamped): its outputs behind are 0, words included,
             its state is that after its last step, and the second direction starts there. None: all T.
         pack, keep: whether the words and the real h of every step are wanted.
 
     Returns:
-        h float32 `[T, N, D, P]`: h.flatten(2) is the output of `nn.LSTM`. Integers where the cell is.
+        h float32 `[T, N, D, P]`: h.flatten(2) is the output of `nn.LSTM`.
         words int32 `[T, N, D, words of P]`: the bits of every step; None for the one that is not wanted.
         h_words, cell: the state after the last step, as above.
 
@@ -60,20 +61,20 @@ def binary_lstm(x: Tensor, w_words: Tensor, recurrence: Recurrence, h_words: Ten
         TypeError: a wrong dtype. ValueError: wrong shapes, unknown gates or candidate, nothing wanted, different devices.
         RuntimeError: as `binary_conv2d`.
     """
-    scale, scale_x, bias, threshold, eps, gates, candidate = recurrence
+    scale, *others = recurrence
     if h_words is None or cell is None:
         directions, batch, units = w_words.shape[0], x.shape[1] if x.dim() > 1 else 0, scale.shape[-1] // 4
         if h_words is None:
             h_words = w_words.new_zeros(directions, batch, w_words.shape[-1])
         if cell is None:
-            cell = torch.zeros(directions, batch, units, dtype=cell_dtype(gates, candidate), device=x.device)
-    h, words, h_words, cell = _binary_lstm(x, w_words, scale, scale_x, bias, threshold, eps, gates, candidate, h_words, cell,
-                                           lengths, pack, keep)
+            cell = torch.zeros(directions, batch, units, device=x.device)
+    h, words, h_words, cell = _binary_lstm(x, w_words, scale, *others, h_words, cell, lengths, pack, keep)
     return h if keep else None, words if pack else None, h_words, cell
 
 
-def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim: int, limit: Tensor, *, rule: str = 'bool',
-                     table: Tensor | None = None, scale: Tensor | None = None, mask_words: Tensor | None = None) -> Tensor:
+def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim: int, limit: Tensor, *,
+                     rule: str | Sequence[str] = 'bool', table: Tensor | None = None, scale: Tensor | None = None,
+                     mask_words: Tensor | None = None) -> Tensor:
     """Attention on bits: XNOR scores, one integer threshold per row and plane, AND sums of the values; no N x M floats.
 
     Rules and arithmetic are in `attention.py`.
@@ -82,9 +83,9 @@ def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim
         q_words: int32 `[B, N, heads, words of d]`, k_words: int32 `[B, M, heads, words of d]`, from `pack_heads`.
         v_words: int32 `[B, heads, V, words of M]`, values packed along the keys, from `pack_values`.
         head_dim: d, signs of a query.
-        limit: `[planes, heads]`; int32 for 'bool' (the score that is enough: 1 for S > 0) and 'max_relative' (the distance to
-            the row's best score that is still enough), float32 for 'elastic' (the probability that must be exceeded: a / 2).
-        rule: 'bool', 'max_relative' or 'elastic', for all planes; add two calls where planes follow different rules.
+        limit: float64 `[planes, heads]`: for 'bool' the score that is enough (1 for S > 0), for 'max_relative' the distance
+            to the row's best score that is still enough, for 'elastic' the probability that must be exceeded (a / 2).
+        rule: 'bool', 'max_relative' or 'elastic', for all planes or one for each.
         table: for 'elastic': `attention_table(score_scale, head_dim)`.
         scale: float32 `[planes, heads]`, what the sums of each plane are multiplied with; None with one plane leaves them
             int32.
@@ -98,7 +99,8 @@ def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim
         TypeError: a wrong dtype. ValueError: wrong shapes, an unknown rule, a missing table or scale, different devices.
         RuntimeError: as `binary_conv2d`.
     """
-    return _binary_attention(q_words, k_words, v_words, head_dim, rule, limit, table, scale, mask_words)
+    rules = [rule] * (limit.shape[0] if limit.dim() else 1) if isinstance(rule, str) else list(rule)
+    return _binary_attention(q_words, k_words, v_words, head_dim, rules, limit, table, scale, mask_words)
 
 
 def pack_heads(x: Tensor, heads: int, threshold: Tensor | None = None) -> Tensor:
@@ -157,8 +159,8 @@ _ATTENTION = tuple(inspect.signature(checks.binary_attention).parameters)
 _pack_normalized = _register('Tensor x, Tensor mean, Tensor std, Tensor threshold, Tensor? flip', checks.pack_normalized)
 _binary_lstm = _define(
     'Tensor x, Tensor w_words, Tensor scale, Tensor? scale_x, Tensor? bias, Tensor? threshold, float? eps, str gates, '
-    'str candidate, Tensor h_words, Tensor cell, Tensor? lengths, bool pack, bool keep', checks.binary_lstm, _run_lstm,
-    _fake_lstm, '(Tensor, Tensor, Tensor, Tensor)')
+    'str candidate, str readout, str feedback, Tensor h_words, Tensor cell, Tensor? lengths, bool pack, bool keep',
+    checks.binary_lstm, _run_lstm, _fake_lstm, '(Tensor, Tensor, Tensor, Tensor)')
 _binary_attention = _define(
-    'Tensor q_words, Tensor k_words, Tensor v_words, SymInt head_dim, str rule, Tensor limit, Tensor? table, Tensor? scale, '
-    'Tensor? mask_words', checks.binary_attention, _run_attention, _fake_attention)
+    'Tensor q_words, Tensor k_words, Tensor v_words, SymInt head_dim, str[] rules, Tensor limit, Tensor? table, '
+    'Tensor? scale, Tensor? mask_words', checks.binary_attention, _run_attention, _fake_attention)

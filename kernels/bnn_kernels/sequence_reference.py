@@ -1,5 +1,7 @@
 """The operators of sequences in plain torch, exact and obvious; see reference.py."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,10 +18,12 @@ def pack_normalized(x: Tensor, mean: Tensor, std: Tensor, threshold: Tensor, fli
 
 
 def binary_lstm(x: Tensor, w_words: Tensor, scale: Tensor, scale_x: Tensor | None, bias: Tensor | None,
-                threshold: Tensor | None, eps: float | None, gates: str, candidate: str, h_words: Tensor, cell: Tensor,
-                lengths: Tensor | None, pack: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                threshold: Tensor | None, eps: float | None, gates: str, candidate: str, readout: str, feedback: str,
+                h_words: Tensor, cell: Tensor, lengths: Tensor | None, pack: bool,
+                keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h `[T, N, D, P]`, words `[T, N, D, words]`, h_words `[D, N, words]`, cell `[D, N, P]`; see `bnn_kernels.binary_lstm`."""
-    checks.binary_lstm(x, w_words, scale, scale_x, bias, threshold, eps, gates, candidate, h_words, cell, lengths, pack, keep)
+    checks.binary_lstm(x, w_words, scale, scale_x, bias, threshold, eps, gates, candidate, readout, feedback, h_words,
+                       cell, lengths, pack, keep)
     steps, batch, directions, _ = x.shape
     units = cell.shape[-1]
     h = torch.zeros(steps, batch, directions, units, device=x.device)
@@ -39,18 +43,18 @@ def binary_lstm(x: Tensor, w_words: Tensor, scale: Tensor, scale_x: Tensor | Non
             signs = last_bits[d].float() * 2 - 1
             with torch.autocast(x.device.type, enabled=False):
                 sums = (signs @ weight.t()).to(torch.int32).unflatten(-1, (4, -1))
-            result = recurrence.step(zx, sums, last_cell[d], vector[0], None if threshold is None else threshold[d], eps,
-                                     gates, candidate)
+            result = recurrence.step(zx, sums, last_cell[d], cell.dtype == torch.int8, vector[0],
+                                     None if threshold is None else threshold[d], eps, gates, candidate, readout, feedback)
             h[time[runs], rows[runs], d], bits[time[runs], rows[runs], d], last_cell[d, runs] = (r[runs] for r in result)
             last_bits[d, runs] = result[1][runs]
     nothing = h.new_empty(0)
     return (h if keep else nothing, pack_bits(bits) if pack else nothing.int(), pack_bits(last_bits), last_cell.to(cell.dtype))
 
 
-def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim: int, rule: str, limit: Tensor,
-                     table: Tensor | None, scale: Tensor | None, mask_words: Tensor | None) -> Tensor:
+def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim: int, rules: Sequence[str],
+                     limit: Tensor, table: Tensor | None, scale: Tensor | None, mask_words: Tensor | None) -> Tensor:
     """Int32 or float32 `[B, N, heads, V]`; see `bnn_kernels.binary_attention`."""
-    checks.binary_attention(q_words, k_words, v_words, head_dim, rule, limit, table, scale, mask_words)
+    checks.binary_attention(q_words, k_words, v_words, head_dim, rules, limit, table, scale, mask_words)
     keys = k_words.shape[1]
     q, k = (unpack_signs(words, head_dim).transpose(1, 2) for words in (q_words, k_words))  # [B, heads, tokens, d]
     v = unpack_signs(v_words, keys)
@@ -59,7 +63,8 @@ def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim
         unmasked = unpack_bits(mask_words, keys)[:, None]
     with torch.autocast(q.device.type, enabled=False):
         m = (head_dim - q @ k.transpose(-1, -2)).long() // 2
-        bits = attention.counts(m, unmasked, rule, limit, table, head_dim)
+        planes = [attention.bits(m, unmasked, rule, row, table, head_dim) for rule, row in zip(rules, limit, strict=True)]
+        bits = torch.stack(planes)
         sums = (bits.float() @ v.transpose(-1, -2)).to(torch.int32).transpose(2, 3)  # [planes, B, N, heads, V]
     if scale is None:
         return sums[0].contiguous()
