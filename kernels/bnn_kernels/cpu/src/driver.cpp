@@ -11,31 +11,20 @@
 #include <memory>
 #include <new>
 
+#include "parallel.hpp"
+
 namespace bnn {
 namespace {
 
 // libgomp's threads do not survive a fork: a child that asks for them waits for ever.
-std::atomic<bool> forked{false};
-const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+std::atomic<bool> in_child{false};
+const int at_fork = pthread_atfork(nullptr, nullptr, [] { in_child = true; });
 
 constexpr int64_t SERIAL_WORK = 1 << 21;  // 1-bit multiply-accumulates: below it, waking threads costs more than they save
 
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
-
-// Calls body(first, last) for ranges of 0 <= item < items, one range per thread.
-template <class Body>
-void parallel(int64_t items, int64_t threads, const Body& body) {
-  if (forked) threads = 1;
-  threads = std::min(threads, items);
-  if (threads <= 1) {
-    if (items > 0) body(int64_t{0}, items);
-    return;
-  }
-#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static, 1)
-  for (int64_t t = 0; t < threads; t++) body(items * t / threads, items * (t + 1) / threads);
-}
 
 // Cuts one image into blocks: as many whole rows as fit, or equal pieces of a row.
 class Blocks {
@@ -135,6 +124,8 @@ void pack_rows(const Work& work, const void* rows, int64_t width, int64_t groups
 }
 
 }  // namespace
+
+bool forked() { return in_child; }
 
 void conv2d(const Conv& c, const uint32_t* x, const void* prepared, int32_t* y) {
   const auto sums = [&](const Work& work, const Chunk& chunk, int64_t channel, const auto& accumulate) {
