@@ -2,7 +2,9 @@
 
 Convention of the binary literature (Bi-Real Net, ReActNet): ``OPs = FLOPs + BOPs / 64``, where FLOPs are the real
 multiply-accumulates (one each, not two) of convolutions and linear layers, and BOPs the binary ones; a layer with w-bit
-weights and a-bit activations counts ``w * a`` BOPs per multiply-accumulate, a layer with real activations counts FLOPs.
+weights and a-bit activations counts ``w * a`` BOPs per multiply-accumulate, a layer with real activations counts FLOPs. A
+binary attention counts those of its scores and, for each plane of its probabilities, those of its values; real probabilities
+make the latter FLOPs.
 Norms, activations and resizing are not counted there; what they multiply and what layers move stands in columns of its own,
 for that is where a network with wider streams (expanding-and-shrinking) pays. All per image.
 """
@@ -21,9 +23,11 @@ import bnn_kernels
 from ..convert.trace import LayerTrace, macs_per_output, trace
 from ..deploy import PackedLayer, pack_
 from ..deploy.file import serialize
+from ..deploy.packed_attention import PackedAttention
 from ..layers import BinaryLayer
+from ..layers.attention import BinaryAttention
 
-COUNTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, BinaryLayer, PackedLayer)
+COUNTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, BinaryLayer, PackedLayer, BinaryAttention, PackedAttention)
 BOPS_PER_OP = 64
 
 
@@ -152,7 +156,7 @@ def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: 
     twin = copy.deepcopy(model).eval()
     traces = trace(twin, lambda: twin(*inputs), lambda module: isinstance(module, COUNTED))
     for module in list(twin.modules()):
-        if isinstance(module, BinaryLayer) and module.w_bits < 32:
+        if isinstance(module, BinaryAttention) or (isinstance(module, BinaryLayer) and module.w_bits < 32):
             pack_(module)
     has_bits = any(isinstance(module, PackedLayer) for module in twin.modules())
     batch = next((x.shape[0] for x in inputs if isinstance(x, Tensor)), 1)
@@ -164,7 +168,8 @@ def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: 
     latent_tensors, packed_tensors = model.state_dict(), twin.state_dict()
     rows = []
     for module, names in layers.items():
-        row = layer_row(names[0], module, traces.get(names[0]), batch)
+        build = attention_row if isinstance(module, BinaryAttention | PackedAttention) else layer_row
+        row = build(names[0], module, traces.get(names[0]), batch)
         row.kind = type(model.get_submodule(names[0])).__name__
         row.bytes_latent = sum(take_bytes(latent_tensors, name) for name in names)
         row.bytes_packed = sum(take_bytes(packed_tensors, name) for name in names)
@@ -207,6 +212,20 @@ def layer_row(name: str, module: nn.Module, record: LayerTrace | None, batch: in
         row.params_float = sum(t.numel() for key, t in module.state_dict().items() if key != 'weight_bits')
         if bits < 32:
             row.bops, row.flops = round(row.macs * module.w_bits * bits), 0
+    row.ops = row.flops + row.bops / BOPS_PER_OP
+    return row
+
+
+def attention_row(name: str, module: BinaryAttention | PackedAttention, record: LayerTrace | None, batch: int) -> SummaryRow:
+    """The row of an attention: it has no weights, one of its two products is real where its probabilities are."""
+    planes = module.probability.planes
+    row = SummaryRow(name, type(module).__name__, bits=f'{planes}x1' if planes else '32x1')
+    row.params_float = sum(tensor.numel() for tensor in module.state_dict().values())
+    if record:
+        row.output, row.macs = 'x'.join(map(str, record.output_shape[1:])), record.macs // batch
+        row.bops = row.macs if planes else row.macs // 2
+        row.flops, row.muls = row.macs - row.bops, record.muls // batch
+        row.bytes_in, row.bytes_out = record.inputs // 8 // batch, 4 * record.outputs // batch
     row.ops = row.flops + row.bops / BOPS_PER_OP
     return row
 

@@ -15,7 +15,7 @@ from .gains import DataDrivenGain, RankOneGain
 from .gradients import quantize_gradient
 from .lookup import check_keys, unknown
 from .methods import Method, build_method, list_methods, register_method
-from .probabilities import ProbabilityBinarizer, RowScores, build_probability, list_probabilities
+from .probabilities import ProbabilityBinarizer, build_probability, list_probabilities
 from .schedule import after_step_, clip_latents_, set_progress, start_epoch_
 from .weights import (
     BNextWeight,
@@ -35,7 +35,7 @@ from .weights import (
 __all__ = [
     'ActivationBinarizer', 'BNextWeight', 'CenteredSign', 'CenteredSignWeight', 'DataDrivenGain', 'DoReFaActivation',
     'DoReFaWeight', 'ElasticActivation', 'Estimator', 'FloatActivation', 'FloatWeight', 'GivenSigns', 'IRNetWeight', 'Method',
-    'ProbabilityBinarizer', 'RBNNWeight', 'RSign', 'RankOneGain', 'ReBNNWeight', 'ReCUWeight', 'RowScores',
+    'ProbabilityBinarizer', 'RBNNWeight', 'RSign', 'RankOneGain', 'ReBNNWeight', 'ReCUWeight',
     'ScaledStandardWeight', 'SignActivation', 'SignWeight', 'StochasticSignWeight', 'WeightBinarizer', 'XNORWeight',
     'after_step_', 'build_estimator', 'build_method', 'build_probability', 'check_keys', 'clip_latents_', 'list_estimators',
     'list_methods', 'list_probabilities', 'quantize_gradient', 'register_method', 'set_progress', 'sign', 'start_epoch_',

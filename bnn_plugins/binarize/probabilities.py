@@ -2,18 +2,20 @@ r"""Binarizers of attention probabilities: integer scores in, planes of bits out
 
 With signs :math:`q, k` of :math:`d` channels a score :math:`S_{ij} = q_i \cdot k_j` is an integer, and
 :math:`P_{ij} = \mathrm{softmax}_j(s\,S_{ij})` rises with it. So every comparison of :math:`P` with a number of its row is
-:math:`S_{ij} \ge t_i` with an *integer* :math:`t_i`: the softmax is needed for gradients only. A binarizer says what
-:math:`t_i` is, from the largest score of the row and from sums over the row of a table of integers, which are exact in any
-order; latent and packed attention ask the same code, so they take the same bits.
+:math:`S_{ij} \ge t_i` with an *integer* :math:`t_i`: the softmax is needed for gradients only. Each plane of bits follows one
+of three rules, those of ``bnn_kernels.binary_attention``, so that latent and packed attention take the same bits:
 
-Levels are bits {0, 1}; plane :math:`m` is worth ``steps()[m]``, so the binary probabilities are
-:math:`A = \sum_m \mathrm{step}_m\,[S \ge t_m]`. Below, :math:`g = dL/dA`.
+- ``'bool'``: :math:`S \ge \mathrm{limit}`,
+- ``'max_relative'``: :math:`S \ge \max_j S - \mathrm{limit}`,
+- ``'elastic'``: :math:`P > \mathrm{limit}`, with exponentials rounded to multiples of :math:`2^{-30}` of the row's largest,
+  whose sum is exact in any order.
+
+Plane :math:`m` is worth ``steps()[m]``, so the binary probabilities are :math:`A = \sum_m \mathrm{step}_m\,\mathrm{bit}_m`.
+Below, :math:`g = dL/dA`.
 """
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,54 +24,38 @@ from .elastic import positive
 from .lookup import check_keys, unknown
 
 __all__ = ['BoolProbability', 'ElasticProbability', 'FloatProbability', 'GSBProbability', 'MaxRelativeProbability',
-           'MultiPlaneProbability', 'ProbabilityBinarizer', 'RowScores', 'build_probability', 'list_probabilities']
+           'MultiPlaneProbability', 'ProbabilityBinarizer', 'build_probability', 'list_probabilities']
 
-# exp(0) in the table of integers: sums over fewer than 2**23 keys are exact in float64.
-UNIT = 2.0**30
+Rule = tuple[str, Tensor]
 
 
-@dataclass(frozen=True)
 class RowScores:
-    """What is known about the scores of each query.
+    """Integer thresholds for the scores of each query.
 
-    Attributes:
-        features: :math:`d`; scores have its parity.
-        top: the largest score of the keys that are kept, float ``[..., N]`` (0 in rows without any).
-        total: sums ``table[(top - score) / 2]`` over the keys that are kept, for a float64 table ``[d + 1]`` of integers;
-            float64 ``[..., N]``, exact.
+    Args:
+        scores: integers as floats, ``[..., N, M]``. features: d, channels of a head.
+        scale: of the softmax, a number or ``[1]``. keep: bool, broadcasts to the scores, ``None`` keeps all keys.
     """
 
-    features: int
-    top: Tensor
-    total: Callable[[Tensor], Tensor]
+    def __init__(self, scores: Tensor, features: int, scale: float | Tensor, keep: Tensor | None):
+        self.scores, self.features, self.scale, self.keep = scores, features, scale, keep
+        self.top = (scores if keep is None else scores.masked_fill(~keep, -features)).amax(-1)
+        self._table = self._total = None
 
-    @classmethod
-    def of_scores(cls, scores: Tensor, keep: Tensor | None, features: int) -> 'RowScores':
-        """From all scores, ``[..., N, M]`` (integers as floats); ``keep``: bool, broadcasts to them, ``None`` keeps all."""
-        top = (scores if keep is None else scores.masked_fill(~keep, -features)).amax(-1)
-        if keep is not None:
-            top = torch.where(keep.any(-1), top, 0)
-
-        def total(table: Tensor) -> Tensor:
-            values = table[((top.unsqueeze(-1) - scores) / 2).clamp(min=0).long()]
-            return (values if keep is None else values * keep).sum(-1)
-
-        return cls(features, top, total)
-
-    @classmethod
-    def of_counts(cls, counts: Tensor, features: int) -> 'RowScores':
-        """From how many keys have 0, 1, ..., d channels of another sign than the query, ``[..., N, d + 1]``."""
-        found = counts > 0
-        nearest = found.to(torch.uint8).argmax(-1)
-        top = torch.where(found.any(-1), features - 2 * nearest, 0)
-        behind = (torch.arange(features + 1, device=counts.device) - nearest.unsqueeze(-1)).clamp(min=0)
-        return cls(features, top, lambda table: (counts * table[behind]).sum(-1))
-
-
-def exp_table(features: int, scale: float | Tensor, device: torch.device | None = None) -> Tensor:
-    r"""``round(2**30 exp(-2 k scale))`` for ``k = 0 .. d``, float64: :math:`e^{sS}` over that of the largest score."""
-    steps = torch.arange(features + 1, dtype=torch.float64, device=device)
-    return (UNIT * torch.exp(-2 * steps * scale)).round()
+    def threshold(self, rule: str, limit: Tensor) -> Tensor:
+        """The smallest score that gives a bit, broadcastable to ``[..., N]``; ``limit``: float64 ``[heads, 1]``."""
+        if rule == 'bool':
+            return limit.to(self.top.dtype)
+        if rule == 'max_relative':
+            return self.top - limit.to(self.top.dtype)
+        if self._table is None:
+            steps = torch.arange(self.features + 1, dtype=torch.float64, device=self.top.device)
+            self._table = (2.0**30 * torch.exp(-2 * steps * self.scale)).round()
+            terms = self._table[((self.top.unsqueeze(-1) - self.scores) / 2).clamp(min=0).long()]
+            self._total = (terms if self.keep is None else terms * self.keep).sum(-1)
+        # How many entries of the falling table are larger than the least: those of the rising one that are smaller.
+        least = limit * self._total
+        return self.top - 2 * (torch.searchsorted(-self._table, -least) - 1)
 
 
 class ProbabilityBinarizer(nn.Module):
@@ -85,8 +71,8 @@ class ProbabilityBinarizer(nn.Module):
         """What a bit of each plane is worth, a number or broadcastable to ``[B, heads, N, D]``."""
         return [1.0]
 
-    def thresholds(self, rows: RowScores, scale: float | Tensor) -> list[Tensor]:
-        """The integer thresholds of each plane, as floats ``[..., N]`` or broadcastable to that."""
+    def rules(self, scale: float | Tensor) -> list[Rule]:
+        """Rule and limit of each plane; limits are float64, ``[1]`` or ``[heads]``. ``scale``: of the softmax."""
         raise NotImplementedError
 
     def surrogates(self, logits: Tensor) -> list[Tensor]:
@@ -94,40 +80,37 @@ class ProbabilityBinarizer(nn.Module):
         raise NotImplementedError
 
     def forward(self, scores: Tensor, features: int, scale: float | Tensor, keep: Tensor | None = None,
-                logits: Tensor | None = None) -> Iterator[Tensor]:
-        """Yields the bits of each plane, ``[..., N, M]`` in the dtype of ``scores``; keys that are not kept have 0.
+                logits: Tensor | None = None) -> list[Tensor]:
+        """The bits of each plane, ``[..., N, M]`` in the dtype of ``scores``; keys that are not kept have 0.
 
         Args:
-            scores: ``[..., N, M]``, integers. features: channels of a head. scale: of the softmax, a number or one element.
+            scores: ``[..., heads, N, M]``, integers. features: channels of a head. scale: of the softmax, a number or ``[1]``.
             keep: bool, broadcastable, or ``None``. logits: ``scores * scale`` with a gradient; ``None`` where none is wanted.
         """
         scores = scores.detach()
         scale = scale.detach() if isinstance(scale, Tensor) else scale
-        thresholds = self.thresholds(RowScores.of_scores(scores, keep, features), scale)
+        rows = RowScores(scores, features, scale, keep)
         soft = [None] * self.planes
         if logits is not None:
             # Finite: the softmax of a row without keys must not be NaN.
             soft = self.surrogates(logits if keep is None else logits.masked_fill(~keep, -1e4))
-        for threshold, surrogate in zip(thresholds, soft, strict=True):
+        planes = []
+        for (rule, limit), surrogate in zip(self.rules(scale), soft, strict=True):
+            threshold = rows.threshold(rule, limit.detach().to(scores.device).unsqueeze(-1))
             bits = scores >= threshold.unsqueeze(-1)
             bits = (bits if keep is None else bits & keep).to(scores.dtype)
             if surrogate is not None:
                 surrogate = surrogate if keep is None else surrogate * keep
                 bits = bits + (surrogate - surrogate.detach()).to(bits.dtype)
-            yield bits
+            planes.append(bits)
+        return planes
 
-    def _above(self, rows: RowScores, scale: float | Tensor, bound: Tensor) -> Tensor:
-        """The smallest score whose probability is larger than ``bound`` (float64, broadcastable to ``[..., N]``)."""
-        table = exp_table(rows.features, scale, rows.top.device)
-        least = bound.double() * rows.total(table)
-        # How many entries of the falling table are larger: those smaller than -least in the rising one.
-        reach = torch.searchsorted(-table, -least.contiguous()) - 1
-        return rows.top - 2 * reach
 
-    def _near(self, rows: RowScores, scale: float | Tensor, share: float, strict: bool) -> Tensor:
-        """The smallest score whose probability is at least (``strict``: more than) ``share`` times the row's largest."""
-        reach = torch.as_tensor(math.log(1 / share) / 2, dtype=torch.float64, device=rows.top.device) / scale
-        return rows.top - 2 * (reach.ceil() - 1 if strict else reach.floor()).to(rows.top.dtype)
+def near(share: float, scale: float | Tensor, strict: bool = False) -> Rule:
+    """Scores whose probability is at least (``strict``: more than) ``share`` times the row's largest: an even distance."""
+    reach = torch.full((1,), math.log(1 / share) / 2, dtype=torch.float64)
+    reach = reach.to(scale.device) / scale if isinstance(scale, Tensor) else reach / scale
+    return 'max_relative', 2 * (reach.ceil() - 1 if strict else reach.floor())
 
 
 class FloatProbability(ProbabilityBinarizer):
@@ -145,8 +128,8 @@ class BoolProbability(ProbabilityBinarizer):
     Gradient: :math:`\partial(sS) = g\,1_{|sS| \le 1}`. Source: Qin et al. 2022 (BiBERT), arXiv 2203.06390.
     """
 
-    def thresholds(self, rows: RowScores, scale: float | Tensor) -> list[Tensor]:
-        return [torch.ones_like(rows.top)]
+    def rules(self, scale: float | Tensor) -> list[Rule]:
+        return [('bool', torch.ones(1, dtype=torch.float64))]
 
     def surrogates(self, logits: Tensor) -> list[Tensor]:
         return [logits.clamp(-1, 1)]
@@ -168,8 +151,8 @@ class MaxRelativeProbability(ProbabilityBinarizer):
             raise ValueError(f'max_relative: share is a part of the largest probability, in (0, 1], but got {share}')
         self.share = share
 
-    def thresholds(self, rows: RowScores, scale: float | Tensor) -> list[Tensor]:
-        return [self._near(rows, scale, self.share, strict=False)]
+    def rules(self, scale: float | Tensor) -> list[Rule]:
+        return [near(self.share, scale)]
 
     def surrogates(self, logits: Tensor) -> list[Tensor]:
         return [logits.softmax(-1)]
@@ -197,8 +180,8 @@ class ElasticProbability(ProbabilityBinarizer):
     def steps(self) -> list[Tensor | float]:
         return [positive(self.size)]
 
-    def thresholds(self, rows: RowScores, scale: float | Tensor) -> list[Tensor]:
-        return [self._above(rows, scale, positive(self.size).detach() / 2)]
+    def rules(self, scale: float | Tensor) -> list[Rule]:
+        return [('elastic', positive(self.size).double() / 2)]
 
     def surrogates(self, logits: Tensor) -> list[Tensor]:
         return [(logits.softmax(-1) / positive(self.size)).clamp(0, 1)]
@@ -228,9 +211,9 @@ class MultiPlaneProbability(ProbabilityBinarizer):
     def steps(self) -> list[Tensor | float]:
         return [self._size() / self.planes] * self.planes
 
-    def thresholds(self, rows: RowScores, scale: float | Tensor) -> list[Tensor]:
-        unit = positive(self.size).detach().double().view(-1, 1) / self.planes
-        return [self._above(rows, scale, (plane + 0.5) * unit) for plane in range(self.planes)]
+    def rules(self, scale: float | Tensor) -> list[Rule]:
+        unit = positive(self.size).double() / self.planes
+        return [('elastic', (plane + 0.5) * unit) for plane in range(self.planes)]
 
     def surrogates(self, logits: Tensor) -> list[Tensor]:
         levels = logits.softmax(-1) * (self.planes / self._size())
@@ -262,9 +245,8 @@ class GSBProbability(ProbabilityBinarizer):
         size = positive(self.size)
         return [size, size * self.extra[0], size * self.extra[1]]
 
-    def thresholds(self, rows: RowScores, scale: float | Tensor) -> list[Tensor]:
-        return [self._above(rows, scale, positive(self.size).detach() / 2),
-                *(self._near(rows, scale, share, strict=True) for share in self.SHARES)]
+    def rules(self, scale: float | Tensor) -> list[Rule]:
+        return [('elastic', positive(self.size).double() / 2), *(near(share, scale, strict=True) for share in self.SHARES)]
 
     def surrogates(self, logits: Tensor) -> list[Tensor]:
         probability = logits.softmax(-1)

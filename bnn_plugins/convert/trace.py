@@ -82,6 +82,20 @@ def trace(model: nn.Module, run: Callable[[], object], is_layer: Callable[[nn.Mo
             record.output_shape = tuple(output.shape)
         return hook
 
+    def after_attention(name: str, module: nn.Module):
+        def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            query, key = inputs[:2]
+            record = traces.setdefault(name, LayerTrace())
+            products = query.numel() * key.shape[1]  # of the scores, and of each plane of probabilities
+            record.macs += products * (1 + max(module.probability.planes, 1))
+            record.inputs += query.numel() + key.numel() * (1 if module.real_values else 2)
+            record.outputs += output.numel()
+            steps = sum(not isinstance(step, float) or step != 1 for step in module.probability.steps())
+            record.muls += output.numel() * (steps if module.probability.planes else 0)
+            record.calls += 1
+            record.output_shape = tuple(output.shape)
+        return hook
+
     def elementwise(name: str, is_norm: bool):
         def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             traces.setdefault(name, LayerTrace()).muls += output.numel()
@@ -101,7 +115,8 @@ def trace(model: nn.Module, run: Callable[[], object], is_layer: Callable[[nn.Mo
         if isinstance(module, NORMS + SLOPES):
             handles.append(module.register_forward_hook(elementwise(name, isinstance(module, NORMS))))
         if is_layer(module):
-            handles.append(module.register_forward_hook(after(name, module)))
+            hook = after_attention if hasattr(module, 'probability') else after
+            handles.append(module.register_forward_hook(hook(name, module)))
             if isinstance(module, BinaryLayer) and module.activation.bits == 1:
                 handles.append(module.activation.register_forward_hook(signs(name)))
     try:

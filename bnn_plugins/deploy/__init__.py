@@ -4,10 +4,11 @@ from .file import PackedFile, attach_signatures, load_packed_, read_packed, save
 from .fuse import FusionReport, fuse_, fused_parts, fused_steps, unfuse_
 from .pack import PACKED, pack_
 from .packed import PackedConv2d, PackedLayer, PackedLinear
+from .packed_attention import PackedAttention
 from .packed_cells import PackedCell, PackedGateConv2d, PackedGateLinear
 from .verify import VerificationReport, verify
 
-__all__ = ['PACKED', 'FusionReport', 'PackedCell', 'PackedConv2d', 'PackedFile', 'PackedGateConv2d',
+__all__ = ['PACKED', 'FusionReport', 'PackedAttention', 'PackedCell', 'PackedConv2d', 'PackedFile', 'PackedGateConv2d',
            'PackedGateLinear', 'PackedLayer', 'PackedLinear', 'VerificationReport',
            'attach_signatures', 'fuse_', 'fused_parts', 'fused_steps', 'load_packed_', 'pack_', 'read_packed', 'save_packed',
            'unfuse_', 'verify']

@@ -3,6 +3,7 @@
 from ..binarize import RSign
 from .activations import RPReLU, build_act
 from .adaptive import AdaptiveConv2d
+from .attention import BinaryAttention
 from .base import BinaryLayer, Packable
 from .cells import RecurrentCell
 from .conv import BinaryConv2d
@@ -21,8 +22,11 @@ from .gated_linear import GatedLinearCell
 from .gates import GateConv2d, GateLinear
 from .linear import BinaryLinear
 from .lstm import BinaryLSTM, BinaryLSTMCell
+from .tokens import LayerScale
+from .transformer import BinaryFeedForward, BinarySelfAttention, BinaryTransformerBlock
 
-__all__ = ['AdaptiveConv2d', 'BinaryConv2d', 'BinaryConvLSTM', 'BinaryConvLSTMCell', 'BinaryLSTM', 'BinaryLSTMCell',
-           'BinaryLayer', 'BinaryLinear', 'ExpandedConv2d', 'Expansion', 'FirstCopy', 'GateConv2d', 'GateLinear',
-           'GatedLinearCell', 'Packable', 'RPReLU', 'RSign', 'RecurrentCell', 'SqueezeExcite', 'Tile', 'build_act',
-           'expanded_width', 'spread_copies_', 'tile']
+__all__ = ['AdaptiveConv2d', 'BinaryAttention', 'BinaryConv2d', 'BinaryConvLSTM', 'BinaryConvLSTMCell', 'BinaryFeedForward',
+           'BinaryLSTM', 'BinaryLSTMCell', 'BinaryLayer', 'BinaryLinear', 'BinarySelfAttention', 'BinaryTransformerBlock',
+           'ExpandedConv2d', 'Expansion', 'FirstCopy', 'GateConv2d', 'GateLinear', 'GatedLinearCell', 'LayerScale',
+           'Packable', 'RPReLU', 'RSign', 'RecurrentCell', 'SqueezeExcite', 'Tile', 'build_act', 'expanded_width',
+           'spread_copies_', 'tile']

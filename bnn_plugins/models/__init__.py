@@ -15,16 +15,34 @@ from .backbones import (
     BNNMoBiNet,
     BNNReActNet,
     BNNResNet,
+    BNNSwin,
     BNNVGGSmall,
+    BNNViT,
 )
 from .blocks import BinaryConvModule
 from .classifiers import BinaryClassifier, ClassifierHead, ImagePreprocessor
 from .language import BinaryLanguageModel
 from .residual_scale import ResidualScale
 
-__all__ = ['BNNMLP', 'BNNSSDVGG', 'BNNBNext', 'BNNCifarResNet', 'BNNConvNet', 'BNNMoBiNet', 'BNNReActNet', 'BNNResNet',
-           'BNNVGGSmall', 'BinaryClassifier', 'BinaryConvModule', 'BinaryLanguageModel', 'ClassifierHead',
-           'ImagePreprocessor', 'ResidualScale']
+__all__ = [
+    'BNNMLP',
+    'BNNSSDVGG',
+    'BNNBNext',
+    'BNNCifarResNet',
+    'BNNConvNet',
+    'BNNMoBiNet',
+    'BNNReActNet',
+    'BNNResNet',
+    'BNNSwin',
+    'BNNVGGSmall',
+    'BNNViT',
+    'BinaryClassifier',
+    'BinaryConvModule',
+    'BinaryLanguageModel',
+    'ClassifierHead',
+    'ImagePreprocessor',
+    'ResidualScale',
+]
 
 for layer in (AdaptiveConv2d, BinaryConv2d, BinaryLinear, BinaryLSTM, nn.LSTM):
     MODELS.register_module(module=layer)

@@ -5,6 +5,7 @@ from .bnn_mobinet import BNNMoBiNet
 from .bnn_reactnet import BNNReActNet
 from .bnn_resnet import BNNResNet
 from .bnn_vgg import BNNSSDVGG, BNNVGGSmall
+from .bnn_vit import BNNSwin, BNNViT
 
 __all__ = [
            'BNNMLP',
@@ -15,5 +16,7 @@ __all__ = [
            'BNNMoBiNet',
            'BNNReActNet',
            'BNNResNet',
+           'BNNSwin',
            'BNNVGGSmall',
+           'BNNViT',
 ]
