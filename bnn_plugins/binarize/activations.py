@@ -28,12 +28,14 @@ class ActivationBinarizer(nn.Module):
 
     Attributes:
         bits (int): bits of one level; 32 means that activations stay real.
-        signed (bool): levels are -1/+1; otherwise ``0 .. 2**bits - 1``.
+        signed (bool): levels are -1/+1; otherwise ``0 .. 2**bits - 1``, or, with ``twos_complement``, the integers of
+            ``bits`` bits with a sign.
         step (float): what one level is worth.
     """
 
     bits = 1
     signed = True
+    twos_complement = False
     step = 1.0
 
     def threshold(self) -> Tensor | None:

@@ -12,6 +12,7 @@ from functools import partial
 from torch import nn
 
 from .activations import ActivationBinarizer, CenteredSign, DoReFaActivation, FloatActivation, RSign, SignActivation
+from .bases import BasisWeight, LSQActivation
 from .elastic import CenteredSignWeight, ElasticActivation
 from .gains import DataDrivenGain, RankOneGain, SpatialGain
 from .lookup import check_keys, unknown
@@ -206,6 +207,17 @@ def bidm(kernel_size=3, estimator='approx_sign') -> Method:
         return SpatialGain(kernel_size) if channel_dim == 1 else None
 
     return replace(reactnet(estimator), gain=gain)
+
+
+@register_method('binarydm')
+def binarydm(order: int = 2, a_bits: int = 4, until: float | None = None) -> Method:
+    """BinaryDM, arXiv 2404.05662: weights of two binary bases, activations of 2 to 8 bits (LSQ), or 32 for real ones.
+
+    The paper has two bases in the outer blocks only: ``order=1`` for the inner ones. ``until``: see :class:`BasisWeight`.
+    """
+    act = (lambda channels, channel_dim: FloatActivation()) if a_bits == 32 else (
+        lambda channels, channel_dim: LSQActivation(a_bits))
+    return Method(act, lambda out_channels, fan_in: BasisWeight(out_channels, order, until), real_activations=a_bits == 32)
 
 
 @register_method('adambnn')

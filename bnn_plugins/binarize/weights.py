@@ -43,10 +43,12 @@ class WeightBinarizer(nn.Module):
 
     Attributes:
         bits (int): bits of one weight; 32 means that weights stay real.
+        bases (int): levels and scale are those of so many filters for each output, which the layer adds after scaling.
         annealed (bool): in training, the levels are real numbers that become signs in the course of the schedule.
     """
 
     bits = 1
+    bases = 1
     annealed = False
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -43,4 +43,5 @@ def accumulators(layer, levels, weight_levels):
     levels, weight_levels = levels.detach().double().numpy(), weight_levels.detach().double().numpy()
     if weight_levels.ndim == 2:
         return linear(levels, weight_levels)
-    return conv2d(levels, weight_levels, layer.stride, layer.padding, layer.dilation, layer.groups, layer.pad_value)
+    return np.concatenate([conv2d(levels, basis, layer.stride, layer.padding, layer.dilation, layer.groups, layer.pad_value)
+                           for basis in np.split(weight_levels, layer.bases)], 1)

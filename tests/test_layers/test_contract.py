@@ -76,6 +76,11 @@ def gained(layer, x, acc):
     return acc if layer.gain is None else acc * layer.gain(x, acc)
 
 
+def added(layer, values):
+    """The sum over the bases of the weights."""
+    return sum(values.chunk(layer.bases, -1 if values.ndim < 4 else 1))
+
+
 def tiled(layer, values):
     """All channels of an expanded layer, or its numbers per filter as one for each output."""
     return torch.cat([values] * layer.replicas, -1 if values.ndim < 4 else 1)
@@ -92,7 +97,7 @@ def test_output_is_scale_times_convolution_of_levels(case, training):
     expected = gained(layer, case.x, acc) * layer.activation.step
     if scale is not None:
         expected = expected * scale.double().view(column)
-    expected = tiled(layer, expected)
+    expected = tiled(layer, added(layer, expected))
     if layer.bias is not None:
         expected = expected + layer.bias.double().view(column)
     assert out.shape == expected.shape
@@ -113,6 +118,8 @@ def test_epilogue_order_bit_for_bit(case, folded):
     column = (1, -1, 1, 1) if out.ndim == 4 else (-1,)
     factor = torch.ones(1) if scale is None else scale
     factor = factor * layer.activation.step  # a product with 1 changes no bit
+    if layer.bases > 1:
+        out, factor = added(layer, out * factor.view(column)), torch.ones(1)
     out, factor = tiled(layer, out), factor if factor.numel() == 1 else tiled(layer, factor)
     if folded:
         factor = factor * layer.folded_scale
@@ -137,8 +144,10 @@ def test_levels(case, training):
         assert (weight_levels.abs() == 1).all()
     if layer.activation.bits < 32:
         known = {-1, 1} if layer.activation.signed else set(range(2**layer.activation.bits))
+        if layer.activation.twos_complement:
+            known = {level - 2**(layer.activation.bits - 1) for level in known}
         assert set(levels.unique().tolist()) <= known
-    assert scale is None or scale.shape in [(1,), layer.weight.shape[:1]]
+    assert scale is None or scale.shape in [(1,), (layer.bases * len(layer.weight),)]
 
 
 def test_real_weights_are_not_packed(small_case, method):
@@ -174,6 +183,7 @@ def test_gradient_of_the_layer_is_that_of_the_binary_weight(small_case):
         if folded:
             weight_levels, scale = layer.weight_binarizer(layer.weight)
             value = weight_levels if scale is None else weight_levels * scale.view(-1, *[1] * (layer.weight.ndim - 1))
+            value = sum(value.chunk(layer.bases))
             levels = layer.activation(x) * layer.activation.step
             if isinstance(layer, nn.Conv2d):
                 out = gained(layer, x, nn.functional.conv2d(levels, value, padding=1, groups=layer.groups))
