@@ -42,11 +42,13 @@ class PackedLayer(PackedModule):
     """What packed convolutions and packed linear layers share.
 
     Attributes:
-        weight_bits: int32 ``[w_bits, O, ...]``, layout of ``bnn_kernels.layout``.
-        weight_scale: ``[O]``, ``[1]`` or ``None``. folded_scale: ``[O]`` or ``None``. bias: ``[O]`` or ``None``.
+        weight_bits: int32 ``[w_bits, O, ...]``, layout of ``bnn_kernels.layout``; with several ``bases`` a plane is a basis.
+        weight_scale: ``[bases * O]``, ``[1]`` or ``None``. folded_scale: ``[O]`` or ``None``. bias: ``[O]`` or ``None``.
         activation: the latent layer's binarizer (its thresholds). gain: its gain, or ``None``.
         expand, replicas: expanding-and-shrinking; the accumulators are tiled ``replicas`` times, before bias and folded scale.
     """
+
+    bases = 1
 
     @classmethod
     @torch.no_grad()
@@ -55,9 +57,11 @@ class PackedLayer(PackedModule):
         layer.eval()
         levels, scale = layer.weight_binarizer(layer.weight)
         bits = layer.weight_binarizer.bits
-        number = ((levels + 2 ** bits - 1) / 2).to(torch.int32)
-        planes = [bnn_kernels.pack_weight(((number >> plane) & 1) * 2.0 - 1) for plane in range(bits)]
+        bases, numbers = layer.weight_binarizer.bases, ((levels + 2 ** bits - 1) / 2).to(torch.int32)
+        planes = [bnn_kernels.pack_weight(((number >> plane) & 1) * 2.0 - 1)
+                  for number in numbers.chunk(bases) for plane in range(bits)]
         layer.__class__ = cls
+        layer.bases = bases
         del layer._parameters['weight'], layer._modules['weight_binarizer']
         layer.register_buffer('weight_bits', torch.stack(planes))
         layer.register_buffer('weight_scale', None if scale is None else scale.detach().clone())
@@ -69,22 +73,26 @@ class PackedLayer(PackedModule):
 
     def _weight(self, dtype: torch.dtype) -> Tensor:
         """The levels as floats, for methods with real activations."""
-        planes = [bnn_kernels.unpack_weight(words, self._fan()) * 2 ** j for j, words in enumerate(self.weight_bits)]
-        return torch.stack(planes).sum(0).to(dtype)
+        planes = [bnn_kernels.unpack_weight(words, self._fan()) for words in self.weight_bits]
+        return (torch.cat(planes) if self.bases > 1 else sum(plane * 2 ** j for j, plane in enumerate(planes))).to(dtype)
 
     def _accumulate(self, x: Tensor, activation: ActivationBinarizer | None = None) -> Tensor:
         """The int32 accumulators of signed or unsigned activations (the layer's, if none are said), plane by plane."""
         activation = activation or self.activation
         if activation.signed:
             words = self._pack(activation.prepare(x), activation.threshold())
-            return sum(self._binary(words, w, self.pad_value) * 2 ** j for j, w in enumerate(self.weight_bits))
-        levels = activation(x).to(torch.int32)
-        total = 0
-        for i in range(activation.bits):
-            words = self._pack(((levels >> i) & 1) * 2.0 - 1, None)
-            for j, w in enumerate(self.weight_bits):
-                total = total + (self._binary(words, w, -1) + self._plane_sums(w)) // 2 * 2 ** (i + j)
-        return total
+            sums = [self._binary(words, w, self.pad_value) for w in self.weight_bits]
+        else:
+            levels = activation(x).to(torch.int32)
+            sums = [0] * len(self.weight_bits)
+            for i in range(activation.bits):
+                words = self._pack(((levels >> i) & 1) * 2.0 - 1, None)
+                worth = -2 ** i if activation.twos_complement and i == activation.bits - 1 else 2 ** i
+                for j, w in enumerate(self.weight_bits):
+                    sums[j] = sums[j] + (self._binary(words, w, -1) + self._plane_sums(w)) // 2 * worth
+        if self.bases > 1:
+            return torch.cat(sums, self.channel_dim)
+        return sum(acc * 2 ** j for j, acc in enumerate(sums))
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         """dtype of the latent layer's levels: a threshold in float32 lifts inputs in half precision."""

@@ -69,7 +69,11 @@ class BinaryLayer(Packable):
 
     @property
     def w_bits(self) -> int:
-        return self.weight_binarizer.bits
+        return self.weight_binarizer.bits * self.bases
+
+    @property
+    def bases(self) -> int:
+        return self.weight_binarizer.bases
 
     @property
     def replicas(self) -> int:
@@ -178,6 +182,8 @@ def finish(layer, x: Tensor, acc: Tensor, scale: Tensor | None, bias: Tensor | N
         with summation(layer, acc):
             acc = acc * layer.gain(x, acc)
     scale = output_scale(scale, layer.activation.step)
+    if layer.bases > 1:
+        acc, scale = add_bases(epilogue(acc, scale, None, layer.channel_dim), layer.bases, layer.channel_dim), None
     if layer.replicas > 1:
         if layer.folded_scale is None and factor is None:  # the same products, before the tile
             acc, scale = epilogue(acc, scale, None, layer.channel_dim), None
@@ -185,6 +191,12 @@ def finish(layer, x: Tensor, acc: Tensor, scale: Tensor | None, bias: Tensor | N
             scale = scale.repeat(layer.replicas)
         acc = tile(acc, layer.replicas, layer.channel_dim)
     return epilogue(acc, output_scale(scale, layer.folded_scale, factor), bias, layer.channel_dim)
+
+
+def add_bases(x: Tensor, bases: int, channel_dim: int) -> Tensor:
+    """The sum over the bases, whose channels lie one whole set behind the other."""
+    dim = channel_dim % x.ndim
+    return x.unflatten(dim, (bases, -1)).sum(dim)
 
 
 def input_copies(layer) -> int:

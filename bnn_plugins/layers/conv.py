@@ -1,5 +1,6 @@
 """The binary convolution."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,13 +12,16 @@ PAD_VALUES = (-1, 0, 1)
 
 
 def convolve_levels(conv, levels: Tensor, weight_levels: Tensor) -> Tensor:
-    """The convolution of ``conv`` (its stride, padding, pad_value, dilation, groups) on levels, ``[N, O, H', W']``."""
+    """The convolution of ``conv`` (its stride, padding, pad_value, dilation, groups) on levels,
+    ``[N, bases * O, H', W']``."""
     padding = conv.padding
     if conv.pad_value != 0:
         levels = F.pad(levels, conv._reversed_padding_repeated_twice, value=float(conv.pad_value))
         padding = 0
     with summation(conv, levels):
-        acc = F.conv2d(levels, weight_levels.to(levels.dtype), None, conv.stride, padding, conv.dilation, conv.groups)
+        accs = [F.conv2d(levels, basis, None, conv.stride, padding, conv.dilation, conv.groups)
+                for basis in weight_levels.to(levels.dtype).chunk(conv.bases)]
+        acc = accs[0] if conv.bases == 1 else torch.cat(accs, 1)
     return exact(conv, acc)
 
 
