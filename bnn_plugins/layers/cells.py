@@ -76,17 +76,18 @@ class RecurrentCell(nn.Module):
         z = z if self.bias is None else z + per_channel(self.bias, z.ndim, self.input.channel_dim)
         return z.unflatten(0, x.shape[:2])
 
-    def scan(self, x: Tensor, state: State | None = None) -> State:
-        """All steps: ``[T, N, C, ...]`` -> hidden states (real) and cells after each step, ``[T, N, units, ...]``."""
+    def scan(self, x: Tensor, state: State | None = None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+        """All steps: ``[T, N, C, ...]`` -> hidden states (real) ``[T, N, units, ...]``, and the state after the last step, or
+        after step ``lengths`` ``[N]`` of each sequence."""
         h, c = self.first_state(x) if state is None else state
-        return lstm_scan(self.pre_activations(x), h, c, self.hidden, self.hard, self.sign_candidate)
+        states, cells = lstm_scan(self.pre_activations(x), h, c, self.hidden, self.hard, self.sign_candidate)
+        return states, (last(states, lengths), last(cells, lengths))
 
     def forward(self, x: Tensor, state: State | None = None) -> State:
-        batched = x.ndim > 1
-        if not batched:
-            x, state = x[None], None if state is None else tuple(s[None] for s in state)
-        states, cells = self.scan(x[None], state)
-        return (states[0], cells[0]) if batched else (states[0, 0], cells[0, 0])
+        if x.ndim > 1:
+            return self.scan(x[None], state)[1]
+        _, (h, c) = self.scan(x[None, None], None if state is None else tuple(s[None] for s in state))
+        return h[0], c[0]
 
     def emitted(self, states: Tensor) -> Tensor:
         """What the next layer sees of the hidden states ``[T, N, units, ...]``."""
@@ -102,6 +103,13 @@ class RecurrentCell(nn.Module):
     def extra_repr(self) -> str:
         stage = f', soft_until={self.soft_until}' if self.soft_until else ''
         return f'units={self.units}, gates={self.gates!r}, candidate={self.candidate!r}, out={self.out!r}{stage}'
+
+
+def last(values: Tensor, lengths: Tensor | None) -> Tensor:
+    """The last of ``[T, N, ...]``, or that of each sequence."""
+    if lengths is None:
+        return values[-1]
+    return values[lengths - 1, torch.arange(values.shape[1], device=values.device)]
 
 
 def both(norm: str | tuple[str, str]) -> tuple[str, str]:

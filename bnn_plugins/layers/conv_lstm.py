@@ -77,7 +77,7 @@ class BinaryConvLSTM(nn.Module):
         x = x.transpose(0, 1) if self.batch_first else x
         last = []
         for index, cell in enumerate(self.cells):
-            states, cells = cell.scan(x, None if state is None else state[index])
-            last.append((states[-1], cells[-1]))
+            states, final = cell.scan(x, None if state is None else state[index])
+            last.append(final)
             x = cell.emitted(states)
         return x.transpose(0, 1) if self.batch_first else x, last

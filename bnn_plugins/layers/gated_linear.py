@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..binarize.lookup import checked_arguments
-from .cells import State
+from .cells import State, last
 from .expand import Expansion, spread_copies_
 from .gates import GateLinear
 
@@ -50,8 +50,8 @@ class GatedLinearCell(nn.Module):
                 for part in self.bias.chunk(3):
                     spread_copies_(part, expand.replicas, expand.spread)
 
-    def scan(self, x: Tensor, state: State | None = None) -> State:
-        """All steps: ``[T, N, D]`` -> outputs and cells after each step, ``[T, N, H]``."""
+    def scan(self, x: Tensor, state: State | None = None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+        """All steps: ``[T, N, D]`` -> outputs ``[T, N, H]`` and the state after the last step (``lengths`` of each)."""
         z = self.input(x)
         forget, candidate, out = (z if self.bias is None else z + self.bias).chunk(3, -1)
         forget = forget.sigmoid()
@@ -59,7 +59,8 @@ class GatedLinearCell(nn.Module):
         if state is not None:
             fresh = torch.cat([fresh[:1] + forget[:1] * state[1], fresh[1:]])
         cells = linear_scan(forget, fresh)
-        return out.sigmoid() * cells, cells
+        states = out.sigmoid() * cells
+        return states, (last(states, lengths), last(cells, lengths))
 
     def emitted(self, states: Tensor) -> Tensor:
         return states
@@ -67,7 +68,7 @@ class GatedLinearCell(nn.Module):
     def forward(self, x: Tensor, state: State | None = None) -> State:
         rows = x.view(1, -1, x.shape[-1])
         state = None if state is None else tuple(s.view(-1, self.hidden_size) for s in state)
-        h, c = (s[0] for s in self.scan(rows, state))
+        h, c = self.scan(rows, state)[1]
         return (h[0], c[0]) if x.ndim == 1 else (h, c)
 
     def extra_repr(self) -> str:

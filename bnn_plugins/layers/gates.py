@@ -4,10 +4,9 @@ A product is a binary linear layer or a binary convolution whose outputs are the
 a norm behind it:
 
 - ``'static'``: :math:`g_j\,S_j / \sqrt{2n}` with the sum of signs :math:`S`, its number of terms :math:`n` and a learned
-  gain :math:`g` that starts at 1: unit variance for the sum of two products, no statistics, the same for every batch. The mean
-  magnitude of the weights, which many methods multiply with, would say the same twice and is left out.
+  gain :math:`g` that starts at 1: unit variance for the sum of two products, no statistics, the same for every batch.
 - ``'ln'``: layer norm over the units of each gate (and over the positions of a map), with a gain, without a bias.
-- ``'none'``: only the scale of the method.
+- ``'none'``: only the scale of the method. A mean magnitude of the weights is left out in front of the others.
 
 ``expand`` (expanding-and-shrinking) has ``tau`` times fewer, ``tau`` times deeper filters; each gate is tiled by itself, and
 every copy of a unit has a gain of its own.
@@ -73,13 +72,13 @@ class GateProduct(nn.Module):
             raise ValueError('real inputs and real weights leave nothing binary: this is nn.LSTM')
         self._sign_checked = self._sign_checked or not isinstance(self.activation, SignActivation)
         channels = len(self.weight) * self.replicas
+        if norm != 'none' and isinstance(self.weight_binarizer, SignWeight):
+            self.weight_binarizer.scale = 'none'
         if norm == 'none':
             self.norm = nn.Identity()
         elif norm == 'ln':
             self.norm = GateNorm(gates, channels, self.channel_dim)
         else:
-            if isinstance(self.weight_binarizer, SignWeight):
-                self.weight_binarizer.scale = 'none'
             with torch.no_grad():
                 scale = self.weight_binarizer(self.weight)[1]
             initial = 1.0 if scale is None else 1 / max(float(scale.detach().mean()), 1e-12)

@@ -124,8 +124,8 @@ class BinaryLSTM(nn.Module):
             for index in range(layer * self.directions, (layer + 1) * self.directions):
                 cell, backwards = self.cells[index], index % self.directions == 1
                 start = None if state is None else tuple(s[index] for s in state)
-                states, cells = cell.scan(reverse(x, lengths) if backwards else x, start)
-                last.append((final(states, lengths), final(cells, lengths)))
+                states, final = cell.scan(reverse(x, lengths) if backwards else x, start, lengths)
+                last.append(final)
                 out = cell.emitted(states)
                 outs.append(reverse(out, lengths) if backwards else out)
             x = outs[0] if self.directions == 1 else torch.cat(outs, -1)
@@ -145,13 +145,6 @@ class BinaryLSTM(nn.Module):
     def extra_repr(self) -> str:
         return (f'{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, batch_first={self.batch_first}, '
                 f'dropout={self.dropout}, bidirectional={self.bidirectional}')
-
-
-def final(values: Tensor, lengths: Tensor | None) -> Tensor:
-    """The last of ``[T, N, H]``, or that of each sequence."""
-    if lengths is None:
-        return values[-1]
-    return values[lengths - 1, torch.arange(values.shape[1], device=values.device)]
 
 
 def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:

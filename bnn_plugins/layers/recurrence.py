@@ -5,12 +5,17 @@ r"""The recurrence of an LSTM over whole sequences: one step in plain torch, and
 .. math:: c_t = f c_{t-1} + i g, \qquad h_t = o \tanh(c_t)
 
 Soft gates are sigmoids; binary ones are the step :math:`1_{z \ge 0}` with the gradient of the sigmoid. The candidate ``g`` is
-the tanh, or the sign with the gradient of the tanh.
+the tanh, or the sign with the gradient of the tanh. In evaluation sigmoid and tanh are those of
+:mod:`bnn_kernels.recurrence` (5e-7 from torch's), so that what is evaluated is what the packed cell computes, bit for bit.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from bnn_kernels.recurrence import sigmoid, tanh
 
 from ..binarize import FloatActivation, RSign, SignActivation
 from ..binarize.estimators import TanhSign, sign
@@ -18,17 +23,43 @@ from ..binarize.estimators import TanhSign, sign
 _STEP, _SIGN = TanhSign(0.5), TanhSign(1.0)
 
 
-def gate(z: Tensor, hard: bool) -> Tensor:
+class _Exact(torch.autograd.Function):
+    """The packed cell's sigmoid or tanh; the gradient follows from the value."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        value = function(z)
+        ctx.save_for_backward(value)
+        ctx.is_tanh = function is tanh
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        value, = ctx.saved_tensors
+        return grad * (1 - value.square() if ctx.is_tanh else value * (1 - value)), None
+
+
+def gate(z: Tensor, hard: bool, exact: bool = False) -> Tensor:
     r"""A gate in {0, 1} or [0, 1]; the gradient is :math:`\sigma'(z) = (1 - \tanh^2(z / 2)) / 4` for both."""
-    return (_STEP(z) + 1) / 2 if hard else z.sigmoid()
+    if hard:
+        return (_STEP(z) + 1) / 2
+    return _Exact.apply(z, sigmoid) if exact else z.sigmoid()
 
 
-def lstm_step(z: Tensor, c: Tensor, hard: str, sign_candidate: bool, dim: int) -> tuple[Tensor, Tensor]:
-    """``(h, c)`` from pre-activations ``i, f, g, o`` along ``dim`` and the cell state before; ``hard`` names binary gates."""
+def squash(z: Tensor, exact: bool) -> Tensor:
+    return _Exact.apply(z, tanh) if exact else z.tanh()
+
+
+def lstm_step(z: Tensor, c: Tensor, hard: str, sign_candidate: bool, dim: int, exact: bool) -> tuple[Tensor, Tensor]:
+    """``(h, c)`` from pre-activations ``i, f, g, o`` along ``dim`` and the cell state before; ``hard`` names binary gates.
+
+    ``exact``: with the packed cell's sigmoid and tanh, which are for float32.
+    """
     i, f, g, o = z.chunk(4, dim)
-    g = _SIGN(g) if sign_candidate else g.tanh()
-    c = gate(f, 'f' in hard) * c + gate(i, 'i' in hard) * g
-    return gate(o, 'o' in hard) * c.tanh(), c
+    g = _SIGN(g) if sign_candidate else squash(g, exact)
+    c = gate(f, 'f' in hard, exact) * c + gate(i, 'i' in hard, exact) * g
+    return gate(o, 'o' in hard, exact) * squash(c, exact), c
 
 
 def lstm_scan(zx: Tensor, h: Tensor, c: Tensor, hidden, hard: str, sign_candidate: bool) -> tuple[Tensor, Tensor]:
@@ -44,9 +75,10 @@ def lstm_scan(zx: Tensor, h: Tensor, c: Tensor, hidden, hard: str, sign_candidat
     binarized = hidden.binarized()
     if hidden.training and torch.is_grad_enabled() and not torch.compiler.is_compiling() and is_plain(hidden):
         return train_scan(zx, h, c, hidden, binarized, hard, sign_candidate)
+    exact = not hidden.training and zx.dtype == torch.float32
     states, cells = [], []
     for z in zx.unbind(0):
-        h, c = lstm_step(z + hidden(h, binarized), c, hard, sign_candidate, hidden.channel_dim)
+        h, c = lstm_step(z + hidden(h, binarized), c, hard, sign_candidate, hidden.channel_dim, exact)
         states.append(h)
         cells.append(c)
     return torch.stack(states), torch.stack(cells)

@@ -1,6 +1,6 @@
 # Adam with a short warm-up and cosine; the steps of the recurrence under bfloat16, which needs no loss scale.
-max_iters = 1200
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=600)
+max_iters = 1000
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=500)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
@@ -10,6 +10,6 @@ param_scheduler = [
 optim_wrapper = dict(
     type='bnn_plugins.BFloat16OptimWrapper',
     constructor='bnn_plugins.BinaryOptimWrapperConstructor',
-    optimizer=dict(type='Adam', lr=2e-3),
+    optimizer=dict(type='Adam', lr=5e-3),
     clip_grad=dict(max_norm=5.0, norm_type=2))
 auto_scale_lr = dict(enable=False, base_batch_size=32)
