@@ -47,10 +47,12 @@ class Row:
     bnn_plugins: str
 
 
-def run(config: str, seed: int, work_dir: Path, threads: int) -> Row:
-    """Train (or resume, or skip) and evaluate one config with one seed."""
+def run(config: str, seed: int, work_dir: Path, threads: int, epochs: int | None = None) -> Row:
+    """Train (or resume, or skip) and evaluate one config with one seed; ``epochs``: another length than the config's."""
     torch.set_num_threads(threads)
     options = {'randomness.seed': seed}
+    if epochs is not None:
+        options |= {'train_cfg.max_epochs': epochs, 'param_scheduler.1.T_max': epochs}
     cfg = load_config(config, str(work_dir), options)
     epochs = cfg.train_cfg.max_epochs
     checkpoint = work_dir / f'epoch_{epochs}.pth'
@@ -77,6 +79,7 @@ def main():
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--work-dir', default='work_dirs/bccd', help='one folder <config>-<seed> per run')
     parser.add_argument('--out', default=str(RESULTS / 'bccd.csv'))
+    parser.add_argument('--epochs', type=int, help='default: those of the config')
     parser.add_argument('--threads', type=int, default=1)
     args = parser.parse_args()
 
@@ -84,7 +87,7 @@ def main():
     rows = list(csv.DictReader(out.open())) if out.exists() else []
     for seed in args.seeds:
         for config in args.configs:
-            row = run(config, seed, Path(args.work_dir) / f'{Path(config).stem}-{seed}', args.threads)
+            row = run(config, seed, Path(args.work_dir) / f'{Path(config).stem}-{seed}', args.threads, args.epochs)
             rows = [r for r in rows if (r['config'], r['seed']) != (row.config, str(seed))]
             rows.append({key: str(value) for key, value in asdict(row).items()})
             with out.open('w', newline='') as file:
