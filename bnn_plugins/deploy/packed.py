@@ -95,9 +95,10 @@ class PackedLayer(PackedModule):
         return sum(acc * 2 ** j for j, acc in enumerate(sums))
 
     def _dtype(self, x: Tensor) -> torch.dtype:
-        """dtype of the latent layer's levels: a threshold in float32 lifts inputs in half precision."""
+        """dtype of the latent layer's levels: a threshold or a step in float32 lifts inputs in half precision."""
         threshold = self.activation.threshold()
-        return x.dtype if threshold is None else torch.promote_types(x.dtype, threshold.dtype)
+        learned = self.activation.step if threshold is None else threshold
+        return torch.promote_types(x.dtype, learned.dtype) if isinstance(learned, Tensor) else x.dtype
 
     @property
     def replicas(self) -> int:

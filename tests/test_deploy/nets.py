@@ -8,7 +8,7 @@ from bnn_plugins.layers import BinaryConv2d, BinaryLinear, RPReLU
 
 METHODS = [*list_methods(), *(dict(type='dorefa', w_bits=w, a_bits=a) for w, a in ((1, 1), (1, 2), (2, 2), (2, 4), (3, 1))),
            dict(type='binaryconnect', stochastic=True)]
-SIGNED = [method for method in list_methods() if method not in ('binaryconnect', 'dorefa')]
+SIGNED = [method for method in list_methods() if method not in ('binaryconnect', 'binarydm', 'dorefa')]
 
 
 def is_signed(method):

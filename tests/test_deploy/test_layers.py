@@ -73,7 +73,8 @@ def accumulators(layer, x):
     if isinstance(layer, BinaryLinear):
         return F.linear(levels, weight).round().to(torch.int32)
     levels = F.pad(levels, layer._reversed_padding_repeated_twice, value=float(layer.pad_value))
-    return F.conv2d(levels, weight, None, layer.stride, 0, layer.dilation, layer.groups).round().to(torch.int32)
+    return torch.cat([F.conv2d(levels, basis, None, layer.stride, 0, layer.dilation, layer.groups)
+                      for basis in weight.chunk(layer.bases)], 1).round().to(torch.int32)
 
 
 @torch.no_grad()
@@ -264,7 +265,7 @@ class TestContent:
 
     def test_no_latents_remain(self, method):
         for layer, x in self.layers(method):
-            latent, bits = layer.weight, layer.weight_binarizer.bits
+            latent, bits = layer.weight, layer.w_bits
             packed = pack_(layer)
             assert packed is layer, 'in place'
             assert not isinstance(packed, nn.Conv2d | nn.Linear | BinaryConv2d | BinaryLinear)
@@ -278,7 +279,7 @@ class TestContent:
             assert words.dtype == torch.int32
             assert words.numel() == bits * 6 * 2 * (9 if x.ndim == 4 else 1), 'two words for 40 channels'
             assert packed.w_bits == bits
-            kept = {'weight_bits', 'weight_scale', 'bias', 'activation.shift'}
+            kept = {'weight_bits', 'weight_scale', 'bias', 'activation.shift', 'activation.size'}
             assert {name for name in packed.state_dict() if not name.startswith('gain.')} <= kept
 
     def test_nothing_to_train(self, method):
