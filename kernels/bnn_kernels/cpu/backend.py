@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from .. import checks
 from ..dispatch import Backend
 from . import engine
-from .engine import address, struct
+from .engine import DTYPES, address, dense, struct
+from .sequence import MOST_FEATURES, SequenceOperators
 
 ACTS = {'identity': 0, 'relu': 1, 'hardtanh': 2, 'prelu': 3}  # enum Act of src/engine.hpp
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype
 NO_SHORTCUT = -1
 PANEL = 16
 
@@ -30,7 +30,7 @@ class Geometry(NamedTuple):
     words: dict[tuple[int, int], tuple[int, ...]]  # shape of packed results by output channels and groups
 
 
-class Cpu(Backend):
+class Cpu(SequenceOperators, Backend):
     """Runs every operator on tensors in main memory."""
 
     name = 'cpu'
@@ -46,13 +46,15 @@ class Cpu(Backend):
         able, reason = super().supports(op, **call)
         if not able:
             return able, reason
-        first = call['x'] if 'x' in call else call['x_words']
+        first = next(call[name] for name in ('x', 'x_words', 'q_words') if name in call)
         if not first.is_cpu:
             return False, f'cpu needs tensors in main memory, got {first.device}'
         if op in ('pack_activations', 'pack_features'):
             for name in ('x', 'threshold'):
                 if call[name] is not None and call[name].dtype not in DTYPES:
                     return False, f'cpu packs float32, bfloat16 and float16, got {name} of {call[name].dtype}'
+        if op == 'binary_attention' and call['head_dim'] > MOST_FEATURES:
+            return False, f'cpu counts scores in bytes: it takes heads of {MOST_FEATURES} signs at most, got {call["head_dim"]}'
         return True, ''
 
     # --- packing ---------------------------------------------------------------------------------------------------------
@@ -60,14 +62,14 @@ class Cpu(Backend):
     def pack_activations(self, x: Tensor, threshold: Tensor | None, groups: int) -> Tensor:
         batch, channels, height, width = x.shape
         plane = 0 if x.is_contiguous(memory_format=torch.channels_last) else height * width
-        x = _dense(x, torch.contiguous_format if plane else torch.channels_last)
+        x = dense(x, torch.contiguous_format if plane else torch.channels_last)
         words = torch.empty(checks.pack_activations(x, threshold, groups), dtype=torch.int32)
         _pack(x, batch * height * width, channels, groups, plane, threshold, words)
         return words
 
     def pack_features(self, x: Tensor, threshold: Tensor | None) -> Tensor:
         words = torch.empty(checks.pack_features(x, threshold), dtype=torch.int32)
-        _pack(_dense(x), math.prod(x.shape[:-1]), x.shape[-1], 1, 0, threshold, words)
+        _pack(dense(x), math.prod(x.shape[:-1]), x.shape[-1], 1, 0, threshold, words)
         return words
 
     # --- convolutions ----------------------------------------------------------------------------------------------------
@@ -97,7 +99,7 @@ class Cpu(Backend):
                            flip: Tensor | None, out_groups: int) -> Tensor:
         geometry = self._geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, pad_value)
         width = threshold.shape[0]
-        threshold = _dense(threshold)
+        threshold = dense(threshold)
         flip = torch.zeros_like(threshold) if flip is None else flip.to(torch.int32)
         words = _words(geometry, width, out_groups)
         signs = struct(width, out_groups, address(threshold), address(flip), address(words))
@@ -134,7 +136,7 @@ class Cpu(Backend):
 
     def downsample2d(self, x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Tensor:
         batch, channels, height, width = x.shape
-        x = _dense(x, torch.channels_last)
+        x = dense(x, torch.channels_last)
         panels = engine.prepared.get(weight, ('downsample',), _panels)
         padded = F.pad(bias, (0, -bias.shape[0] % PANEL))
         y = _images(checks.downsample2d(x, weight, bias, pool), x.dtype)
@@ -173,7 +175,7 @@ def _new_geometry(x_shape, w_shape, channels, stride, padding, dilation, groups,
 
 
 def _run(function: str, geometry: Geometry, x_words: Tensor, w_words: Tensor, result: int) -> None:
-    x_words = _dense(x_words)
+    x_words = dense(x_words)
     weight = engine.prepared.get(w_words, geometry.weights, _prepare, geometry)
     engine.call(function, geometry.address, x_words.data_ptr(), weight.data_ptr(), result)
 
@@ -184,7 +186,7 @@ def _conv2d(geometry: Geometry, x_words: Tensor, w_words: Tensor, y: Tensor) -> 
 
 
 def _prepare(weight: Tensor, geometry: Geometry) -> Tensor:
-    library, weight = engine.library(), _dense(weight)
+    library, weight = engine.library(), dense(weight)
     made = torch.zeros(library.bnn_prepared_bytes(geometry.address), dtype=torch.uint8)
     library.bnn_prepare(geometry.address, weight.data_ptr(), made.data_ptr())
     return made
@@ -199,15 +201,9 @@ def _panels(weight: Tensor) -> Tensor:
 def _pack(x: Tensor, pixels: int, channels: int, groups: int, plane: int, threshold: Tensor | None, words: Tensor) -> None:
     if threshold is not None:
         threshold = threshold.reshape(-1).float().expand(channels)
-        threshold = _dense(threshold)
+        threshold = dense(threshold)
     packing = struct(pixels, channels, groups, DTYPES[x.dtype], plane, address(x), address(threshold), address(words))
     engine.call('bnn_pack', engine.isa_number(), torch.get_num_threads(), packing.buffer_info()[0])
-
-
-def _dense(tensor: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-    """The tensor, or a copy where its elements do not follow each other or start at an address that is no place for them."""
-    tensor = tensor.contiguous(memory_format=memory_format)
-    return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
 
 
 def _images(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

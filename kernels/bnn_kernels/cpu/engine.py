@@ -13,14 +13,16 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
 from torch.multiprocessing.reductions import StorageWeakRef
 
-VERSION = 2  # of the C interface, as in src/api.cpp
+VERSION = 3  # of the C interface, as in src/api.cpp
 ISAS = ('portable', 'avx2', 'avx512', 'amx', 'amx-emulated')  # from slow to fast; their places are enum Isa of src/engine.hpp
 EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself
 VARIABLE = 'BNN_KERNELS_CPU_ISA'
 LIBRARY = Path(os.environ.get('BNN_KERNELS_CPU_LIBRARY') or Path(__file__).with_name('_engine.so'))
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype of src/engine.hpp
 FUNCTIONS = {
     'bnn_has': (c_int64, [c_int64]),
     'bnn_prepared_bytes': (c_int64, [c_void_p]),
@@ -30,6 +32,10 @@ FUNCTIONS = {
     'bnn_block2d': (c_char_p, [c_void_p] * 4),
     'bnn_pack': (c_char_p, [c_int64, c_int64, c_void_p]),
     'bnn_downsample': (c_char_p, [c_int64, c_int64, c_void_p]),
+    'bnn_sequence_lanes': (c_int64, [c_int64]),
+    'bnn_lstm': (c_char_p, [c_int64, c_void_p]),
+    'bnn_attention': (c_char_p, [c_int64, c_void_p]),
+    'bnn_normalized': (c_char_p, [c_int64, c_int64, c_void_p]),
     'bnn_ceilings': (None, [c_int64, c_void_p]),
 }
 
@@ -171,3 +177,9 @@ def struct(*fields: int) -> array:
 
 def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def dense(tensor: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """The tensor, or a copy where its elements do not follow each other or start at an address that is no place for them."""
+    tensor = tensor.contiguous(memory_format=memory_format)
+    return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor

@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "driver.hpp"
+#include "sequence.hpp"
 
 #define BNN_API extern "C" __attribute__((visibility("default")))
 
@@ -22,7 +23,7 @@ const char* guarded(const Body& body) {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 2; }
+BNN_API int64_t bnn_version() { return 3; }
 
 // 1 where this processor has the instruction set.
 BNN_API int64_t bnn_has(int64_t isa) { return bnn::kernel(isa) != nullptr; }
@@ -51,6 +52,20 @@ BNN_API const char* bnn_pack(int64_t isa, int64_t threads, const bnn::Packing* p
 
 BNN_API const char* bnn_downsample(int64_t isa, int64_t threads, const bnn::Downsample* downsample) {
   return guarded([&] { bnn::downsample(*bnn::kernel(isa), *downsample, threads); });
+}
+
+BNN_API int64_t bnn_sequence_lanes(int64_t isa) { return bnn::sequence_lanes(isa); }
+
+BNN_API const char* bnn_lstm(int64_t isa, const bnn::Lstm* lstm) {
+  return guarded([&] { bnn::lstm(isa, *lstm); });
+}
+
+BNN_API const char* bnn_attention(int64_t isa, const bnn::Attention* attention) {
+  return guarded([&] { bnn::attention(isa, *attention); });
+}
+
+BNN_API const char* bnn_normalized(int64_t isa, int64_t threads, const bnn::Normalized* normalized) {
+  return guarded([&] { bnn::normalized(isa, threads, *normalized); });
 }
 
 // Multiply-accumulates per second of one core, 1-bit and float32; 0 where the instruction set has no measurement.

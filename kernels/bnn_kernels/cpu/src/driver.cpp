@@ -20,8 +20,6 @@ namespace {
 std::atomic<bool> in_child{false};
 const int at_fork = pthread_atfork(nullptr, nullptr, [] { in_child = true; });
 
-constexpr int64_t SERIAL_WORK = 1 << 21;  // 1-bit multiply-accumulates: below it, waking threads costs more than they save
-
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };

@@ -6,6 +6,8 @@
 
 namespace bnn {
 
+constexpr int64_t SERIAL_WORK = 1 << 21;  // 1-bit multiply-accumulates: below it, waking threads costs more than they save
+
 bool forked();  // whether this is a forked child; in driver.cpp
 
 // Calls body(first, last) for ranges of 0 <= item < items, one range per thread.
