@@ -1,4 +1,4 @@
-# RetinaNet on a small BNNViT (arXiv 2306.16678): maps of 60x80 to 8x10 tokens, all with 8x10 keys, whose average share is 1 / 80.
+# RetinaNet on a small BNNViT (arXiv 2306.16678): maps of 60x80 to 8x10 tokens, all with 8x10 keys (average share 1 / 80).
 _base_ = './retinanet_r18_fpn_bccd.py'
 method = 'binaryvit'
 model = dict(

@@ -1,14 +1,16 @@
 """``BinaryUNet2DModel``: diffusers' UNet with binary blocks. Saved pipelines name this module: never move the class."""
 
+from dataclasses import replace
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  (diffusers looks for it beside the class it loads)
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
-from ...binarize.lookup import unknown
+from ...binarize.lookup import check_keys, unknown
 from ...layers import FirstCopy, Tile, expanded_width
-from . import bi_diffsr  # noqa: F401  (registers its blocks)
+from . import bi_diffsr, transformer  # noqa: F401  (register their blocks)
 from .blocks import BLOCKS, BlockOptions, binarize_block_
 from .cross_timestep import CrossTimestepConnection
 from .quantizer import align_
@@ -56,6 +58,8 @@ class BinaryUNet2DModel(UNet2DModel):
         expand (dict | None): ``dict(tau=2, ...)``, see :class:`bnn_plugins.layers.Expansion`.
         time_buckets (int): timestep buckets with thresholds and RPReLUs of their own (BI-DiffSR uses 5), 0 for none; the
             timestep embedding shifts every threshold in any case.
+        block_methods (dict | None): ``{'mid_block': method, 'down_blocks.1': method}``, where a block has a method of its own
+            (BinaryDM has two bases in the outer blocks only).
         cross_timestep (dict | None): ``dict(buckets=100, initial=0.0)`` adds a :class:`CrossTimestepConnection`.
         the others: as in ``UNet2DModel``. ``num_train_timesteps`` (default 1000) also divides the buckets.
 
@@ -101,6 +105,7 @@ class BinaryUNet2DModel(UNet2DModel):
         expand: dict | None = None,
         time_buckets: int = 0,
         cross_timestep: dict | None = None,
+        block_methods: dict[str, str | dict] | None = None,
     ):
         mid_block_types = [] if mid_block_type is None else [mid_block_type]
         names = dict(down=list(down_block_types), mid=mid_block_types, up=list(up_block_types))
@@ -128,12 +133,20 @@ class BinaryUNet2DModel(UNet2DModel):
         self.register_to_config(down_block_types=down_block_types, mid_block_type=mid_block_type,
                                 up_block_types=up_block_types, block_out_channels=block_out_channels,
                                 time_embedding_dim=time_embedding_dim)
+        blocks_of = dict(down='down_blocks.{}', mid='mid_block', up='up_blocks.{}')
+        known = [blocks_of[kind].format(index) for kind in names for index in range(len(names[kind]))]
+        check_keys('block in block_methods', block_methods or {}, known)
+
+        def build_block(kind: str, index: int, name: str, host: nn.Module) -> nn.Module:
+            own = (block_methods or {}).get(blocks_of[kind].format(index), method)
+            return binary_block(kind, name, host, replace(options, method=own))
+
         options = BlockOptions(method, pad_value, expand, time_embedding_dim, time_buckets, norm_num_groups, norm_eps)
         for kind, blocks in (('down', self.down_blocks), ('up', self.up_blocks)):
             for index, name in enumerate(names[kind]):
-                blocks[index] = build_block(kind, name, blocks[index], options)
+                blocks[index] = build_block(kind, index, name, blocks[index])
         if mid_block_type is not None:
-            self.mid_block = build_block('mid', mid_block_type, self.mid_block, options)
+            self.mid_block = build_block('mid', 0, mid_block_type, self.mid_block)
         if time_buckets:
             self.time_proj = BucketedTimesteps(self.time_proj, time_buckets, num_train_timesteps or 1000)
             self.time_embedding = BucketedTimeEmbedding(self.time_embedding, time_buckets)
@@ -163,7 +176,7 @@ def host_block(kind: str, name: str) -> str:
     return known[name]
 
 
-def build_block(kind: str, name: str, host: nn.Module, options: BlockOptions) -> nn.Module:
+def binary_block(kind: str, name: str, host: nn.Module, options: BlockOptions) -> nn.Module:
     if name in HOST_BLOCKS[kind]:
         return host
     if name in BLOCKS[kind]:
