@@ -18,8 +18,8 @@ class BasisWeight(WeightBinarizer):
     :math:`b_2 = \mathrm{sign}(W - \sigma_1 b_1)`; levels are ``[bases * O, ...]``, all filters of the first basis before those
     of the second, the scale is ``[bases * O]``, and the layer adds the scaled accumulators of the bases.
     :math:`\sigma_i = \gamma_i m_i` with a learned :math:`\gamma_i`, started at 1, and the mean magnitudes
-    :math:`m_1 = \overline{|W_o|}`, :math:`m_2 = \overline{|W_o - \sigma_1 b_1|}` as constants for the gradient, so that a float
-    checkpoint starts at the paper's initial scales (the released code overwrites the first one at every start).
+    :math:`m_1 = \overline{|W_o|}`, :math:`m_2 = \overline{|W_o - \sigma_1 b_1|}` as constants for the gradient, so that a
+    float checkpoint starts at the paper's initial scales (the released code overwrites the first one at every start).
 
     Gradient: :math:`dW = (\sigma_1 1_{|W| \le 1} + \sigma_2 1_{|W - \sigma_1 b_1| \le 1})\,g`; the residual moves with
     :math:`W` only.
@@ -71,10 +71,11 @@ class BasisWeight(WeightBinarizer):
 class LSQActivation(ActivationBinarizer):
     r"""Learned step size quantization. Forward: :math:`s\,\mathrm{round}(\mathrm{clip}(x / s, -2^{k-1}, 2^{k-1} - 1))`.
 
-    Levels are the integers, ``step`` is :math:`s`. Gradient of the value, with :math:`u = x / s`: :math:`\partial x = g` inside
-    of the range, 0 outside; :math:`\partial s = \sum g\,(\mathrm{round}(u) - u)` inside, the bound outside. The paper divides
-    it by the root of the number of elements, which Adam cancels. The first step is :math:`2\,\overline{|x|} / \sqrt{2^{k-1}-1}`
-    for inputs of a normal distribution, which a norm gives (the released code of BinaryDM measures it anew in every forward).
+    Levels are the integers, ``step`` is :math:`s`. Gradient of the value, with :math:`u = x / s`: :math:`\partial x = g`
+    inside of the range, 0 outside; :math:`\partial s = \sum g\,(\mathrm{round}(u) - u)` inside, the bound outside. The paper
+    divides it by the root of the number of elements, which Adam cancels. The first step is
+    :math:`2\,\overline{|x|} / \sqrt{2^{k-1}-1}` for inputs of a normal distribution, which a norm gives (the released code of
+    BinaryDM measures it anew in every forward).
     Source: Esser et al. 2020 (LSQ), arXiv 1902.08153, eq. 1-3.
     """
 

@@ -266,3 +266,20 @@ def test_own_block():
         registry['down'].pop('MyDownBlock2D', None)
     with pytest.raises(ValueError, match="kind of block 'side'"):
         bnn_plugins.register_block('side', 'X', 'DownBlock2D')
+
+
+def test_methods_of_blocks(tmp_path):
+    """BinaryDM: two bases outside, one in the middle; the file knows."""
+    two, one = dict(type='binarydm', a_bits=3), dict(type='binarydm', a_bits=3, order=1)
+    unet = build(method=two, block_methods={'mid_block': one, 'up_blocks.0': one}).eval()
+    bases = {name: module.bases for name, module in unet.named_modules() if isinstance(module, BinaryLayer)}
+    assert {name for name, number in bases.items() if number == 1} == {
+        name for name in bases if name.startswith(('mid_block', 'up_blocks.0'))}
+    x, t = batch()
+    with torch.no_grad():
+        expected = unet(x, t).sample
+        pack_(unet).save_pretrained(tmp_path)
+        assert torch.equal(unet(x, t).sample, expected)
+        assert torch.equal(BinaryUNet2DModel.from_pretrained(tmp_path)(x, t).sample, expected)
+    with pytest.raises(ValueError, match=r"'mid_blok'.*'mid_block'"):
+        build(block_methods={'mid_blok': one})
