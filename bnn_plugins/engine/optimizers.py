@@ -4,7 +4,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from ..binarize import SignWeight, check_keys
-from ..layers import BinaryLayer, RPReLU
+from ..layers import BinaryAttention, BinaryLayer, LayerScale, RPReLU
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 OWN_KEYS = ('latent_lr_mult', 'latent_decay_mult', 'threshold_decay_mult')
@@ -21,7 +21,8 @@ class BinaryOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     - ``latent_lr_mult`` (float): factor of the learning rate of latent weights. Default 1.
     - ``latent_decay_mult`` (float): factor of their weight decay. Default 0.
-    - ``threshold_decay_mult`` (float): factor of the decay of thresholds, scales, RPReLU and PReLU. Default 0.
+    - ``threshold_decay_mult`` (float): factor of the decay of thresholds, scales (also LayerScale), RPReLU and PReLU. Default
+      0.
 
     Groups of latents are marked with ``latent=True``; :class:`Bop` flips those and trains the rest.
 
@@ -87,6 +88,6 @@ class BinaryOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if isinstance(module, BinaryLayer):
                 kinds[id(module.weight)] = 'latent'
                 kinds.update((id(p), 'threshold') for name, p in module.named_parameters() if name not in ('weight', 'bias'))
-            elif isinstance(module, RPReLU | nn.PReLU):
+            elif isinstance(module, RPReLU | nn.PReLU | BinaryAttention | LayerScale):
                 kinds.update((id(p), 'threshold') for p in module.parameters())
         return kinds

@@ -68,6 +68,16 @@ class BinaryAttention(Packable):
         """``[B, N, C]``, ``[B, M, C]``, ``[B, M, C]`` -> ``[B, N, C]``; ``keep``: bool ``[B, M]``, keys that take part."""
         return attend(self, query, key, value, keep)
 
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if 'bnn_layer' in local_metadata:  # a packed file, which knows each packed module; there are no bits to tell it by
+            if local_metadata['bnn_layer'] is None:
+                raise ValueError(f'the packed file is for another config: the attention {prefix[:-1]!r} is binary in the '
+                                 'model, but not in the file')
+            self.become_packed_()
+            self._load_from_state_dict(state_dict, prefix, local_metadata, *args)  # the packed attention's
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
     def extra_repr(self) -> str:
         real = ', real values' if self.real_values else ''
         return f'{self.channels}, heads={self.heads}, method={self.method!r}, probability={self.probability_spec!r}{real}'
