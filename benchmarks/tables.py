@@ -13,6 +13,7 @@ from statistics import mean, stdev
 
 from .accuracy.tables import TABLES as ACCURACY
 from .cpu import tables as cpu
+from .diffusion.tables import TABLES as DIFFUSION
 from .gpu import tables as gpu
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ def bccd() -> str:
     return '\n'.join([*lines, '', f'Machine: {"; ".join(machine)}.', ''])
 
 
-TABLES = {**ACCURACY, 'bccd': bccd, 'cpu_networks': cpu.networks, 'cpu_convolutions': cpu.convolutions,
+TABLES = {**ACCURACY, **DIFFUSION, 'bccd': bccd, 'cpu_networks': cpu.networks, 'cpu_convolutions': cpu.convolutions,
           'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions}
 
 

@@ -7,7 +7,7 @@ dataset = dict(type='sr_folders', low='data/emoji/png/32', high='data/emoji/png/
 pipeline = dict(type='SuperResolutionPipeline', residual=True)
 noise_scheduler = dict(type='DDIMScheduler', clip_sample=False)
 train = dict(
-    output_dir='work_dirs/sr_float_emoji', resolution=128, crop=48, train_batch_size=16, eval_batch_size=16,
-    max_train_steps=4000, num_epochs=1000, learning_rate=1e-3, lr_warmup_steps=100, use_ema=True, ema_max_decay=0.999,
+    output_dir='work_dirs/sr_float_emoji', resolution=128, crop=32, train_batch_size=8, eval_batch_size=16,
+    max_train_steps=1000, num_epochs=1000, learning_rate=1e-3, lr_warmup_steps=50, use_ema=True, ema_max_decay=0.999,
     prediction_type='sample', residual=True, random_flip=True, ddpm_num_inference_steps=5, save_images_epochs=10,
-    save_model_epochs=20, checkpointing_steps=1000, checkpoints_total_limit=2, holdout=0.1)
+    save_model_epochs=20, checkpointing_steps=500, checkpoints_total_limit=1, holdout=0.1)

@@ -1,10 +1,12 @@
-"""Quality of generated pictures without a download. Nothing here is an FID: features come from a small network trained here.
+"""Quality of generated pictures without a download. Features come from a small network trained here, so nothing is an FID
+but :func:`inception_distance`, for which the user gives the weights.
 
 Distances depend on the number of pictures, so each is measured with as many real as generated ones, beside its floor: that
 of real pictures from real pictures.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -113,6 +115,29 @@ def distances(net: FeatureNet, real: Tensor, generated: Tensor) -> dict[str, flo
     judge = make_pipeline(StandardScaler(), PCA(min(32, features.shape[1])), LogisticRegression(max_iter=500))
     return dict(fd_clf=float(frechet.compute()), kid_clf=float(kid),
                 c2st=float(cross_val_score(judge, features, names, cv=5).mean()))
+
+
+def inception_distance(weights: str, real: Tensor, generated: Tensor, batch_size: int = 64) -> float:
+    """The real FID (Heusel et al. 2017, arXiv 1706.08500), of uint8 ``[N, C, H, W]``, grey or coloured.
+
+    Args:
+        weights: file with the weights of Inception v3 as torch-fidelity distributes them (``pt_inception-2015-12-05...pth``);
+            nothing is downloaded.
+
+    Raises:
+        FileNotFoundError: when there is no such file. ModuleNotFoundError: without torch-fidelity, which has the network.
+    """
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f'there are no Inception weights at {weights}: give the file of torch-fidelity, or leave the '
+                                'FID out')
+    try:
+        metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=weights)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('the FID needs the network of torch-fidelity: pip install torch-fidelity') from error
+    for images, is_real in ((real, True), (generated, False)):
+        for batch in images.split(batch_size):
+            metric.update(batch.expand(-1, 3, -1, -1), real=is_real)
+    return float(metric.compute())
 
 
 @torch.no_grad()

@@ -33,14 +33,15 @@ def kind_of(unet: torch.nn.Module) -> str:
 
 
 def generate(pipe: DiffusionPipeline, count: int, steps: int, seed: int = 0, batch_size: int = 64,
-             conditions: torch.Tensor | None = None) -> list:
-    """``count`` PIL pictures; a batch's noise does not depend on the others."""
+             conditions: torch.Tensor | None = None, output_type: str = 'pil') -> list:
+    """``count`` PIL pictures, or with ``'np'`` arrays ``[H, W, C]`` in [0, 1]; a batch's noise does not depend on the others."""
     images = []
     for start in range(0, count, batch_size):
         size = min(batch_size, count - start)
-        options = dict(generator=torch.Generator().manual_seed(seed + start), num_inference_steps=steps)
+        options = dict(generator=torch.Generator().manual_seed(seed + start), num_inference_steps=steps,
+                       output_type=output_type)
         batch = pipe(batch_size=size, **options) if conditions is None else pipe(conditions[start:start + size], **options)
-        images += batch.images
+        images += list(batch.images)
     return images
 
 
