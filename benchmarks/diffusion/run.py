@@ -33,8 +33,8 @@ SUITES = {
     'sr': ('sr_float_emoji', 'sr_bidiffsr_emoji', 'sr_bidiffsr_es2_emoji'),
 }
 COLUMNS = ('config', 'model', 'train_steps', 'cpu_minutes', 'denoising_steps', 'pictures', 'params', 'binary_weights',
-           'macs_m', 'ops_m', 'bytes', 'bytes_packed', 'layer_compression', 'mse', 'vlb', 'recognised', 'fd_clf', 'kid_clf', 'c2st',
-           'fid', 'psnr', 'ssim', 'packed_max_difference', 'processor', 'threads', 'torch', 'diffusers')
+           'macs_m', 'ops_m', 'bytes', 'bytes_packed', 'layer_compression', 'mse', 'vlb', 'recognised', 'fd_clf', 'kid_clf',
+           'c2st', 'fid', 'psnr', 'ssim', 'packed_max_difference', 'processor', 'threads', 'torch', 'diffusers')
 COMPARED = 64  # pictures that the latent and the packed UNet both draw
 SHOWN = {False: 64, True: 6}  # pictures of a grid; super-resolution: of a row
 

@@ -34,7 +34,7 @@ def kind_of(unet: torch.nn.Module) -> str:
 
 def generate(pipe: DiffusionPipeline, count: int, steps: int, seed: int = 0, batch_size: int = 64,
              conditions: torch.Tensor | None = None, output_type: str = 'pil') -> list:
-    """``count`` PIL pictures, or with ``'np'`` arrays ``[H, W, C]`` in [0, 1]; a batch's noise does not depend on the others."""
+    """``count`` PIL pictures, or arrays ``[H, W, C]`` in [0, 1] (``'np'``); a batch's noise does not depend on the others."""
     images = []
     for start in range(0, count, batch_size):
         size = min(batch_size, count - start)
