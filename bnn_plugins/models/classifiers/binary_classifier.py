@@ -7,7 +7,7 @@ from ...binarize import check_keys
 from ...binarize.lookup import checked_arguments
 from ...registry import MODELS
 from ..losses import Outputs
-from .teacher import Teacher
+from .teacher import Taps, Teacher
 
 
 @MODELS.register_module()
@@ -19,11 +19,13 @@ class BinaryClassifier(BaseModel):
         head (dict): default type :class:`ClassifierHead`.
         data_preprocessor (dict): default type :class:`ImagePreprocessor`.
         distill (dict): ``teacher``: arguments of :class:`Teacher`; ``losses``: a list of configs of distillation losses;
-            ``label_weight``: weight of the loss on the labels beside them, default 0 (ReActNet's recipe).
+            ``label_weight``: weight of the loss on the labels beside them, default 0 (ReActNet's recipe); ``layers``: dotted
+            names of submodules of the student whose outputs are its features, default the maps of the backbone.
         compile (bool | dict): ``torch.compile`` the backbone, with these arguments.
 
     Raises:
-        ValueError: for an unknown key of ``distill``, and where no number of channels is known.
+        ValueError: for an unknown key of ``distill``, for layers that the student does not have (or cannot show, compiled),
+            and where no number of channels is known.
     """
 
     @checked_arguments
@@ -35,12 +37,16 @@ class BinaryClassifier(BaseModel):
         if head['in_channels'] is None:
             raise ValueError(f'{type(self.backbone).__name__} does not say its feat_dim: give head.in_channels')
         self.head = MODELS.build(head)
-        self.teacher, self.distill_losses, self.label_weight = None, [], 1.0
+        self.teacher, self.distill_losses, self.label_weight, self.distill_layers = None, [], 1.0, ()
         if distill is not None:
-            check_keys('key of distill', distill, ('teacher', 'losses', 'label_weight'))
+            check_keys('key of distill', distill, ('teacher', 'losses', 'label_weight', 'layers'))
             self.teacher = Teacher(**distill['teacher'])
             self.distill_losses = [MODELS.build(dict(loss)) for loss in distill['losses']]
             self.label_weight = distill.get('label_weight', 0.0)
+            self.distill_layers = Taps(self, distill.get('layers', ()), 'student').layers
+            if self.distill_layers and compile:
+                raise ValueError('layers of distill are seen by hooks, which a compiled backbone does not call: leave out '
+                                 'one of both')
         if compile:
             self.backbone.compile(**(compile if isinstance(compile, dict) else {}))
 
@@ -50,7 +56,9 @@ class BinaryClassifier(BaseModel):
         ``mode='tensor'``: logits ``[N, K]``. ``'loss'``: a dict of scalars. ``'predict'``: a list with one dict for the whole
         batch, ``scores`` ``[N, K]`` and ``labels``.
         """
-        features = self.backbone(inputs)
+        taps = Taps(self, self.distill_layers if mode == 'loss' else (), 'student')
+        with taps:
+            features = self.backbone(inputs)
         logits = self.head(features)
         if mode == 'tensor':
             return logits
@@ -58,7 +66,7 @@ class BinaryClassifier(BaseModel):
             return [dict(scores=logits.float().softmax(1), labels=labels)]
         if mode != 'loss':
             raise ValueError(f"mode is 'tensor', 'loss' or 'predict', but got {mode!r}")
-        return self.losses(Outputs(logits.float(), features), inputs, labels)
+        return self.losses(Outputs(logits.float(), taps.take() or features), inputs, labels)
 
     def losses(self, student: Outputs, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The loss on the labels and those of the distillation; ``accuracy`` is logged, but not added."""
@@ -68,6 +76,7 @@ class BinaryClassifier(BaseModel):
         if self.teacher is not None:
             teacher = self.teacher(inputs)
             for loss in self.distill_losses:
-                losses[f'loss_{type(loss).__name__}'] = loss(student, teacher)
+                name = f'loss_{type(loss).__name__}'  # several of a kind, of other features, are one
+                losses[name] = losses.get(name, 0) + loss(student, teacher)
         return losses
 

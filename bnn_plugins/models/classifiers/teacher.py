@@ -11,6 +11,44 @@ from ...registry import MODELS
 from ..losses import Outputs
 
 
+class Taps:
+    """The outputs of some submodules of a network, collected while it is entered: ``with taps: model(x)``.
+
+    Args:
+        model: the network. layers: dotted names; of several outputs the last is taken. whose: for the error.
+
+    Raises:
+        ValueError: for a layer that the network does not have.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str], whose: str):
+        self.layers, self.modules = tuple(layers), []
+        modules = dict(model.named_modules())
+        for name in self.layers:
+            if name not in modules:
+                raise ValueError(f'the {whose} has no layer {name!r}; its first ones: {", ".join(list(modules)[1:12])}')
+            self.modules.append(modules[name])
+
+    def __enter__(self) -> 'Taps':
+        self._outputs: dict[str, Tensor] = {}
+        self._handles = [module.register_forward_hook(self._keep(name))
+                         for name, module in zip(self.layers, self.modules, strict=True)]
+        return self
+
+    def __exit__(self, *error) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep(self, name: str):
+        def hook(module, inputs, output):
+            self._outputs[name] = output[-1] if isinstance(output, tuple) else output
+        return hook
+
+    def take(self) -> tuple[Tensor, ...]:
+        """The outputs, in the order of the names; they are forgotten."""
+        return tuple(self._outputs.pop(name) for name in self.layers)
+
+
 class Teacher:
     """A frozen network in evaluation mode. Not a module: it is neither saved, nor averaged, nor copied with the student.
 
@@ -29,18 +67,7 @@ class Teacher:
         if checkpoint is not None:
             load_checkpoint(self.model, checkpoint, map_location='cpu', strict=True)
         self.model.eval().requires_grad_(False)
-        self.layers = tuple(layers)
-        self._features: dict[str, Tensor] = {}
-        modules = dict(self.model.named_modules())
-        for name in self.layers:
-            if name not in modules:
-                raise ValueError(f'the teacher has no layer {name!r}; its first ones: {", ".join(list(modules)[1:12])}')
-            modules[name].register_forward_hook(self._keep(name))
-
-    def _keep(self, name: str):
-        def hook(module, inputs, output):
-            self._features[name] = output[-1] if isinstance(output, tuple) else output
-        return hook
+        self.taps = Taps(self.model, layers, 'teacher')
 
     def __deepcopy__(self, memo):
         return self
@@ -49,8 +76,9 @@ class Teacher:
     def __call__(self, images: Tensor) -> Outputs:
         """Normalised images ``[N, C, H, W]``, as the student gets them."""
         self.model.to(images.device)
-        logits = self.model(images)
-        return Outputs(logits, tuple(self._features.pop(name) for name in self.layers))
+        with self.taps:
+            logits = self.model(images)
+        return Outputs(logits, self.taps.take())
 
 
 def build(cfg: dict) -> nn.Module:

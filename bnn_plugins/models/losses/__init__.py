@@ -2,6 +2,7 @@
 
 from .classification import CrossEntropy, SquaredHinge
 from .distillation import AttentionLoss, DistillationLoss, DistributionLoss, FeatureLoss, KnowledgeDistillation, Outputs
+from .relations import DMD, AttnScoreMSE, HiddenMSE
 
-__all__ = ['AttentionLoss', 'CrossEntropy', 'DistillationLoss', 'DistributionLoss', 'FeatureLoss', 'KnowledgeDistillation',
-           'Outputs', 'SquaredHinge']
+__all__ = ['DMD', 'AttentionLoss', 'AttnScoreMSE', 'CrossEntropy', 'DistillationLoss', 'DistributionLoss', 'FeatureLoss',
+           'HiddenMSE', 'KnowledgeDistillation', 'Outputs', 'SquaredHinge']

@@ -1,5 +1,6 @@
 """Losses between a student and its teacher."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -9,7 +10,8 @@ from ...registry import MODELS
 
 
 class Outputs(NamedTuple):
-    """What a network says about a batch: ``logits`` [N, K], and ``features``, maps [N, C, H, W] of some of its layers."""
+    """What a network says about a batch: ``logits`` [N, K], and ``features`` of some of its layers, maps [N, C, H, W] or, of a
+    Transformer, tokens [N, ..., C] and attention scores [N, heads, tokens, tokens]."""
 
     logits: Tensor
     features: tuple[Tensor, ...] = ()
@@ -19,14 +21,15 @@ class DistillationLoss(nn.Module):
     """Base class: ``(student, teacher) -> scalar``, times ``weight``. The teacher has no gradient.
 
     Attributes:
-        needs_features (bool): compares maps, pair by pair, from the first to the last.
+        needs_features (bool): compares features, pair by pair, from the first to the last.
+        features (Sequence[int] | None): which of the pairs; ``None`` for all.
     """
 
     needs_features = False
 
-    def __init__(self, weight: float = 1.0):
+    def __init__(self, weight: float = 1.0, features: Sequence[int] | None = None):
         super().__init__()
-        self.weight = weight
+        self.weight, self.features = weight, features
 
     def distance(self, student: Outputs, teacher: Outputs) -> Tensor:
         raise NotImplementedError
@@ -35,6 +38,9 @@ class DistillationLoss(nn.Module):
         if self.needs_features and not len(student.features) == len(teacher.features) > 0:
             raise ValueError(f'{type(self).__name__} compares maps in pairs: the backbone gives {len(student.features)} '
                              f'(out_indices) and the teacher {len(teacher.features)} (layers); give as many of both')
+        if self.needs_features and self.features is not None:
+            student, teacher = (out._replace(features=tuple(out.features[i] for i in self.features))
+                                for out in (student, teacher))
         return self.weight * self.distance(student, teacher)
 
 
