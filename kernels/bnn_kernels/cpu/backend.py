@@ -54,7 +54,7 @@ class Cpu(SequenceOperators, Backend):
                 if call[name] is not None and call[name].dtype not in DTYPES:
                     return False, f'cpu packs float32, bfloat16 and float16, got {name} of {call[name].dtype}'
         if op == 'binary_attention' and call['head_dim'] > MOST_FEATURES:
-            return False, f'cpu counts scores in bytes: it takes heads of {MOST_FEATURES} signs at most, got {call["head_dim"]}'
+            return False, f'cpu counts scores in bytes: heads have {MOST_FEATURES} signs at most, got {call["head_dim"]}'
         return True, ''
 
     # --- packing ---------------------------------------------------------------------------------------------------------

@@ -39,8 +39,9 @@ class SequenceOperators:
         isa = engine.isa_number()
         lanes = engine.library().bnn_sequence_lanes(isa)
         weight = engine.prepared.get(w_words, ('lstm', lanes), _side_by_side, lanes)
-        vectors = [None if v is None else engine.prepared.get(v, ('lstm', lanes, outputs, rows), _vectors, rows, outputs, lanes)
-                   for v, rows in ((scale, GATES), (scale_x, GATES), (bias, GATES), (threshold, 1))]
+        vectors = [None if vector is None else
+                   engine.prepared.get(vector, ('lstm', rows, outputs, lanes), _vectors, rows, outputs, lanes)
+                   for vector, rows in ((scale, GATES), (scale_x, GATES), (bias, GATES), (threshold, 1))]
         x, h_words, cell = (engine.dense(tensor) for tensor in (x, h_words, cell))
         lengths = None if lengths is None else engine.dense(lengths)
         h = torch.empty((steps, batch, directions, units) if keep else (0,))
@@ -59,7 +60,8 @@ class SequenceOperators:
                          limit: Tensor, table: Tensor | None, scale: Tensor | None, mask_words: Tensor | None) -> Tensor:
         batch, queries, heads, _ = q_words.shape
         keys, values = k_words.shape[1], v_words.shape[2]
-        tensors = [None if t is None else engine.dense(t) for t in (limit, table, scale, q_words, k_words, v_words, mask_words)]
+        tensors = [None if t is None else engine.dense(t)
+                   for t in (limit, table, scale, q_words, k_words, v_words, mask_words)]
         y = torch.empty((batch, queries, heads, values), dtype=torch.int32 if scale is None else torch.float32)
         numbers = struct(*(RULES.index(rule) for rule in rules))
         call = struct(torch.get_num_threads(), batch, heads, queries, keys, head_dim, values, len(rules),

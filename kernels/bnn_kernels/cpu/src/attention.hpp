@@ -149,9 +149,18 @@ class Attend {
   // Differing signs of queries n, n + 1, ... with every key, 255 for masked ones; the least and the most of each row.
   template <int QUERIES>
   void scores(int64_t n, int64_t* least, int64_t* most) {
+    if (bytes_ == 4) return scores<QUERIES, 4>(n, least, most);
+    if (bytes_ == 8) return scores<QUERIES, 8>(n, least, most);
+    return scores<QUERIES, 0>(n, least, most);
+  }
+
+  // BYTES: of a key, 0 for any number.
+  template <int QUERIES, int BYTES>
+  [[gnu::noinline]] void scores(int64_t n, int64_t* least, int64_t* most) {
+    const int64_t bytes = BYTES ? BYTES : bytes_;
     for (int q = 0; q < QUERIES; q++) {
       const uint32_t* words = p_.q + ((batch_ * p_.queries + n + q) * p_.heads + head_) * p_.words();
-      for (int64_t i = 0; i < bytes_; i++)
+      for (int64_t i = 0; i < bytes; i++)
         S::store_bytes(query_.get() + (i * QUERIES + q) * S::byte_lanes, S::set_byte(byte_of(words, i)));
     }
     const int64_t row = key_blocks_ * S::byte_lanes;
@@ -162,7 +171,8 @@ class Attend {
       Byte sum[QUERIES];
       for (int q = 0; q < QUERIES; q++) sum[q] = S::set_byte(0);
       const uint8_t* query = query_.get();
-      for (int64_t i = 0; i < bytes_; i++, key += S::byte_lanes) {
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < bytes; i++, key += S::byte_lanes) {
         const Byte signs = S::load_bytes(key);
 #pragma GCC unroll 2
         for (int q = 0; q < QUERIES; q++, query += S::byte_lanes)
@@ -178,11 +188,8 @@ class Attend {
       }
     }
     for (int q = 0; q < QUERIES; q++) {
-      alignas(ALIGNMENT) uint8_t bytes[S::byte_lanes];
-      S::store_bytes(bytes, low[q]);
-      least[q] = *std::min_element(bytes, bytes + S::byte_lanes);
-      S::store_bytes(bytes, high[q]);
-      most[q] = *std::max_element(bytes, bytes + S::byte_lanes);
+      least[q] = S::least_byte(low[q]);
+      most[q] = 255 - S::least_byte(S::xor_bytes(high[q], S::set_byte(255)));
     }
   }
 

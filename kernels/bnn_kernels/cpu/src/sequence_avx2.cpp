@@ -42,7 +42,7 @@ struct Sequence256 : Avx2 {
   }
 
   template <bool AND, int VECTORS, int ROWS>
-  static void tile(const uint32_t* const* x, int64_t words, const uint32_t* w, int64_t stride, int32_t* out, int64_t out_stride) {
+  [[gnu::noinline]] static void tile(const uint32_t* const* x, int64_t words, const uint32_t* w, int64_t stride, int32_t* out, int64_t out_stride) {
     constexpr int64_t MOST = 31;  // words whose counts fit into a byte
     for (int64_t from = 0; from == 0 || from < words; from += MOST) {
       __m256i sum[ROWS][VECTORS];
@@ -106,6 +106,10 @@ struct Sequence256 : Avx2 {
   static Byte add_bytes(Byte a, Byte b) { return _mm256_add_epi8(a, b); }
   static Byte min_bytes(Byte a, Byte b) { return _mm256_min_epu8(a, b); }
   static Byte max_bytes(Byte a, Byte b) { return _mm256_max_epu8(a, b); }
+  static int64_t least_byte(Byte v) {
+    const __m128i least = _mm_min_epu8(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    return _mm_cvtsi128_si32(_mm_minpos_epu16(_mm_min_epu8(least, _mm_srli_epi16(least, 8)))) & 255;
+  }
   static uint32_t load_mask(const uint32_t* words) { return *words; }
   static void store_mask(uint32_t* words, uint32_t mask) { *words = mask; }
   static Byte where_mask(uint32_t mask, Byte yes, Byte no) {

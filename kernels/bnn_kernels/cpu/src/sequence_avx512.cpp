@@ -41,7 +41,7 @@ struct Sequence512 : Avx512 {
   }
 
   template <bool AND, int VECTORS, int ROWS>
-  static void tile(const uint32_t* const* x, int64_t words, const uint32_t* w, int64_t stride, int32_t* out, int64_t out_stride) {
+  [[gnu::noinline]] static void tile(const uint32_t* const* x, int64_t words, const uint32_t* w, int64_t stride, int32_t* out, int64_t out_stride) {
     __m512i sum[ROWS][VECTORS];
     const uint32_t* row[ROWS];
 #pragma GCC unroll 8
@@ -100,6 +100,11 @@ struct Sequence512 : Avx512 {
   static Byte add_bytes(Byte a, Byte b) { return _mm512_add_epi8(a, b); }
   static Byte min_bytes(Byte a, Byte b) { return _mm512_min_epu8(a, b); }
   static Byte max_bytes(Byte a, Byte b) { return _mm512_max_epu8(a, b); }
+  static int64_t least_byte(Byte v) {
+    const __m256i half = _mm256_min_epu8(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    const __m128i least = _mm_min_epu8(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    return _mm_cvtsi128_si32(_mm_minpos_epu16(_mm_min_epu8(least, _mm_srli_epi16(least, 8)))) & 255;
+  }
   static uint64_t load_mask(const uint32_t* words) {
     uint64_t mask;
     std::memcpy(&mask, words, sizeof(mask));

@@ -79,6 +79,7 @@ struct SequencePortable : Portable {
   static Byte max_bytes(const Byte& a, const Byte& b) {
     return each_byte(a, b, [](uint8_t x, uint8_t y) { return std::max(x, y); });
   }
+  static int64_t least_byte(const Byte& v) { return *std::min_element(v.at, v.at + byte_lanes); }
   static uint32_t load_mask(const uint32_t* words) { return *words; }
   static void store_mask(uint32_t* words, uint32_t mask) { *words = mask; }
   static Byte where_mask(uint32_t mask, const Byte& yes, const Byte& no) {
