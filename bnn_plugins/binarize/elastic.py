@@ -14,7 +14,7 @@ FLOOR = 1e-5
 
 def positive(x: Tensor) -> Tensor:
     """``max(x, 1e-5)``; the gradient is the identity, so that a step which training pushed below comes back."""
-    return x + (x.detach().clamp(min=FLOOR) - x.detach())
+    return x.detach().clamp(min=FLOOR) + (x - x.detach())
 
 
 class ElasticActivation(ActivationBinarizer):

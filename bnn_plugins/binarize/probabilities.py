@@ -194,7 +194,7 @@ class MultiPlaneProbability(ProbabilityBinarizer):
     with a learned :math:`a` for each head. The zero point of the paper is left out: it adds the same multiple of the sum of
     all values to every query.
 
-    Gradient: :math:`\partial P = g\,1_{0 \le P/a \le 1}`; :math:`\partial a = \sum g\,(A/a - \min(P/a, 1))`.
+    Gradient: :math:`\partial P = g\,1_{0 \le P/a \le 1}`; :math:`\partial a = \sum g\,(A/a - [P \le a] P/a)`.
     Source: Gao et al. 2025 (BHViT), arXiv 2503.02394, quantization decomposition.
     """
 
