@@ -6,6 +6,7 @@
 
 from importlib.util import find_spec
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
@@ -18,7 +19,8 @@ from mmengine.registry import Registry
 
 SCOPE = 'bnn_plugins'
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['bnn_plugins.models', 'bnn_plugins.hosts.mmdet'])
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=[
+    'bnn_plugins.models', 'bnn_plugins.hosts.mmdet', *(['bnn_plugins.hosts.mmdet.video'] if find_spec('mmdet') else [])])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['bnn_plugins.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry('optimizer wrapper constructor', parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, scope=SCOPE,
                                       locations=['bnn_plugins.engine'])
@@ -26,7 +28,9 @@ OPTIMIZERS = Registry('optimizer', parent=MMENGINE_OPTIMIZERS, scope=SCOPE, loca
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope=SCOPE, locations=['bnn_plugins.engine'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=[
     'bnn_plugins.hosts.classification', 'bnn_plugins.hosts.sequence',
-    *(['bnn_plugins.hosts.mmdet.datasets'] if find_spec('mmdet') else [])])
+    *(['bnn_plugins.hosts.mmdet.datasets', 'bnn_plugins.hosts.mmdet.video'] if find_spec('mmdet') else [])])
+DATA_SAMPLERS = Registry('data sampler', parent=MMENGINE_DATA_SAMPLERS, scope=SCOPE,
+                         locations=['bnn_plugins.hosts.mmdet.video'])
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope=SCOPE,
                    locations=['bnn_plugins.hosts.classification', 'bnn_plugins.hosts.sequence'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=['bnn_plugins.hosts.mmdet.transforms'])

@@ -47,6 +47,11 @@ class Row:
     bnn_plugins: str
 
 
+def map50(metrics: dict[str, float]) -> float:
+    """mAP@0.5 of mmdet's VOC or COCO metric."""
+    return metrics['pascal_voc/mAP'] if 'pascal_voc/mAP' in metrics else metrics['coco/bbox_mAP_50']
+
+
 def run(config: str, seed: int, work_dir: Path, threads: int, epochs: int | None = None) -> Row:
     """Train (or resume, or skip) and evaluate one config with one seed; ``epochs``: another length than the config's."""
     torch.set_num_threads(threads)
@@ -62,12 +67,12 @@ def run(config: str, seed: int, work_dir: Path, threads: int, epochs: int | None
     seconds = sum(content['message_hub']['log_scalars']['train/time'].data[0])
     method = cfg.get('method', 'float')
     validate = {'test_dataloader': cfg.val_dataloader}
-    val = test(config, str(checkpoint), str(work_dir / 'val'), cfg_options=validate)['pascal_voc/mAP']
-    latent = test(config, str(checkpoint), str(work_dir / 'test'))['pascal_voc/mAP']
+    val = map50(test(config, str(checkpoint), str(work_dir / 'val'), cfg_options=validate))
+    latent = map50(test(config, str(checkpoint), str(work_dir / 'test')))
     packed, size = '', ''
     if method != 'float':
         file = pack_checkpoint(config, str(checkpoint), str(work_dir / 'packed.safetensors'))
-        packed, size = test(config, str(file), str(work_dir / 'packed'))['pascal_voc/mAP'], file.stat().st_size
+        packed, size = map50(test(config, str(file), str(work_dir / 'packed'))), file.stat().st_size
     weights = sum(value.nbytes for value in content['state_dict'].values())
     return Row(Path(config).stem, str(method), seed, epochs, val, latent, packed, weights, size, round(seconds / 60, 1),
                threads, processor(), torch.__version__, version('onedl-mmdetection'), version('bnn_plugins'))

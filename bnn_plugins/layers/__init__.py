@@ -22,11 +22,12 @@ from .gated_linear import GatedLinearCell
 from .gates import GateConv2d, GateLinear
 from .linear import BinaryLinear
 from .lstm import BinaryLSTM, BinaryLSTMCell
+from .scan2d import BinaryScan2d
 from .tokens import LayerScale
 from .transformer import BinaryFeedForward, BinarySelfAttention, BinaryTransformerBlock
 
 __all__ = ['AdaptiveConv2d', 'BinaryAttention', 'BinaryConv2d', 'BinaryConvLSTM', 'BinaryConvLSTMCell', 'BinaryFeedForward',
-           'BinaryLSTM', 'BinaryLSTMCell', 'BinaryLayer', 'BinaryLinear', 'BinarySelfAttention', 'BinaryTransformerBlock',
-           'ExpandedConv2d', 'Expansion', 'FirstCopy', 'GateConv2d', 'GateLinear', 'GatedLinearCell', 'LayerScale',
-           'Packable', 'RPReLU', 'RSign', 'RecurrentCell', 'SqueezeExcite', 'Tile', 'build_act', 'expanded_width',
-           'spread_copies_', 'tile']
+           'BinaryLSTM', 'BinaryLSTMCell', 'BinaryLayer', 'BinaryLinear', 'BinaryScan2d', 'BinarySelfAttention',
+           'BinaryTransformerBlock', 'ExpandedConv2d', 'Expansion', 'FirstCopy', 'GateConv2d', 'GateLinear',
+           'GatedLinearCell', 'LayerScale', 'Packable', 'RPReLU', 'RSign', 'RecurrentCell', 'SqueezeExcite', 'Tile',
+           'build_act', 'expanded_width', 'spread_copies_', 'tile']

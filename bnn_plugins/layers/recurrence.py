@@ -56,10 +56,14 @@ def lstm_step(z: Tensor, c: Tensor, hard: str, sign_candidate: bool, dim: int, e
 
     ``exact``: with the packed cell's sigmoid and tanh, which are for float32.
     """
-    i, f, g, o = z.chunk(4, dim)
+    g = z.chunk(4, dim)[2]
     g = _SIGN(g) if sign_candidate else squash(g, exact)
-    c = gate(f, 'f' in hard, exact) * c + gate(i, 'i' in hard, exact) * g
-    return gate(o, 'o' in hard, exact) * squash(c, exact), c
+    if hard == '':
+        i, f, _, o = gate(z, False, exact).chunk(4, dim)
+    else:
+        i, f, _, o = (gate(part, name in hard, exact) for part, name in zip(z.chunk(4, dim), 'ifgo', strict=True))
+    c = f * c + i * g
+    return o * squash(c, exact), c
 
 
 def lstm_scan(zx: Tensor, h: Tensor, c: Tensor, hidden, hard: str, sign_candidate: bool) -> tuple[Tensor, Tensor]:

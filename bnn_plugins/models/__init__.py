@@ -15,6 +15,7 @@ from .backbones import (
     BNNMoBiNet,
     BNNReActNet,
     BNNResNet,
+    BNNSequencer,
     BNNSwin,
     BNNVGGSmall,
     BNNViT,
@@ -48,6 +49,6 @@ for layer in (AdaptiveConv2d, BinaryConv2d, BinaryLinear, BinaryLSTM, nn.LSTM):
     MODELS.register_module(module=layer)
 
 if find_spec('mmdet') is not None:
-    from .necks import BNNFPN
+    from .necks import BNNFPN, BNNBiLSTMNeck, BNNConvLSTMNeck
 
-    __all__ += [BNNFPN.__name__]
+    __all__ += [neck.__name__ for neck in (BNNFPN, BNNBiLSTMNeck, BNNConvLSTMNeck)]

@@ -1,6 +1,6 @@
 """Binary ResNet with a shortcut around each binary convolution."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
@@ -161,15 +161,19 @@ class BNNResNet(BinaryBackbone):
         for stage in range(num_stages):
             planes = base_channels * 2**stage
             layer = nn.Sequential()
-            for index in range(blocks[stage]):
-                layer.append(block(inplanes, planes, strides[stage] if index == 0 else 1, dilations[stage], parts=self.parts,
-                                   with_cp=with_cp))
+            for index, kind in enumerate(self.stage_blocks(stage, block, blocks[stage])):
+                layer.append(kind(inplanes, planes, strides[stage] if index == 0 else 1, dilations[stage], parts=self.parts,
+                                  with_cp=with_cp))
                 inplanes = planes * block.expansion
             self.res_layers.append(f'layer{stage + 1}')
             self.add_module(self.res_layers[-1], layer)
             self.widths.append(inplanes)
         self.feat_dim = self.out_width(inplanes)
         self._freeze_stages()
+
+    def stage_blocks(self, stage: int, block: type[BinaryBlock], count: int) -> list[Callable[..., BinaryBlock]]:
+        """What builds the blocks of a stage; the first one changes stride and width."""
+        return [block] * count
 
     def _add_stem(self, in_channels: int, channels: int, deep_stem: bool) -> None:
         parts = self.parts
