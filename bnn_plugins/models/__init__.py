@@ -34,6 +34,7 @@ __all__ = [
     'BNNMoBiNet',
     'BNNReActNet',
     'BNNResNet',
+    'BNNSequencer',
     'BNNSwin',
     'BNNVGGSmall',
     'BNNViT',
