@@ -62,7 +62,8 @@ class BinaryAttention(Packable):
     @property
     def scale(self) -> float | Tensor:
         """Of the softmax: a number, or ``[1]`` where the steps are learned."""
-        return output_scale(self.query.step, self.key.step, self.features ** -0.5)
+        scale = output_scale(self.query.step, self.key.step, self.features ** -0.5)
+        return 1.0 if scale is None else scale
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None) -> Tensor:
         """``[B, N, C]``, ``[B, M, C]``, ``[B, M, C]`` -> ``[B, N, C]``; ``keep``: bool ``[B, M]``, keys that take part."""
