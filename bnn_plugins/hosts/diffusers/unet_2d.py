@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...binarize.lookup import check_keys, unknown
 from ...layers import FirstCopy, Tile, expanded_width
-from . import bi_diffsr, transformer  # noqa: F401  (register their blocks)
+from . import bi_diffsr, scan_blocks, transformer  # noqa: F401  (register their blocks)
 from .blocks import BLOCKS, BlockOptions, binarize_block_
 from .cross_timestep import CrossTimestepConnection
 from .quantizer import align_

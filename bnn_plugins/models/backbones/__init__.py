@@ -4,6 +4,7 @@ from .bnn_cifar_resnet import BNNCifarResNet
 from .bnn_mobinet import BNNMoBiNet
 from .bnn_reactnet import BNNReActNet
 from .bnn_resnet import BNNResNet
+from .bnn_rows import BNNRows
 from .bnn_sequencer import BNNSequencer
 from .bnn_vgg import BNNSSDVGG, BNNVGGSmall
 from .bnn_vit import BNNSwin, BNNViT
@@ -17,6 +18,7 @@ __all__ = [
            'BNNMoBiNet',
            'BNNReActNet',
            'BNNResNet',
+           'BNNRows',
            'BNNSequencer',
            'BNNSwin',
            'BNNVGGSmall',
