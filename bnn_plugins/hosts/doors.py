@@ -3,6 +3,7 @@
 - ``mmcv._ext`` can be imported where mmcv has no compiled operators (:mod:`.mmcv_ext`).
 - ``_base_ = 'bnn_plugins::detection/...'`` finds the configs of the installed package.
 - diffusers knows ``BNNConfig`` as a ``quantization_config``; BNN_PLUGINS_NO_REGISTER=1 in the environment leaves it alone.
+- PEFT refuses to merge an adapter into a binary layer.
 - mmengine reads packed ``.safetensors`` wherever it reads a checkpoint: ``Runner``, ``DetInferencer``, ``init_detector``; the
   model is fused then.
 """
@@ -12,6 +13,7 @@ import os
 import wrapt
 
 from ..deploy.file import comes_from_a_file
+from ..layers import Packable
 from . import mmcv_ext
 
 
@@ -20,6 +22,7 @@ def open_doors() -> None:
     mmcv_ext.install()
     wrapt.register_post_import_hook(register_packed_files, 'mmengine.runner.checkpoint')
     wrapt.register_post_import_hook(register_configs, 'mmengine.config.utils')
+    wrapt.register_post_import_hook(refuse_merging, 'peft.tuners.lora.layer')
     if os.environ.get('BNN_PLUGINS_NO_REGISTER', '0') in ('', '0'):
         wrapt.register_post_import_hook(register_quantizer, 'diffusers.quantizers.auto')
         wrapt.register_post_import_hook(import_models, 'diffusers.pipelines.pipeline_loading_utils')
@@ -39,6 +42,20 @@ def register_quantizer(auto) -> None:
 def import_models(loading_utils) -> None:
     """diffusers loads a class of ours only from a module that is imported already."""
     from .diffusers import unet_2d  # noqa: F401
+
+
+def refuse_merging(lora) -> None:
+    """An adapter beside a binary layer works; added to its latents it would be lost under the sign."""
+
+    def merge(original, adapter, args, kwargs):
+        layer = adapter.get_base_layer()
+        if isinstance(layer, Packable):
+            raise ValueError(f'an adapter cannot be merged into a {type(layer).__name__}: the sign of the latent weight would '
+                             'lose it. Leave it unmerged, beside the layer')
+        return original(*args, **kwargs)
+
+    for name in ('Linear', '_ConvNd'):
+        wrapt.wrap_function_wrapper(lora, f'{name}.merge', merge)
 
 
 def register_packed_files(checkpoint) -> None:

@@ -5,6 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+MOST_BRANCHES = 4
+
 
 class CrossTimestepConnection(nn.Module):
     r"""Mixes the output of each up block with that of the step before.
@@ -15,7 +17,8 @@ class CrossTimestepConnection(nn.Module):
     sec. 3.2. It gives the UNet a memory, so it is off until it is attached.
 
     - Sampling: call the UNet with falling timesteps, as pipelines do. The memory is dropped by itself where the timestep does
-      not fall, or where batch, size, device or dtype change, and by :meth:`reset`.
+      not fall, or where batch, size, device or dtype change, and by :meth:`reset`. Calls with the same timestep in a row are
+      the branches of one step (guidance without a common batch): each remembers its own.
     - Training: call the UNet at the noisier timestep ``t'`` under ``torch.no_grad()`` and then at ``t``.
 
     Args:
@@ -34,8 +37,7 @@ class CrossTimestepConnection(nn.Module):
             raise ValueError('this UNet has a cross-timestep connection already')
         self.buckets, self.num_train_timesteps = buckets, num_train_timesteps
         self.alpha = nn.Parameter(torch.full((buckets, len(unet.up_blocks)), float(initial)))
-        self._memory: dict[int, Tensor] = {}
-        self._timesteps: Tensor | None = None
+        self.reset()
         unet.cross_timestep_connection = self
         unet.register_forward_pre_hook(self._begin, with_kwargs=True)
         for index, block in enumerate(unet.up_blocks):
@@ -43,23 +45,32 @@ class CrossTimestepConnection(nn.Module):
 
     def reset(self) -> None:
         """Forget the previous step."""
-        self._memory, self._timesteps = {}, None
+        self._memories: list[dict[int, Tensor]] = [{}]
+        self._branch, self._timesteps = 0, None
 
     def _begin(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
         sample = args[0] if args else kwargs['sample']
         timestep = args[1] if len(args) > 1 else kwargs['timestep']
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
         previous = self._timesteps
-        if previous is not None and (previous.shape != timesteps.shape or previous.device != timesteps.device
-                                     or not bool((timesteps < previous).all())):
-            self.reset()
+        if previous is not None:
+            comparable = previous.shape == timesteps.shape and previous.device == timesteps.device
+            if comparable and bool((timesteps < previous).all()):
+                self._branch = 0
+            elif comparable and torch.equal(timesteps, previous) and self._branch + 1 < MOST_BRANCHES:
+                self._branch += 1
+                if self._branch == len(self._memories):
+                    self._memories.append({})
+            else:
+                self.reset()
         self._timesteps = timesteps
 
     def _mix(self, index: int, block: nn.Module, args: tuple, out: Tensor) -> Tensor:
-        before = self._memory.get(index)
+        memory = self._memories[self._branch]
+        before = memory.get(index)
         if before is not None and before.shape == out.shape and before.dtype == out.dtype:
             bucket = (self._timesteps * self.buckets // self.num_train_timesteps).long().clamp(0, self.buckets - 1)
             alpha = self.alpha[bucket, index].to(out.dtype).view(-1, *[1] * (out.ndim - 1))
             out = (1 - alpha) * out + alpha * before
-        self._memory[index] = out.detach()
+        memory[index] = out.detach()
         return out

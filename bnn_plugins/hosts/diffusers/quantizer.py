@@ -4,6 +4,8 @@ diffusers has no call to register a quantizer of a third party; packages that br
 ``diffusers.quantizers.auto``, and so do we.
 """
 
+import re
+
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.quantizers.base import DiffusersQuantizer
 from safetensors import safe_open
@@ -37,7 +39,11 @@ class BNNQuantizer(DiffusersQuantizer):
     def is_trainable(self) -> bool:
         return not self.packed
 
-    def validate_environment(self, *args, device_map=None, **kwargs):
+    def validate_environment(self, *args, **kwargs):
+        if not args and not kwargs:  # how from_single_file calls it
+            raise ValueError('binary models are loaded from folders: load the single file without quantization_config, then '
+                             'binarize_ the model and save_pretrained it')
+        device_map = kwargs.get('device_map')
         if isinstance(device_map, dict) and len(set(device_map.values())) > 1:
             raise ValueError('binary models are loaded onto one device: leave device_map out or give one device')
 
@@ -130,9 +136,26 @@ def materialise_(layer: BinaryLayer, cfg: BNNConfig) -> None:
                 owner._buffers[leaf] = fresh[name]
 
 
+def guard_(model: nn.Module) -> None:
+    """Keep diffusers from what would change binary layers in silence: storing latents in 8 bits, fusing projections."""
+    names = [name for name, module in model.named_modules() if isinstance(module, BinaryLayer)]
+    model._skip_layerwise_casting_patterns = (*(model._skip_layerwise_casting_patterns or ()),
+                                              *(f'^{re.escape(name)}(\\.|$)' for name in names))
+    for module in model.modules():
+        if hasattr(module, 'fuse_projections') and any(isinstance(child, BinaryLayer) for child in module.modules()):
+            module.fuse_projections = refuse_fusing
+
+
+def refuse_fusing(*args, **kwargs) -> None:
+    """Stands in for ``fuse_projections`` where a projection is binary: diffusers makes a new float layer of the weights."""
+    raise ValueError('binary projections cannot be fused, the fused layer would be a float one: leave fuse_qkv_projections '
+                     'out')
+
+
 def note_config(model: nn.Module, cfg: BNNConfig) -> None:
     """After ``binarize_`` of a diffusers model: its config and its quantizer, so that it is saved as what it is."""
     if isinstance(model, ConfigMixin):
+        guard_(model)
         model.hf_quantizer = BNNQuantizer(cfg, pre_quantized=True)
         model.quantization_method = cfg.quant_method
         model.is_quantized = False

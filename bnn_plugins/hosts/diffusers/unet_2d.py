@@ -13,7 +13,7 @@ from ...layers import FirstCopy, Tile, expanded_width
 from . import bi_diffsr, scan_blocks, transformer  # noqa: F401  (register their blocks)
 from .blocks import BLOCKS, BlockOptions, binarize_block_
 from .cross_timestep import CrossTimestepConnection
-from .quantizer import align_
+from .quantizer import align_, guard_
 
 PREFIX = 'Binary'
 HOST_BLOCKS = {
@@ -159,6 +159,7 @@ class BinaryUNet2DModel(UNet2DModel):
             self.conv_out = nn.Conv2d(first, out_channels, 3, padding=1)
         if cross_timestep is not None:
             CrossTimestepConnection(self, num_train_timesteps=num_train_timesteps or 1000, **cross_timestep)
+        guard_(self)
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
