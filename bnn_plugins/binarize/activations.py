@@ -94,7 +94,10 @@ class SignActivation(ActivationBinarizer):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.standardize and self.training and x.numel() > len(x):  # one number has no deviation
-            x = x / (x.flatten(1).var(1) + 1e-5).sqrt().view(-1, *[1] * (x.ndim - 1))
+            dims = tuple(range(1, x.ndim))
+            # torch.var is several times slower on a CPU.
+            variance = (x - x.mean(dims, keepdim=True)).square().sum(dims, keepdim=True) / (x[0].numel() - 1)
+            x = x * (variance + 1e-5).rsqrt()
         return self.estimator(x)
 
 

@@ -18,7 +18,7 @@ __all__ = ['EDE', 'STE', 'ApproxSign', 'ClippedSTE', 'Estimator', 'SoftSign', 'S
 
 def sign(x: Tensor) -> Tensor:
     """+1 where ``x >= 0`` and -1 elsewhere, in the dtype of ``x``. Unlike ``torch.sign``, zero gives +1."""
-    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+    return (x >= 0).to(x.dtype).mul_(2).sub_(1)  # torch.where of two numbers takes twice as long on a CPU
 
 
 class _Sign(torch.autograd.Function):

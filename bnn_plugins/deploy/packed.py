@@ -74,7 +74,9 @@ class PackedLayer(PackedModule):
     def _weight(self, dtype: torch.dtype) -> Tensor:
         """The levels as floats, for methods with real activations."""
         planes = [bnn_kernels.unpack_weight(words, self._fan()) for words in self.weight_bits]
-        return (torch.cat(planes) if self.bases > 1 else sum(plane * 2 ** j for j, plane in enumerate(planes))).to(dtype)
+        if self.bases > 1:
+            return torch.cat(planes).to(dtype)
+        return torch.stack([plane * 2 ** j for j, plane in enumerate(planes)]).sum(0).to(dtype)
 
     def _accumulate(self, x: Tensor, activation: ActivationBinarizer | None = None) -> Tensor:
         """The int32 accumulators of signed or unsigned activations (the layer's, if none are said), plane by plane."""
