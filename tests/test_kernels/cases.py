@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from bnn_kernels import checks, layout
+from bnn_kernels import attention, checks, layout, recurrence
 from bnn_kernels.epilogue import ACTS
 
 CHANNELS = st.one_of(st.integers(1, 40), st.sampled_from([31, 32, 33, 63, 64, 65, 96, 128, 129]))
@@ -105,3 +105,80 @@ def run_block(backend, call: dict) -> tuple[torch.Tensor, torch.Tensor]:
 def same(result: torch.Tensor, expected: torch.Tensor, memory_format=torch.contiguous_format) -> bool:
     return (result.dtype == expected.dtype and torch.equal(result, expected)
             and result.is_contiguous(memory_format=memory_format))
+
+
+# --- sequences -----------------------------------------------------------------------------------------------------------
+
+UNITS = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 48, 64, 65, 100]))
+
+
+def floats(random: np.random.Generator, *shape: int) -> torch.Tensor:
+    """Normal float32 with some exact zeros."""
+    values = random.normal(size=shape).astype(np.float32)
+    return torch.from_numpy(np.where(random.random(shape) < 0.05, np.float32(0), values))
+
+
+@st.composite
+def lstms(draw, units=UNITS, steps=5, batch=9, statistics=True):
+    """Arguments of binary_lstm: all modes, replicas, lengths beyond both ends, states that are not the first ones."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    outputs, replicas = draw(units), draw(st.sampled_from([1, 1, 4]))
+    width, directions = outputs * replicas, draw(st.integers(1, 2))
+    steps, batch = draw(st.integers(0, steps)), draw(st.integers(0, batch))
+    gates, candidate = draw(st.sampled_from(recurrence.GATES)), draw(st.sampled_from(recurrence.CANDIDATES))
+    inputs = draw(st.sampled_from([outputs, width]))
+    cell = floats(random, directions, batch, width)
+    if gates == 'binary' and candidate == 'sign' and draw(st.booleans()):
+        cell = torch.from_numpy(random.choice([-127, -126, -1, 0, 3, 126, 127], cell.shape).astype(np.int8))
+    x = floats(random, steps, batch, directions, 4 * inputs)
+    scale_x, bias = (floats(random, directions, 4 * width) if draw(st.booleans()) else None for _ in range(2))
+    return dict(
+        x=(x * 20).int() if draw(st.booleans()) else x, w_words=words(random, directions, 4 * outputs, width),
+        scale=floats(random, directions, 4 * width) * random.choice([0.01, 1]), scale_x=scale_x, bias=bias,
+        threshold=floats(random, directions, width) * 0.3 if draw(st.booleans()) else None,
+        eps=draw(st.sampled_from([None, None, 1e-5])) if statistics else None, gates=gates, candidate=candidate,
+        readout=draw(st.sampled_from(recurrence.READOUTS)),
+        feedback=draw(st.sampled_from(recurrence.FEEDBACKS)) if gates == 'binary' else 'h',
+        h_words=words(random, directions, batch, width), cell=cell,
+        lengths=torch.from_numpy(random.integers(-1, steps + 2, batch)) if draw(st.booleans()) else None,
+        **draw(st.sampled_from([dict(pack=True, keep=True), dict(pack=True, keep=False), dict(pack=False, keep=True)])))
+
+
+@st.composite
+def attentions(draw, queries=20, keys=(1, 5, 31, 32, 33, 49, 64, 65, 100, 300),
+               features=(1, 7, 8, 16, 32, 33, 64, 65, 100, 255), values=(1, 5, 8, 16, 33, 64, 80)):
+    """Arguments of binary_attention: any rule in any plane, limits on ties and beyond both ends, masks with empty rows."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    batch, heads, queries, planes = (draw(st.integers(*ends)) for ends in ((0, 2), (1, 3), (0, queries), (1, 3)))
+    keys, features, values = (draw(st.sampled_from(sizes)) for sizes in (keys, features, values))
+    rules = [draw(st.sampled_from(attention.RULES)) for _ in range(planes)]
+    scores = {'bool': (-features - 3, features + 4), 'max_relative': (-2, 2 * features + 3)}
+    limit = np.stack([random.integers(*scores[rule], heads) if rule in scores else
+                      random.choice([-1, 0, 0.3 / keys, 1 / keys, 1, 2], heads) for rule in rules]).astype(np.float64)
+    table = None
+    if 'elastic' in rules:
+        scale = torch.from_numpy(random.choice([0, 0.02, 0.125, 1], draw(st.sampled_from([1, heads]))))
+        table = attention.attention_table(scale, features)
+    mask = draw(st.sampled_from(['none', 'none', 'keys', 'all']))
+    if mask != 'none':
+        shape = (draw(st.sampled_from([1, batch])), 1 if mask == 'keys' else queries, keys)
+        mask_words = words(random, *shape)
+    return dict(
+        q_words=words(random, batch, queries, heads, features), k_words=words(random, batch, keys, heads, features),
+        v_words=words(random, batch, heads, values, keys), head_dim=features, rules=rules, limit=torch.from_numpy(limit),
+        table=table, scale=floats(random, planes, heads) if planes > 1 or draw(st.booleans()) else None,
+        mask_words=None if mask == 'none' else mask_words)
+
+
+@st.composite
+def normalized(draw, channels=CHANNELS):
+    """Arguments of pack_normalized: small integers, so that values meet their levels."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    lead, width = draw(st.lists(st.integers(0, 5), max_size=2)), draw(channels)
+
+    def integers(*shape):
+        return torch.from_numpy(random.integers(-2, 3, shape).astype(np.float32))
+
+    return dict(x=integers(*lead, width).to(draw(st.sampled_from(STREAMS))), mean=integers(*lead), std=integers(*lead).abs(),
+                threshold=torch.where(torch.from_numpy(random.random(width) < 0.1), torch.inf, integers(width)),
+                flip=torch.from_numpy(random.random(width) < 0.5) if draw(st.booleans()) else None)

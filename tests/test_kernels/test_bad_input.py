@@ -31,6 +31,17 @@ CALLS['binary_conv2d_sign'] = CALLS['binary_conv2d'] | dict(threshold=torch.zero
                                                             out_groups=2)
 CALLS['binary_block2d'] = CALLS['binary_conv2d'] | EPILOGUE._asdict() | dict(
     shortcut=torch.randn(2, 4, 5, 3), dtype=torch.bfloat16, pack=True, keep=True)
+CALLS['pack_normalized'] = dict(x=torch.randn(3, 7), mean=torch.randn(3), std=torch.rand(3), threshold=torch.randn(7),
+                                flip=torch.ones(7).bool())
+CALLS['binary_lstm'] = dict(
+    x=torch.randn(3, 2, 2, 160), w_words=torch.ones(2, 160, 2).int(), scale=torch.randn(2, 160), scale_x=torch.randn(2, 160),
+    bias=torch.randn(2, 160), threshold=torch.randn(2, 40), eps=1e-5, gates='binary', candidate='sign', readout='cell',
+    feedback='and', h_words=torch.ones(2, 2, 2).int(), cell=torch.zeros(2, 2, 40).to(torch.int8), lengths=torch.tensor([3, 1]),
+    pack=True, keep=True)
+CALLS['binary_attention'] = dict(
+    q_words=torch.ones(2, 5, 3, 2).int(), k_words=torch.ones(2, 40, 3, 2).int(), v_words=torch.ones(2, 3, 8, 2).int(),
+    head_dim=48, rules=['bool', 'elastic'], limit=torch.rand(2, 3).double(), table=bk.attention_table(0.1, 48),
+    scale=torch.randn(2, 3), mask_words=torch.ones(2, 5, 2).int())
 CALLS['downsample2d'] = dict(x=torch.randn(1, 6, 5, 4), weight=torch.randn(3, 6), bias=torch.randn(3), pool=2)
 
 
@@ -117,6 +128,9 @@ SPOILT_NUMBERS = {
     'padding': [[-1, 0], [0], [2**31, 0], [0, 2**62]],
     'dilation': [[0, 1], [1], [1, 2**31], [9, 1]],
     'output_padding': [[-1, 0], [2, 0], [0, 2**62]],
+    'head_dim': [0, -1, 47, 65, 2**31, 2**62], 'eps': [-1.0, float('nan'), float('inf'), 0.0], 'gates': ['', 'soft'],
+    'candidate': ['sigmoid', 'tanh'], 'readout': ['h', 'tanh'], 'feedback': ['', 'h'],
+    'rules': [[], ['bool'], ['bool', 'bool'], ['elastic', ''], ['bool'] * 3],
     'act': ['', 'tanh', 'PRELU', 'relu'], 'dtype': [torch.float64, torch.int8],
 }
 

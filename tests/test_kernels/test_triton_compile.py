@@ -54,6 +54,25 @@ CALLS = {
     'pack-channels-last': ('pack_activations', dict(x=X.bfloat16().contiguous(memory_format=torch.channels_last),
                                                     threshold=None, groups=2)),
 }
+LSTM = dict(x=torch.zeros(2, 20, 2, 4 * 512, dtype=torch.int32), w_words=torch.zeros(2, 4 * 512, 16, dtype=torch.int32),
+            scale=torch.zeros(2, 4 * 512), scale_x=torch.zeros(2, 4 * 512), bias=torch.zeros(2, 4 * 512),
+            threshold=torch.zeros(2, 512), eps=None, gates='soft', candidate='tanh', readout='tanh', feedback='h',
+            h_words=torch.zeros(2, 20, 16, dtype=torch.int32), cell=torch.zeros(2, 20, 512),
+            lengths=torch.zeros(20, dtype=torch.int64), pack=True, keep=True)
+ATTENTION = dict(q_words=torch.zeros(2, 50, 3, 2, dtype=torch.int32), k_words=torch.zeros(2, 50, 3, 2, dtype=torch.int32),
+                 v_words=torch.zeros(2, 3, 64, 2, dtype=torch.int32), head_dim=64, rules=['bool'],
+                 limit=torch.zeros(1, 3, dtype=torch.float64), table=None, scale=None, mask_words=None)
+PLANES = dict(rules=['elastic', 'max_relative'], limit=torch.zeros(2, 3, dtype=torch.float64), scale=torch.zeros(2, 3),
+              table=torch.zeros(1, 65, dtype=torch.int32), mask_words=torch.zeros(2, 1, 2, dtype=torch.int32))
+CALLS |= {
+    'lstm-soft': ('binary_lstm', LSTM),
+    'lstm-binary': ('binary_lstm', LSTM | dict(gates='binary', candidate='sign', readout='cell', feedback='and', lengths=None,
+                                               cell=torch.zeros(2, 20, 512, dtype=torch.int8), x=LSTM['x'].float())),
+    'attention-bool': ('binary_attention', ATTENTION),
+    'attention-planes': ('binary_attention', ATTENTION | PLANES),
+    'normalized': ('pack_normalized', dict(x=torch.zeros(50, 384, dtype=torch.bfloat16), mean=torch.zeros(50),
+                                           std=torch.zeros(50), threshold=torch.zeros(384), flip=torch.zeros(384).bool())),
+}
 # Each call once for an NVIDIA GPU, by turns of architecture, and the kernels that matter for all of them and for AMD.
 CASES = [
     ('bitplane', 'sm_80', 'block-64'), ('bitplane', 'sm_89', 'block-128'), ('bitplane', 'sm_90', 'block-512'),
@@ -64,15 +83,22 @@ CASES = [
     ('popcount', 'sm_75', 'transposed'), ('popcount', 'sm_89', 'linear'), ('popcount', 'sm_80', 'block-grouped'),
     ('popcount', 'gfx942', 'block-64'), ('popcount', 'sm_80', 'pack'), ('popcount', 'sm_90', 'pack-channels-last'),
     ('popcount', 'gfx942', 'pack'),
+    *[('popcount', architecture, call) for architecture, calls in {
+        'sm_80': ['lstm-soft', 'attention-planes'], 'sm_89': ['lstm-binary', 'attention-bool'],
+        'sm_90': ['lstm-soft', 'attention-planes', 'normalized'], 'gfx942': ['lstm-soft', 'attention-planes'],
+    }.items() for call in calls],
 ]
+
+
+SIZES = ('pixels', 'height', 'width', 'out_height', 'out_width', 'batch', 'steps', 'queries', 'keys')
 
 
 @pytest.mark.parametrize(('backend', 'architecture', 'call'), CASES)
 def test_compiles_without_spills(backend, architecture, call):
     op, arguments = CALLS[call]
     noted = launches(BACKENDS[backend](), architecture, op, **arguments)
-    assert len(noted) == (2 if call == 'block-grouped' else 1)
-    for one in noted:
+    assert len(noted) == (2 if call == 'block-grouped' or call.startswith('lstm') else 1)  # an LSTM: one per step
+    for one in noted[:1] if call.startswith('lstm') else noted:
         result = compiled(one, architecture)
         assert result.spills == 0
         assert result.registers < 255
@@ -81,7 +107,7 @@ def test_compiles_without_spills(backend, architecture, call):
         if 'pack' not in call:
             assert one.options['enable_fp_fusion'] is False
             assert all(next(p for p in one.kernel.params if p.name == name).do_not_specialize
-                       for name in ('pixels', 'height', 'width', 'out_height', 'out_width') if name in one.arguments)
+                       for name in SIZES if name in one.arguments)
 
 
 @pytest.mark.parametrize(('backend', 'architecture', 'instruction', 'expected'), [

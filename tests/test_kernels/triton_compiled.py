@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from contextlib import ExitStack
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -11,10 +12,10 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from bnn_kernels.triton import epilogue, launch, pack
+from bnn_kernels.triton import epilogue, launch, pack, sequence_kernels
 
-POINTERS = {torch.int32: '*i32', torch.int8: '*i8', torch.uint8: '*u8', torch.float64: '*fp64', torch.float32: '*fp32',
-            torch.float16: '*fp16', torch.bfloat16: '*bf16'}
+POINTERS = {torch.int64: '*i64', torch.int32: '*i32', torch.int8: '*i8', torch.uint8: '*u8', torch.float64: '*fp64',
+            torch.float32: '*fp32', torch.float16: '*fp16', torch.bfloat16: '*bf16'}
 
 
 class Launch(NamedTuple):
@@ -51,10 +52,12 @@ class Recorder:
 def launches(backend, architecture: str, op: str, **call) -> list[Launch]:
     """What `backend` launches for a call on a GPU of `architecture`, with CPU tensors in the place of its own."""
     noted = []
-    with patch.object(launch, 'architecture', lambda device: architecture), \
-            patch.object(type(backend), 'kernel', Recorder(type(backend).kernel, noted)), \
-            patch.object(pack, 'pack_signs', Recorder(pack.pack_signs, noted)), \
-            patch.object(epilogue, 'finish_apart', Recorder(epilogue.finish_apart, noted)):
+    kernels = [(type(backend), 'kernel'), (pack, 'pack_signs'), (epilogue, 'finish_apart'), (sequence_kernels, 'lstm_step'),
+               (sequence_kernels, 'attend'), (sequence_kernels, 'pack_normalized')]
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(launch, 'architecture', lambda device: architecture))
+        for owner, name in kernels:
+            stack.enter_context(patch.object(owner, name, Recorder(getattr(owner, name), noted)))
         getattr(backend, op)(**call)
     return noted
 

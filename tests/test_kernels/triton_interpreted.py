@@ -12,8 +12,10 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 import bnn_kernels as bk
+from bnn_kernels import dispatch
+from bnn_kernels.reference import Reference
 
-from . import oracle
+from . import cases, oracle
 from .test_fused import STREAMS, epilogues
 from .test_ops import CHANNELS, FLOATS, Net, pairs
 
@@ -219,6 +221,45 @@ def test_words_that_cross_tiles(outputs, groups, replicas, out_groups):
     vectors = oracle.values(4, 3, width)
     agree(bk.binary_conv2d_sign, *words, vectors[0].int(), vectors[1] > 0, groups=groups, out_groups=out_groups)
     agree(bk.binary_block2d, *words, bk.Epilogue(*vectors[:2], threshold=vectors[2], out_groups=out_groups), groups=groups)
+
+
+# --- sequences -----------------------------------------------------------------------------------------------
+
+once = pytest.mark.skipif(BACKEND != 'triton-popcount', reason='both backends have the same kernels')
+
+
+def agree_with_the_reference(op, call) -> None:
+    results, expected = dispatch.method(op, **call)(**call), getattr(Reference(), op)(**call)
+    assert bk.last_backend() == BACKEND
+    for pair in zip(results, expected, strict=True) if isinstance(expected, tuple) else [(results, expected)]:
+        assert cases.same(*pair)
+
+
+@once
+@examples(12)
+@given(call=cases.lstms(st.sampled_from([1, 5, 31, 32, 33, 70]), steps=3, batch=3, statistics=False))
+def test_binary_lstm(call):
+    agree_with_the_reference('binary_lstm', call)
+
+
+@once
+@examples(12)
+@given(call=cases.attentions(queries=4, keys=(1, 31, 33, 64, 70), features=(1, 32, 33, 64, 100), values=(1, 8, 33, 70)))
+def test_binary_attention(call):
+    agree_with_the_reference('binary_attention', call)
+
+
+@once
+@examples(15)
+@given(call=cases.normalized())
+def test_pack_normalized(call):
+    agree_with_the_reference('pack_normalized', call)
+
+
+def test_statistics_are_left_to_others():
+    parameters = bk.Recurrence(torch.ones(1, 12), eps=1e-5)
+    with pytest.raises(RuntimeError, match=f'{BACKEND}: the Triton backends run an LSTM tile by tile'):
+        bk.binary_lstm(torch.zeros(1, 1, 1, 12), torch.zeros(1, 12, 1).int(), parameters)
 
 
 # --- around the kernels --------------------------------------------------------------------------------------

@@ -7,13 +7,17 @@ from torch import Tensor
 
 from ..dispatch import Backend
 from .launch import Layer, Results, convolve, count_pixels, pack_signs
+from .sequence import SequenceOperators
 from .versions import INTERPRETED
 
 NO_DOWNSAMPLE = ('the Triton backends leave downsample2d to torch: it pools in one kernel bound by memory, and the 1x1 '
                  'convolution is a real-valued matrix product, for which it has cuBLAS or rocBLAS')
 
+NO_STATISTICS = ('the Triton backends run an LSTM tile by tile and leave the statistics over all units of a gate (eps) to '
+                 'other backends')
 
-class TritonBackend(Backend):
+
+class TritonBackend(SequenceOperators, Backend):
     """Base of the backends: a subclass adds `name`, `kernel` and the least CUDA compute capability it runs on."""
 
     kernel: Callable
@@ -29,7 +33,11 @@ class TritonBackend(Backend):
         if op == 'downsample2d':
             return False, NO_DOWNSAMPLE
         able, reason = super().supports(op, **call)
-        return (able, reason) if not able else self.runs_on((call['x'] if 'x' in call else call['x_words']).device)
+        if able and op == 'binary_lstm' and call['eps'] is not None:
+            return False, NO_STATISTICS
+        if not able:
+            return able, reason
+        return self.runs_on(next(call[name] for name in ('x', 'x_words', 'q_words') if name in call).device)
 
     def runs_on(self, device: torch.device) -> tuple[bool, str]:
         """(True, '') or (False, reason) for tensors on `device`."""

@@ -78,7 +78,7 @@ def convolve(kernel: Callable, name: str, layer: Layer, x_words: Tensor, w_words
     direct = results
     if results.words is not None and not words_fit(layer, replicas, out_groups):
         direct = Results(sums=x_words.new_empty(pixels, layer.outputs))
-    with _on(x_words.device):
+    with on(x_words.device):
         arch = architecture(x_words.device)
         constants = _constants(name, arch, layer, replicas, act, ELEMENTS[dtype])
         tiles = layer.groups * -(-layer.outputs // layer.groups // constants['BLOCK_N'])
@@ -93,7 +93,7 @@ def convolve(kernel: Callable, name: str, layer: Layer, x_words: Tensor, w_words
 def count_pixels(x_words: Tensor, size: Pair) -> int:
     """Output pixels of a call. Raises ValueError where they, or those of the input, are too many to be counted in int32."""
     pixels = x_words.shape[0] * size[0] * size[1]
-    _limit(max(pixels, x_words.shape[:3].numel()))
+    limit(max(pixels, x_words.shape[:3].numel()))
     return pixels
 
 
@@ -106,22 +106,22 @@ def words_fit(layer: Layer, replicas: int, out_groups: int) -> bool:
 def pack_signs(x: Tensor, threshold: Tensor | None, groups: int) -> Tensor:
     """Float [images, C, pixels], of any strides, to int32 [images, pixels, groups * words]."""
     images, channels, pixels = x.shape
-    _limit(images * pixels)
+    limit(images * pixels)
     words = groups * -(-channels // groups // 32)
     result = torch.empty((images, pixels, words), dtype=torch.int32, device=x.device)
     if result.numel() == 0:
         return result
-    threshold = None if threshold is None else _bits(threshold.reshape(-1).contiguous())
-    with _on(x.device):
+    threshold = None if threshold is None else bits(threshold.reshape(-1).contiguous())
+    with on(x.device):
         tiles = tile('pack', architecture(x.device), words * 32)
         programs = images * -(-pixels // tiles['BLOCK_M']) * -(-words * 32 // tiles['BLOCK_N'])
         pack.pack_signs[(programs,)](
-            _bits(x.detach()), threshold, result, pixels, x.stride(0), x.stride(2), x.stride(1), CHANNELS=channels,
+            bits(x.detach()), threshold, result, pixels, x.stride(0), x.stride(2), x.stride(1), CHANNELS=channels,
             GROUPS=groups, THRESHOLDS=0 if threshold is None else threshold.numel(), **tiles)
     return result
 
 
-def _limit(pixels: int) -> None:
+def limit(pixels: int) -> None:
     if pixels >= PIXELS_LIMIT:
         raise ValueError(f'one call reads or writes {pixels} pixels, the limit is 2**31 - 1: split the batch.')
 
@@ -148,14 +148,14 @@ def _finish_apart(arch, sums, results, pixels, outputs, replicas, out_groups, ac
 
 
 def _pointers(results: Results) -> dict[str, Tensor | None]:
-    return {name: None if tensor is None else _bits(tensor) for name, tensor in results._asdict().items()}
+    return {name: None if tensor is None else bits(tensor) for name, tensor in results._asdict().items()}
 
 
-def _bits(tensor: Tensor) -> Tensor:
+def bits(tensor: Tensor) -> Tensor:
     return tensor.view(torch.int16) if INTERPRETED and tensor.dtype == torch.bfloat16 else tensor
 
 
-def _on(device: torch.device):
+def on(device: torch.device):
     """Triton launches on the current device."""
     if device.type != 'cuda' or device.index == torch.cuda.current_device():
         return nullcontext()
