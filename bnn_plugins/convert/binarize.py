@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ..layers import BinaryConv2d, BinaryLayer, BinaryLinear, Expansion, build_act
+from ..layers.multihead import SplitMultiheadAttention
 from .config import BNNConfig
 from .report import BinarizationReport, LayerRow
 from .rules import ATTENTION_CLASSES, candidates, check_rules, decide, with_parents
@@ -17,7 +18,8 @@ CONVERTED: list[Callable[[nn.Module, BNNConfig], None]] = []
 def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationReport:
     """Make a float model binary, in place: its own module tree and parameters stay, layers change their kind.
 
-    Latent weights are the float weights. ReLUs are replaced when the method takes signs of activations, for the sign of a
+    Latent weights are the float weights. An ``nn.MultiheadAttention`` is taken apart, so that its projections can take part;
+    its scores and softmax stay real. ReLUs are replaced when the method takes signs of activations, for the sign of a
     non-negative number is constant.
 
     Args:
@@ -33,13 +35,13 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
     """
     if not isinstance(cfg, BNNConfig):
         cfg = BNNConfig.from_dict({'method': cfg} if isinstance(cfg, str) else cfg)
+    report = BinarizationReport(replaced=split_attention_(model))
     found = candidates(model)
     if found and found[0].name == '':
         raise ValueError(f'binarize_ changes the children of a model; for a single {type(model).__name__} build the binary '
                          'layer itself: bnn_plugins.layers.BinaryConv2d or BinaryLinear')
     check_rules(cfg.rules, [c.name for c in found])
 
-    report = BinarizationReport()
     takes_signs = False
     for candidate in found:
         layer = candidate.module
@@ -63,6 +65,17 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
     for note in CONVERTED:
         note(model, cfg)
     return report
+
+
+def split_attention_(model: nn.Module) -> dict[str, str]:
+    """Take each ``nn.MultiheadAttention`` apart, in place; returns what the report says about them."""
+    said = {}
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.MultiheadAttention and name and SplitMultiheadAttention.fits(module):
+            new = SplitMultiheadAttention(module)
+            replace_(model, module, new)
+            said[name] = f'{type(module).__name__} -> {type(new).__name__}: its projections are layers by themselves'
+    return said
 
 
 def to_binary(layer: nn.Conv2d | nn.Linear, cfg: BNNConfig) -> tuple[BinaryConv2d | BinaryLinear, str]:

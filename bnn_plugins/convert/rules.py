@@ -27,6 +27,8 @@ EMBEDDING_NAMES = {
 }
 # Linear layers or 1x1 convolutions around a stack of Transformer blocks, on the real-valued stream.
 PROJECTION_NAMES = {'proj_in', 'proj_out', 'proj_out_1', 'proj_out_2'}
+# Of deformable attention: where it samples, and how much each sample counts.
+SAMPLING_NAMES = {'sampling_offsets', 'attention_weights'}
 # They read the weight of their convolution and do not call it.
 WEIGHT_READERS = {'FirDownsample2D', 'FirUpsample2D'}
 # mmcv's Conv2d and Linear only add a case for empty inputs, which torch has handled itself since 1.5.
@@ -82,7 +84,13 @@ def embedding(c: Candidate) -> Reason:
         return 'embedding or projection of a timestep, a class or a position'
     if any(parent.startswith(('AdaLayerNorm', 'AdaGroupNorm')) for parent in c.parents):
         return 'modulates a norm'
-    return 'projection of the real-valued stream' if PROJECTION_NAMES & set(c.parts) else None
+    # Swin's merging stands between the stages: no shortcut goes around it.
+    around = PROJECTION_NAMES & set(c.parts) or 'PatchMerging' in c.parents
+    return 'projection of the real-valued stream' if around else None
+
+
+def sampling(c: Candidate) -> Reason:
+    return 'positions and weights of samples: numbers, not features' if SAMPLING_NAMES & set(c.parts) else None
 
 
 def channel_attention(c: Candidate) -> Reason:
@@ -105,7 +113,7 @@ def own_forward(c: Candidate) -> Reason:
 
 
 BUILT_IN: tuple[Callable[[Candidate], Reason], ...] = (
-    channel_attention, reads_image, depthwise, real_shortcut, prediction, box_head, embedding,
+    channel_attention, reads_image, depthwise, real_shortcut, prediction, box_head, embedding, sampling,
 )
 
 

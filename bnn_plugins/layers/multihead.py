@@ -1,0 +1,99 @@
+"""``nn.MultiheadAttention`` in parts, so that its projections are layers like others."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import merge_heads, split_heads
+
+PROJECTIONS = ('q_proj', 'k_proj', 'v_proj')
+
+
+class SplitMultiheadAttention(nn.Module):
+    """What ``nn.MultiheadAttention`` computes, with four linear layers ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj``.
+
+    torch keeps the first three in one parameter and reads the weight of the fourth without calling it, so none could
+    become binary. Checkpoints of ``nn.MultiheadAttention`` can be loaded. Scores and softmax stay real.
+
+    Args:
+        attention: the original, without ``bias_k`` and ``add_zero_attn``; parameters of its output are taken, others copied.
+    """
+
+    # torch's Transformer layers ask for these before they take a path around the forward.
+    in_proj_bias, _qkv_same_embed_dim = None, False
+
+    def __init__(self, attention: nn.MultiheadAttention):
+        super().__init__()
+        self.embed_dim, self.num_heads, self.dropout = attention.embed_dim, attention.num_heads, attention.dropout
+        self.batch_first = attention.batch_first
+        whole = attention.in_proj_weight
+        weights = ([attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight] if whole is None
+                   else whole.chunk(3))
+        biases = [None] * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
+        for name, weight, bias in zip(PROJECTIONS, weights, biases, strict=True):
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device='meta')
+            linear.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+            if bias is not None:
+                linear.bias = nn.Parameter(bias.detach().clone(), attention.in_proj_bias.requires_grad)
+            setattr(self, name, linear)
+        out = attention.out_proj
+        self.out_proj = nn.Linear(self.embed_dim, self.embed_dim, out.bias is not None, device='meta')
+        self.out_proj._parameters.update(weight=out.weight, bias=out.bias)
+        self.train(attention.training)
+
+    @staticmethod
+    def fits(attention: nn.MultiheadAttention) -> bool:
+        return attention.bias_k is None and not attention.add_zero_attn
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+                need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
+                is_causal: bool = False) -> tuple[Tensor, Tensor | None]:
+        """As ``nn.MultiheadAttention``: ``[L, N, E]``, or ``[N, L, E]`` with ``batch_first``, or ``[L, E]``; masks are True or
+        -inf where no attention is paid. ``is_causal`` is a hint that changes nothing."""
+        alone = query.ndim == 2
+        if alone:
+            query, key, value = (x.unsqueeze(0) for x in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        q, k, v = (split_heads(getattr(self, name)(x), self.num_heads)
+                   for name, x in zip(PROJECTIONS, (query, key, value), strict=True))
+        mask = self.mask(q, key_padding_mask, attn_mask)
+        dropout = self.dropout if self.training else 0.0
+        if need_weights:
+            scores = q @ k.mT * q.shape[-1] ** -0.5
+            weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
+            out = weights @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            out, weights = F.scaled_dot_product_attention(q, k, v, mask, dropout), None
+        out = self.out_proj(merge_heads(out))
+        if alone:
+            return out.squeeze(0), None if weights is None else weights.squeeze(0)
+        return out if self.batch_first else out.transpose(0, 1), weights
+
+    def mask(self, q: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
+        """The sum of both masks as numbers, broadcastable to ``[N, heads, L, S]``."""
+        total = None
+        if attn_mask is not None:
+            attn_mask = attn_mask.unflatten(0, (-1, self.num_heads)) if attn_mask.ndim == 3 else attn_mask
+        for mask in (attn_mask, None if key_padding_mask is None else key_padding_mask[:, None, None]):
+            if mask is not None:
+                if mask.dtype == torch.bool:
+                    mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, -torch.inf)
+                total = mask if total is None else total + mask
+        return total
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        whole = {name: state_dict.pop(f'{prefix}in_proj_{name}') for name in ('weight', 'bias')
+                 if f'{prefix}in_proj_{name}' in state_dict}
+        for name, tensor in whole.items():
+            state_dict.update({f'{prefix}{projection}.{name}': part.clone()
+                               for projection, part in zip(PROJECTIONS, tensor.chunk(3), strict=True)})
+        for projection in PROJECTIONS:  # of queries, keys and values of different widths
+            if f'{prefix}{projection}_weight' in state_dict:
+                state_dict[f'{prefix}{projection}.weight'] = state_dict.pop(f'{prefix}{projection}_weight')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f'{self.embed_dim}, heads={self.num_heads}'
