@@ -17,9 +17,7 @@ validations = 4
 epochs = [8]
 blocks = [
     dict(networks=['resnet8'], expansions=[None], epochs=epochs, seeds=[0],
-         methods=['binarynet', 'reactnet', 'xnor', 'bireal', 'recu', 'irnet', 'xnorpp', 'dorefa', 'rbnn', 'rebnn',
-                  'real2binary', 'bnext', 'binaryconnect']),
-    dict(networks=['resnet8'], expansions=[None], epochs=epochs, seeds=[1, 2],
-         methods=['binarynet', 'xnor', 'bireal', 'recu', 'reactnet']),
+         methods=['binarynet', 'reactnet', 'xnor', 'bireal', 'recu', 'irnet', 'xnorpp', 'dorefa']),
+    dict(networks=['resnet8'], expansions=[None], epochs=epochs, seeds=[1, 2], methods=['binarynet', 'reactnet']),
     dict(networks=['resnet8'], expansions=[dict(tau=2)], epochs=epochs, seeds=[0], methods=['bireal', 'recu', 'reactnet']),
 ]

@@ -19,5 +19,4 @@ variants = [None, dict(tau=2), dict(tau=2, spread=0.5), dict(style='thresholds',
 blocks = [
     dict(networks=['resnet8'], methods=['reactnet', 'recu', 'bireal'], expansions=variants, epochs=[10, 40, 160],
          seeds=[0, 1, 2]),
-    dict(networks=['resnet8'], methods=['reactnet'], expansions=variants, epochs=[640], seeds=[0]),
 ]
