@@ -68,7 +68,7 @@ class Trainer:
                                      num_train_timesteps=args.ddpm_num_steps, beta_schedule=args.ddpm_beta_schedule,
                                      prediction_type=args.prediction_type)
         self.prepare_teacher(unet)
-        self.ema = BNNEMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True,
+        self.ema = BNNEMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, foreach=True,
                                inv_gamma=args.ema_inv_gamma, power=args.ema_power, model_cls=type(unet),
                                model_config=unet.config) if args.use_ema else None
         self.accelerator.register_save_state_pre_hook(self.save_models)
@@ -77,7 +77,7 @@ class Trainer:
         loader = DataLoader(self.data, args.train_batch_size, shuffle=True, drop_last=len(self.data) >= args.train_batch_size,
                             num_workers=args.dataloader_num_workers)
         optimizer = torch.optim.AdamW(parameter_groups(unet, args.adam_weight_decay), lr=args.learning_rate,
-                                      betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon)
+                                      betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon, fused=True)
         steps_per_epoch = math.ceil(len(loader) / self.accelerator.num_processes / args.gradient_accumulation_steps)
         self.total_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
         # accelerate steps the scheduler once for every process
