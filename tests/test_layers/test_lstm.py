@@ -66,8 +66,8 @@ def by_hand(cell, x):
     levels = sign(cell.input.weight), sign(cell.hidden.weight)
     h, c, out = -torch.ones(x.shape[1], size), torch.zeros(x.shape[1], size), []
     for row in x:
-        sums = [sign(v + p.activation.shift) @ w.T for v, p, w in zip((row, h), (cell.input, cell.hidden), levels, strict=True)]
-        z = sum(s * p.norm.weight / (2 * p.in_features) ** 0.5 for s, p in zip(sums, (cell.input, cell.hidden), strict=True))
+        parts = zip((row, h), (cell.input, cell.hidden), levels, strict=True)
+        z = sum(sign(v + p.activation.shift) @ w.T * p.norm.weight / (2 * p.in_features) ** 0.5 for v, p, w in parts)
         i, f, g, o = (z + cell.bias).split(size, -1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
@@ -167,7 +167,7 @@ def test_packed_sequences(lengths, bidirectional, layers):
 
 
 def test_gradients_reach_everything(lstm, x):
-    out, grads = run(lstm.train(), x)
+    _, grads = run(lstm.train(), x)
     for name, grad in grads.items():
         assert grad.isfinite().all(), name
         assert grad.any(), name
