@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...binarize.lookup import unknown
 from ...layers import BinaryConv2d, BinaryLinear, RPReLU
+from ...layers.activations import _RPReLU
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ class BucketRPReLU(nn.Module):
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         gamma, slope, zeta = ((temb[:, self.temb_channels:] @ table)[:, :, None, None]
                               for table in (self.gamma, self.slope, self.zeta))
-        x = x - gamma
-        return torch.where(x > 0, x, slope * x) + zeta
+        return _RPReLU.apply(x, gamma, slope, zeta)
 
 
 class ChannelShortcut(nn.Module):
