@@ -15,6 +15,7 @@ from .accuracy.tables import TABLES as ACCURACY
 from .cpu import tables as cpu
 from .diffusion.tables import TABLES as DIFFUSION
 from .gpu import tables as gpu
+from .sequence.tables import TABLES as SEQUENCE
 
 ROOT = Path(__file__).parents[1]
 PLACE = re.compile(r'(<!-- table: (\w+) -->\n).*?(<!-- end -->)', re.DOTALL)
@@ -45,7 +46,7 @@ def bccd() -> str:
     return '\n'.join([*lines, '', f'Machine: {"; ".join(machine)}.', ''])
 
 
-TABLES = {**ACCURACY, **DIFFUSION, 'bccd': bccd, 'cpu_networks': cpu.networks, 'cpu_convolutions': cpu.convolutions,
+TABLES = {**ACCURACY, **DIFFUSION, **SEQUENCE, 'bccd': bccd, 'cpu_networks': cpu.networks, 'cpu_convolutions': cpu.convolutions,
           'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions}
 
 
