@@ -47,6 +47,7 @@ def bccd() -> str:
 
 
 TABLES = {**ACCURACY, **DIFFUSION, **SEQUENCE, 'bccd': bccd, 'cpu_networks': cpu.networks, 'cpu_convolutions': cpu.convolutions,
+          'cpu_sequences': cpu.sequences,
           'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions}
 
 

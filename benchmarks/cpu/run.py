@@ -2,6 +2,7 @@
 
 - the body of ResNet-18 (16 convolutions, 3 downsamples) at 56x56 and at 160x160 (an image of 640x640), batch 1;
 - single convolutions from packed input, every instruction set, also against a torch that is kept to the same one;
+- a binary LSTM and binary attention;
 - the BCCD RetinaNet end to end, its backbone, its layers.
 
 Every section runs in a process of its own; the others go on when one fails. Results: one CSV file per machine and kind in
@@ -22,7 +23,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / 'results'
 PAGES = Path('work_dirs/benchmark_cpu')
-SECTIONS = ('body56', 'body160', 'convolutions', 'convolutions-avx2', 'detector')
+SECTIONS = ('body56', 'body160', 'convolutions', 'convolutions-avx2', 'sequences', 'detector')
 # Keeps torch and its oneDNN from instructions beyond AVX2, as a machine without them would be.
 AVX2_ONLY = {'ONEDNN_MAX_CPU_ISA': 'AVX2', 'ATEN_CPU_CAPABILITY': 'avx2'}
 
@@ -35,6 +36,8 @@ def run_section(name: str, out: Path, pages: Path, quick: bool, threads: list[in
     from .networks import FULL, QUICK, run_body, run_detector
     if name.startswith('convolutions'):
         return run_convolutions(out / f'{name}.convolutions.csv', quick, avx2_only=name.endswith('avx2'))
+    if name == 'sequences':
+        return run_sequences(out / f'{name}.sequences.csv', quick)
     rounds, budget, forms = (5, 3.0, QUICK) if quick else (25, 15.0, FULL)
     if name == 'detector':
         result = run_detector(threads, rounds, budget, forms, checkpoint)
@@ -48,9 +51,8 @@ def run_section(name: str, out: Path, pages: Path, quick: bool, threads: list[in
 
 
 def run_convolutions(path: Path, quick: bool, avx2_only: bool) -> bool:
-    from bnn_plugins.analysis.machine import machine_facts
     from bnn_plugins.analysis.throughput import torch_threads
-    from bnn_plugins.analysis.throughput_run import rounded, write_csv
+    from bnn_plugins.analysis.throughput_run import write_csv
 
     from .convolutions import CLASSIFIER, SHAPES, instruction_sets, measure_shape
     isas = instruction_sets()
@@ -64,10 +66,36 @@ def run_convolutions(path: Path, quick: bool, avx2_only: bool) -> bool:
                 if row.shape == f'{shape[0]}@{shape[1]}':
                     print(f'{row.shape:>7} {row.variant:<19} {row.isa:<9} {row.median_ms:8.3f} ms {row.gmacs:7.0f} GMAC/s '
                           f'x{row.x_float32_prepacked:.1f} float32 prepacked')
+    write_csv(path, *with_machine(rows))
+    return True
+
+
+def run_sequences(path: Path, quick: bool) -> bool:
+    from bnn_plugins.analysis.throughput import torch_threads
+    from bnn_plugins.analysis.throughput_run import write_csv
+
+    from .sequences import BATCHES, TOKENS, measure_sequence
+    rounds, budget = (5, 1.0) if quick else (31, 10.0)
+    rows = []
+    with torch_threads(1):
+        for layer, sizes in ('lstm', BATCHES), ('attention', TOKENS):
+            for size in sizes:
+                rows += measure_sequence(layer, size, rounds, budget)
+                for row in rows:
+                    if size in (row.batch, row.size) and row.layer == layer:
+                        print(f'{layer:>9} {size:>5} {row.variant:<13} {row.isa:<7} {row.median_ms:8.3f} ms '
+                              f'x{row.x_float32:.1f} float32 x{row.x_bfloat16:.1f} bfloat16')
+    write_csv(path, *with_machine(rows))
+    return True
+
+
+def with_machine(rows: list) -> tuple[list[str], list[dict]]:
+    """Columns and lines of dataclasses, with what is known about this machine."""
+    from bnn_plugins.analysis.machine import machine_facts
+    from bnn_plugins.analysis.throughput_run import rounded
     machine = machine_facts()
     lines = [{**rounded(asdict(row)), **machine} for row in rows]
-    write_csv(path, list(lines[0]), lines)
-    return True
+    return list(lines[0]), lines
 
 
 def wide_console():
@@ -99,7 +127,7 @@ def run_suite(sections: list[str], out: Path, pages: Path, quick: bool, threads:
             good &= code == 0
             print(f'--- {section}: {"done" if code == 0 else f"FAILED ({code})"} in {time.perf_counter() - began:.0f} s',
                   flush=True)
-        for kind in ('networks', 'layers', 'convolutions'):
+        for kind in ('networks', 'layers', 'convolutions', 'sequences'):
             parts = [path for section in sections for path in Path(folder).glob(f'{section}.{kind}.csv')]
             if parts:
                 print(f'{join(parts, out / f"{machine}-{kind}.csv", "quick" if quick else "full")} written')

@@ -1,4 +1,4 @@
-"""Tables of the CPU suite: speed-ups of networks and of single convolutions, one table per machine."""
+"""Tables of the CPU suite: speed-ups of networks, single convolutions and sequences, one table per machine."""
 
 import csv
 from collections import defaultdict
@@ -46,6 +46,22 @@ def convolutions(results: Path = RESULTS) -> str:
         lines = [[isa, float_isa, ', '.join(row['shape'] for row in found),
                   *(mean([row[column] for row in found]) for column in CONVOLUTION_RATIOS),
                   mean([row['of_ceiling'] for row in found], 100, 0)] for (isa, float_isa, _), found in groups.items()]
+        parts.append(table(headings, lines, machine))
+    return '\n'.join(parts) or NONE
+
+
+def sequences(results: Path = RESULTS) -> str:
+    """One line per layer, variant and instruction set: ms, and how many times faster than torch's layer."""
+    headings = ['layer', 'variant', 'ran on', 'ms', 'x float32', 'x bfloat16']
+    parts = []
+    for machine, rows in read(results, 'sequences').items():
+        lines = []
+        for row in rows:
+            name = (f'LSTM {row["size"]}, batch {row["batch"]}, {row["steps"]} steps' if row['layer'] == 'lstm' else
+                    f'attention, {row["size"]} tokens, {row["batch"]} heads')
+            if row['isa']:
+                lines.append([name, row['variant'], row['isa'], f'{float(row["median_ms"]):.2f}', times(row['x_float32']),
+                              times(row['x_bfloat16'])])
         parts.append(table(headings, lines, machine))
     return '\n'.join(parts) or NONE
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 pytest.importorskip('matplotlib')
 
 import bnn_kernels
-from benchmarks.cpu import convolutions, networks, run, tables
+from benchmarks.cpu import convolutions, networks, run, sequences, tables
 
 NEEDS_ENGINE = pytest.mark.skipif(bnn_kernels.available_backends()['cpu'] != 'available',
                                   reason=bnn_kernels.available_backends()['cpu'])
@@ -126,5 +126,41 @@ def test_table_of_convolutions(tmp_path):
         '| z | all | 64@56, 512@7 | 1.0 | 4.0 | 2.0 | 50 |', '| z | all | 64@160 | 1.0 | 3.0 |  | 50 |']
 
 
+@NEEDS_ENGINE
+def test_sequences_of_small_layers(monkeypatch):
+    monkeypatch.setattr(sequences, 'UNITS', 40)
+    monkeypatch.setattr(sequences, 'STEPS', 3)
+    isas = sequences.instruction_sets()
+    for layer, variants in ('lstm', ['soft', 'binary']), ('attention', ['bool', 'max_relative', 'elastic']):
+        rows = sequences.measure_sequence(layer, 70 if layer == 'attention' else 2, 2, 1.0)
+        assert [(row.variant, row.isa) for row in rows[:-2]] == [(name, isa) for name in variants for isa in isas]
+        assert [(row.variant, row.isa, row.check) for row in rows[-2:]] == [('float32', '', ''), ('bfloat16', '', '')]
+        assert all(row.check == 'ok' for row in rows[:-2])
+        for row in rows:
+            assert row.x_float32 == pytest.approx(rows[-2].median_ms / row.median_ms)
+            assert row.x_bfloat16 == pytest.approx(rows[-1].median_ms / row.median_ms)
+    assert (rows[0].size, rows[0].batch, rows[0].steps) == (70, 4, 1)
+
+
+@NEEDS_ENGINE
+def test_an_inexact_sequence_stops_the_measurement(monkeypatch):
+    right = bnn_kernels.binary_attention
+    monkeypatch.setattr(bnn_kernels, 'binary_attention', lambda *given, **named: right(*given, **named) + (
+        bnn_kernels.last_backend() == 'cpu'))
+    with pytest.raises(AssertionError, match='attention bool is not exact with'):
+        sequences.measure_sequence('attention', 33, 1, 1.0)
+
+
+def test_table_of_sequences(tmp_path):
+    common = dict(suite='full', median_ms='0.5', x_float32='5.04', x_bfloat16='2', **MACHINE)
+    write(tmp_path / 'a-sequences.csv', [
+        dict(common, layer='lstm', size=512, batch=8, steps=100, variant='soft', isa='z'),
+        dict(common, layer='lstm', size=512, batch=8, steps=100, variant='float32', isa=''),
+        dict(common, layer='attention', size=256, batch=4, steps=1, variant='bool', isa='z')])
+    assert tables.sequences(tmp_path).splitlines()[2:5] == [
+        '| LSTM 512, batch 8, 100 steps | soft | z | 0.50 | 5.0 | 2.0 |',
+        '| attention, 256 tokens, 4 heads | bool | z | 0.50 | 5.0 | 2.0 |', '']
+
+
 def test_without_results_the_table_says_so(tmp_path):
-    assert tables.networks(tmp_path) == tables.convolutions(tmp_path) == tables.NONE
+    assert tables.networks(tmp_path) == tables.convolutions(tmp_path) == tables.sequences(tmp_path) == tables.NONE
