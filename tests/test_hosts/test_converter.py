@@ -21,7 +21,7 @@ MODULES = {
     'ResNet': (dict(type='mmdet.ResNet', depth=18, base_channels=8, norm_eval=False, zero_init_residual=False), IMAGE, 16),
     'SSDVGG': (dict(type='mmdet.SSDVGG', depth=11, with_last_pool=False, ceil_mode=True, out_indices=(3, 4),
                     out_feature_indices=(12, 20)), IMAGE, 9),
-    'Swin': (dict(type='mmdet.SwinTransformer', embed_dims=24, depths=[1, 1, 1, 1], num_heads=[1, 2, 3, 6]), IMAGE, 19),
+    'Swin': (dict(type='mmdet.SwinTransformer', embed_dims=24, depths=[1, 1, 1, 1], num_heads=[1, 2, 3, 6]), IMAGE, 16),
     'Hourglass': (dict(type='mmdet.HourglassNet', num_stacks=1, downsample_times=2, stage_channels=(16, 16, 24),
                        stage_blocks=(1, 1, 1), feat_channel=16), IMAGE, None),
     'CSPDarknet': (dict(type='mmdet.CSPDarknet', widen_factor=0.125, deepen_factor=0.33), IMAGE, None),
@@ -49,7 +49,9 @@ def test_any_module_becomes_binary(name):
     module, shape, count = MODULES[name]
     float_keys = MODELS.build(module).state_dict().keys()
     model = MODELS.build(dict(type='bnn_plugins.binarized', module=module, method='xnor', act='hardtanh'))
-    assert model.state_dict().keys() >= float_keys, 'nothing is wrapped: the names stay'
+    whole = {key for key in float_keys if '.in_proj_' in key}  # of nn.MultiheadAttention, which is taken apart
+    assert bool(whole) == (name == 'PVT')
+    assert model.state_dict().keys() >= float_keys - whole, 'nothing is wrapped: the names stay'
     model.init_weights()
     model.train()
     inputs = torch.randn(shape) if isinstance(shape, tuple) else [torch.randn(s) for s in shape]
