@@ -34,7 +34,8 @@ SUITES = {
 }
 COLUMNS = ('config', 'model', 'train_steps', 'cpu_minutes', 'denoising_steps', 'pictures', 'params', 'binary_weights',
            'macs_m', 'ops_m', 'bytes', 'bytes_packed', 'layer_compression', 'mse', 'vlb', 'recognised', 'fd_clf', 'kid_clf',
-           'c2st', 'fid', 'psnr', 'ssim', 'packed_max_difference', 'processor', 'threads', 'torch', 'diffusers')
+           'c2st', 'fid', 'psnr', 'ssim', 'twin_psnr', 'packed_max_difference', *(f'mse_{i}' for i in range(10)), 'processor',
+           'threads', 'torch', 'diffusers')
 COMPARED = 64  # pictures that the latent and the packed UNet both draw
 SHOWN = {False: 64, True: 6}  # pictures of a grid; super-resolution: of a row
 
@@ -91,16 +92,14 @@ def quality(pipe: DiffusionPipeline, held: Images, net, images: torch.Tensor, in
     if held.conditions is not None:
         return metrics.restoration(images.float() / 255, held.images[:len(images)].float() / 255)
     real = held.images[:len(images)]
-    row = {key: value for key, value in metrics.noise_prediction(pipe.unet, pipe.scheduler, held).items()
-           if key in ('mse', 'vlb')}
-    row |= metrics.distances(net, real, images)
+    row = metrics.noise_prediction(pipe.unet, pipe.scheduler, held) | metrics.distances(net, real, images)
     if held.labels is not None:
         row['recognised'] = metrics.recognised(net, images)
     return row if inception is None else row | dict(fid=metrics.inception_distance(inception, real, images))
 
 
-def measure(name: str, folder: Path, held: Images, net, args: argparse.Namespace) -> dict:
-    """Cost and quality of one trained pipeline, and how far the packed one is from it."""
+def measure(name: str, folder: Path, held: Images, net, args: argparse.Namespace) -> tuple[dict, torch.Tensor]:
+    """Cost and quality of one trained pipeline, how far the packed one is from it, and the pictures."""
     pipe = load_pipeline(str(folder))
     pipe.set_progress_bar_config(disable=True)
     conditions = None
@@ -120,7 +119,7 @@ def measure(name: str, folder: Path, held: Images, net, args: argparse.Namespace
         pack_(pipe.unet)
         row['packed_max_difference'] = float(np.abs(np.stack(draw(count)) - np.stack(pictures[:count])).max())
     show(name, as_images(pictures), conditions is not None)
-    return row
+    return row, as_images(pictures)
 
 
 def show(name: str, images: torch.Tensor, is_row: bool) -> None:
@@ -181,10 +180,15 @@ def main():
     data = sources(names[0])
     net = None if data[1].conditions is not None else metrics.train_feature_net(data[0])
     facts = dict(processor=processor(), threads=args.threads, torch=torch.__version__, diffusers=version('diffusers'))
-    rows = [floor(args.suite, data, net, args.count)]
+    rows, of_twin = [floor(args.suite, data, net, args.count)], None
     for name in names:
+        row, pictures = measure(name, work_dir / name, data[1], net, args)
+        if name == twin:
+            of_twin = pictures
+        elif of_twin is not None:  # from the same noise
+            row['twin_psnr'] = metrics.psnr(pictures.float() / 255, of_twin.float() / 255)
         rows.append(dict(config=name, train_steps=train_steps(name, len(data[0]), flags), cpu_minutes=round(minutes[name], 1))
-                    | measure(name, work_dir / name, data[1], net, args) | facts)
+                    | row | facts)
     write(RESULTS / f'{args.suite}.csv', rows, SUITES[args.suite])
     print(f'{len(rows)} rows in {RESULTS / f"{args.suite}.csv"}')
 

@@ -8,7 +8,8 @@ RESULTS = Path(__file__).parent / 'results'
 MISSING = 'No results yet: `python -m benchmarks.diffusion.run {}`.\n'
 NUMBERS = {  # column of a table: key, factor, digits
     'recognised (%)': ('recognised', 100, 1), 'FD_clf': ('fd_clf', 1, 2), 'KID_clf': ('kid_clf', 1, 2), 'C2ST': ('c2st', 1, 3),
-    'noise MSE': ('mse', 1, 4), 'VLB (bits/dim)': ('vlb', 1, 3), 'PSNR (dB)': ('psnr', 1, 2), 'SSIM': ('ssim', 1, 4),
+    'noise MSE': ('mse', 1, 4), 'VLB (bits/dim)': ('vlb', 1, 3), 'PSNR (dB)': ('psnr', 1, 2),
+    'PSNR to the twin': ('twin_psnr', 1, 1), 'SSIM': ('ssim', 1, 4),
     'params': ('params', 1, 0), 'binary weights': ('binary_weights', 1, 0), 'MACs (M)': ('macs_m', 1, 1),
     'OPs (M)': ('ops_m', 1, 1), 'KB float': ('bytes', 1e-3, 0), 'KB packed': ('bytes_packed', 1e-3, 0),
     'binarized layers': ('layer_compression', 1, 1), 'minutes': ('cpu_minutes', 1, 1), 'steps': ('train_steps', 1, 0),
@@ -51,7 +52,20 @@ def suite_table(suite: str, columns: tuple[str, ...]) -> str:
 
 def digits() -> str:
     return suite_table('digits', ('steps', 'minutes', 'recognised (%)', 'FD_clf', 'KID_clf', 'C2ST', 'noise MSE',
-                                  'VLB (bits/dim)'))
+                                  'VLB (bits/dim)', 'PSNR to the twin'))
+
+
+def timesteps() -> str:
+    """Error of the noise prediction of the digits by timestep, least noise first."""
+    rows = [row for row in rows_of('digits') if row['mse_0']]
+    if not rows:
+        return MISSING.format('digits')
+    head = ['t', *(f'{100 * i}..{100 * i + 99}' for i in range(10))]
+    lines = [f'| {" | ".join(head)} |', '|' + '---|' * len(head)]
+    for row in rows:
+        errors = [f'{float(row[f"mse_{i}"]):.3f}' for i in range(10)]
+        lines.append(f'| {row["config"]} | {" | ".join(errors)} |')
+    return '\n'.join(lines) + '\n'
 
 
 def emoji() -> str:
@@ -70,4 +84,5 @@ def sizes() -> str:
     return table(rows, ('params', 'binary weights', 'MACs (M)', 'OPs (M)', 'KB float', 'KB packed', 'binarized layers'))
 
 
-TABLES = {'diffusion_digits': digits, 'diffusion_emoji': emoji, 'diffusion_sr': super_resolution, 'diffusion_sizes': sizes}
+TABLES = {'diffusion_digits': digits, 'diffusion_timesteps': timesteps, 'diffusion_emoji': emoji,
+          'diffusion_sr': super_resolution, 'diffusion_sizes': sizes}
