@@ -224,8 +224,11 @@ class DownsampleStep(Step):
         weight, bias = folded_weight(self.held[0], self.norms)
         self._keep('weight', weight.flatten(1).float())
         self._keep('bias', bias.float())
+        self.bound = Bound('downsample2d', weight=self.weight, bias=self.bias, pool=self.pool)
 
     def forward(self, x: Tensor) -> Tensor:
+        if Bound.direct(x):
+            return self.bound(x=x)
         return bnn_kernels.downsample2d(x, self.weight, self.bias, self.pool)
 
 

@@ -1,6 +1,7 @@
 """An operator with its parameters bound, for those who call it again and again: checked once for each kind of input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ class Bound:
 
     The first call with inputs of some shapes, dtypes, devices and strides is checked and dispatched as any other; later ones
     go straight to the backend that was chosen, until `set_backend` changes the choice: in eager code checks and dispatch cost
-    more than the arithmetic of a small layer. Bound tensors may change their values, not their shapes. Use it where `direct`
-    is True; else call the public function, which torch.compile, torch.export and dispatch modes can see.
+    more than the arithmetic of a small layer. Bound tensors may change their values, not their shapes or where they lie. Use
+    it where `direct` is True; else call the public function, which torch.compile, torch.export and dispatch modes can see.
 
     Raises, when called, what the public function raises.
     """
@@ -32,10 +33,10 @@ class Bound:
 
     def __call__(self, **inputs) -> Tensor | tuple[Tensor, ...]:
         key = tuple([None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in inputs.values()])
-        method = self.chosen.get(key)
-        if method is None or self.generation != dispatch.generation():
-            method = self._choose(key, inputs)
-        return method(**self.fixed, **inputs)
+        call = self.chosen.get(key)
+        if call is None or self.generation != dispatch.generation():
+            call = self._choose(key, inputs)
+        return call(**inputs)
 
     def _choose(self, key: tuple, inputs: dict) -> Callable:
         call = self.fixed | inputs
@@ -43,5 +44,16 @@ class Bound:
         if self.generation != dispatch.generation():
             self.chosen.clear()
             self.generation = dispatch.generation()
-        self.chosen[key] = method = dispatch.method(self.op, **call)
-        return method
+        if len(self.chosen) >= MOST_KINDS:
+            self.chosen.clear()
+        self.chosen[key] = chosen = dispatch.bound(self.op, self.fixed, inputs)
+        return chosen
+
+
+MOST_KINDS = 256  # of inputs that one operator remembers
+
+
+@lru_cache(1024)
+def bound(op: str, *numbers: tuple[str, Hashable]) -> Bound:
+    """The operator with only numbers bound, which the public functions share."""
+    return Bound(op, **dict(numbers))

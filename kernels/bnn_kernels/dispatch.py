@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -44,6 +44,13 @@ class Backend:
         if not hasattr(self, op):
             return False, f'{self.name} does not implement {op}'
         return True, ''
+
+    def bind(self, op: str, fixed: dict, inputs: dict) -> Callable | None:
+        """What runs this call, and others with inputs of the same shapes, strides and dtypes, with less ado than the operator.
+
+        It takes `inputs` by name. The tensors of `fixed` may change their values. None: nothing is quicker.
+        """
+        return None
 
 
 class Selection(NamedTuple):
@@ -128,9 +135,29 @@ def run(op: str, **call) -> Tensor | tuple[Tensor, ...]:
 
 def method(op: str, **call) -> Callable[..., Tensor | tuple[Tensor, ...]]:
     """What `run` calls: the operator of the backend that was chosen, which notes that it ran. Raises as `run`."""
+    return _noted(_chosen(op, call), op)
+
+
+def bound(op: str, fixed: dict, inputs: dict) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    """What runs this call and others of its kind (`Backend.bind`), and notes it; takes `inputs` by name. Raises as `run`."""
+    name = _chosen(op, fixed | inputs)
+    quick = _load(BACKENDS[name])[0].bind(op, fixed, inputs)
+    if quick is None:
+        return partial(_noted(name, op), **fixed)
+
+    def call(**inputs):
+        result = quick(**inputs)
+        setattr(_last, op, name)
+        _last.any = name
+        return result
+
+    return call
+
+
+def _chosen(op: str, call: dict) -> str:
     for name, backend in _able() if _forced is None else [(_forced, _load(_path(_forced))[0])]:
         if backend is not None and backend.supports(op, **call)[0]:
-            return _noted(name, BACKENDS[name], op)
+            return name
     reasons = '; '.join(f'{name}: {reason}' for name, reason in selection(op, **call).refusals.items())
     if _forced is not None:
         raise RuntimeError(f'The forced backend cannot run {op} here ({reasons}). set_backend(None) lets all be asked.')
@@ -153,8 +180,12 @@ def _able() -> list[tuple[str, Backend]]:
     return [(name, backend) for name, backend in found if backend is not None]
 
 
+def _noted(name: str, op: str) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    return _noted_of(name, BACKENDS[name], op)
+
+
 @cache
-def _noted(name: str, path: str, op: str) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+def _noted_of(name: str, path: str, op: str) -> Callable[..., Tensor | tuple[Tensor, ...]]:
     operator = getattr(_load(path)[0], op)
 
     def call(**arguments):

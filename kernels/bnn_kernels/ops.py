@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import checks, dispatch
+from .bound import Bound, bound
 from .epilogue import Epilogue
 
 Pair = int | Sequence[int]
@@ -30,6 +31,8 @@ def pack_activations(x: Tensor, threshold: Tensor | None = None, groups: int = 1
         TypeError: `x` or `threshold` is not floating point.
         ValueError: wrong shapes, groups that do not divide C, tensors on different devices.
     """
+    if Bound.direct(x) and (threshold is None or type(threshold) is Tensor) and type(groups) is int:
+        return bound('pack_activations', ('groups', groups))(x=x, threshold=threshold)
     return _pack_activations(x, _tensor_or_none(threshold), groups)
 
 
@@ -59,6 +62,12 @@ def binary_conv2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Pair 
             and more.
         RuntimeError: no backend, or not the forced one, can run the call; the reasons are given.
     """
+    if Bound.direct(x_words) and type(w_words) is Tensor:
+        pairs = _int_pair(stride), _int_pair(padding), _int_pair(dilation)
+        if None not in pairs and type(channels) is type(groups) is type(pad_value) is int:
+            call = bound('binary_conv2d', ('channels', channels), ('stride', pairs[0]), ('padding', pairs[1]),
+                         ('dilation', pairs[2]), ('groups', groups), ('pad_value', pad_value))
+            return call(x_words=x_words, w_words=w_words)
     return _binary_conv2d(x_words, w_words, channels, _pair(stride), _pair(padding), _pair(dilation), groups,
                           checks.check_pad_value(pad_value))
 
@@ -169,6 +178,13 @@ def binary_linear(x_words: Tensor, w_words: Tensor, features: int) -> Tensor:
 
 def _pair(value: Pair) -> Sequence[int]:
     return (value, value) if isinstance(value, int) else value
+
+
+def _int_pair(value: Pair) -> tuple[int, int] | None:
+    """The pair, where it is nothing else than one or two ints."""
+    if type(value) is int:
+        return value, value
+    return tuple(value) if isinstance(value, tuple | list) and len(value) == 2 and {*map(type, value)} == {int} else None
 
 
 def _tensor_or_none(threshold: Tensor | None) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from .. import checks
 from ..dispatch import Backend
 from . import engine
+from .bound import BINDINGS
 from .engine import DTYPES, address, dense, struct
 from .sequence import MOST_FEATURES, SequenceOperators
 
@@ -57,6 +58,10 @@ class Cpu(SequenceOperators, Backend):
             return False, f'cpu counts scores in bytes: heads have {MOST_FEATURES} signs at most, got {call["head_dim"]}'
         return True, ''
 
+    def bind(self, op: str, fixed: dict, inputs: dict) -> Callable | None:
+        binding = BINDINGS.get(op)
+        return binding and binding(self, fixed, inputs)
+
     # --- packing ---------------------------------------------------------------------------------------------------------
 
     def pack_activations(self, x: Tensor, threshold: Tensor | None, groups: int) -> Tensor:
@@ -76,13 +81,13 @@ class Cpu(SequenceOperators, Backend):
 
     def binary_conv2d(self, x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
                       dilation: Sequence[int], groups: int, pad_value: int) -> Tensor:
-        geometry = self._geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, pad_value)
+        geometry = self.geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, pad_value)
         return _conv2d(geometry, x_words, w_words, _images(geometry.shape, torch.int32))
 
     def binary_conv_transpose2d(self, x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int],
                                 padding: Sequence[int], output_padding: Sequence[int], dilation: Sequence[int],
                                 groups: int) -> Tensor:
-        geometry = self._geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, 0, output_padding)
+        geometry = self.geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, 0, output_padding)
         return _conv2d(geometry, x_words, w_words, _images(geometry.shape, torch.int32))
 
     def binary_linear(self, x_words: Tensor, w_words: Tensor, features: int) -> Tensor:
@@ -91,13 +96,13 @@ class Cpu(SequenceOperators, Backend):
         rows = math.prod(lead)
         if rows == 0:
             return torch.empty((*lead, outputs), dtype=torch.int32)
-        geometry = self._geometry((1, 1, rows, words), (outputs, 1, 1, words), features, (1, 1), (0, 0), (1, 1), 1, 0)
+        geometry = self.geometry((1, 1, rows, words), (outputs, 1, 1, words), features, (1, 1), (0, 0), (1, 1), 1, 0)
         return _conv2d(geometry, x_words, w_words, torch.empty((*lead, outputs), dtype=torch.int32))
 
     def binary_conv2d_sign(self, x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int],
                            padding: Sequence[int], dilation: Sequence[int], groups: int, pad_value: int, threshold: Tensor,
                            flip: Tensor | None, out_groups: int) -> Tensor:
-        geometry = self._geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, pad_value)
+        geometry = self.geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, pad_value)
         width = threshold.shape[0]
         threshold = dense(threshold)
         flip = torch.zeros_like(threshold) if flip is None else flip.to(torch.int32)
@@ -111,7 +116,7 @@ class Cpu(SequenceOperators, Backend):
                        shortcut: Tensor | None, act: str, gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None,
                        threshold: Tensor | None, out_groups: int, dtype: torch.dtype, pack: bool, keep: bool,
                        out: Tensor | None) -> tuple[Tensor, Tensor]:
-        geometry = self._geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, pad_value)
+        geometry = self.geometry(x_words.shape, w_words.shape, channels, stride, padding, dilation, groups, pad_value)
         width = scale.shape[0]
         vectors = [None if v is None else v if v.is_contiguous() else v.contiguous()
                    for v in (scale, bias, gamma, slope, zeta, threshold)]
@@ -137,15 +142,16 @@ class Cpu(SequenceOperators, Backend):
     def downsample2d(self, x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Tensor:
         batch, channels, height, width = x.shape
         x = dense(x, torch.channels_last)
-        panels = engine.prepared.get(weight, ('downsample',), _panels)
+        isa = engine.isa_number()
+        weights = engine.prepared.get(weight, ('downsample', isa), prepare_downsample, isa)
         padded = F.pad(bias, (0, -bias.shape[0] % PANEL))
         y = _images(checks.downsample2d(x, weight, bias, pool), x.dtype)
         downsample = struct(batch, height, width, channels, bias.shape[0], min(pool, max(height, width)), DTYPES[x.dtype],
-                            address(x), address(panels), address(padded), address(y))
-        engine.call('bnn_downsample', engine.isa_number(), torch.get_num_threads(), downsample.buffer_info()[0])
+                            address(x), address(weights), address(padded), address(y))
+        engine.call('bnn_downsample', isa, torch.get_num_threads(), downsample.buffer_info()[0])
         return y
 
-    def _geometry(self, x_shape, w_shape, channels, stride, padding, dilation, groups, pad_value,
+    def geometry(self, x_shape, w_shape, channels, stride, padding, dilation, groups, pad_value,
                   output_padding=None) -> Geometry:
         isa, threads = engine.isa_number(), torch.get_num_threads()
         key = (x_shape, w_shape, channels, *stride, *padding, *dilation, groups, pad_value,
@@ -176,7 +182,7 @@ def _new_geometry(x_shape, w_shape, channels, stride, padding, dilation, groups,
 
 def _run(function: str, geometry: Geometry, x_words: Tensor, w_words: Tensor, result: int) -> None:
     x_words = dense(x_words)
-    weight = engine.prepared.get(w_words, geometry.weights, _prepare, geometry)
+    weight = engine.prepared.get(w_words, geometry.weights, prepare, geometry)
     engine.call(function, geometry.address, x_words.data_ptr(), weight.data_ptr(), result)
 
 
@@ -185,17 +191,18 @@ def _conv2d(geometry: Geometry, x_words: Tensor, w_words: Tensor, y: Tensor) -> 
     return y
 
 
-def _prepare(weight: Tensor, geometry: Geometry) -> Tensor:
+def prepare(weight: Tensor, geometry: Geometry) -> Tensor:
     library, weight = engine.library(), dense(weight)
     made = torch.zeros(library.bnn_prepared_bytes(geometry.address), dtype=torch.uint8)
     library.bnn_prepare(geometry.address, weight.data_ptr(), made.data_ptr())
     return made
 
 
-def _panels(weight: Tensor) -> Tensor:
-    """[O, C] to [panels, C, PANEL], zeros behind the last output channel."""
-    outputs, channels = weight.shape
-    return F.pad(weight, (0, 0, 0, -outputs % PANEL)).reshape(-1, PANEL, channels).transpose(1, 2).contiguous()
+def prepare_downsample(weight: Tensor, isa: int) -> Tensor:
+    library, (outputs, channels) = engine.library(), weight.shape
+    made = torch.zeros(library.bnn_downsample_bytes(isa, channels, outputs), dtype=torch.uint8)
+    library.bnn_prepare_downsample(isa, channels, outputs, dense(weight).data_ptr(), made.data_ptr())
+    return made
 
 
 def _pack(x: Tensor, pixels: int, channels: int, groups: int, plane: int, threshold: Tensor | None, words: Tensor) -> None:

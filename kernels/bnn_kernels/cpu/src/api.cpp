@@ -23,7 +23,7 @@ const char* guarded(const Body& body) {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 3; }
+BNN_API int64_t bnn_version() { return 4; }
 
 // 1 where this processor has the instruction set.
 BNN_API int64_t bnn_has(int64_t isa) { return bnn::kernel(isa) != nullptr; }
@@ -48,6 +48,14 @@ BNN_API const char* bnn_block2d(const bnn::Conv* conv, const uint32_t* x, const 
 
 BNN_API const char* bnn_pack(int64_t isa, int64_t threads, const bnn::Packing* packing) {
   return guarded([&] { bnn::pack(*bnn::kernel(isa), *packing, threads); });
+}
+
+BNN_API int64_t bnn_downsample_bytes(int64_t isa, int64_t channels, int64_t outputs) {
+  return bnn::kernel(isa)->downsample_bytes(channels, outputs);
+}
+
+BNN_API void bnn_prepare_downsample(int64_t isa, int64_t channels, int64_t outputs, const float* weight, void* prepared) {
+  bnn::kernel(isa)->prepare_downsample(channels, outputs, weight, prepared);
 }
 
 BNN_API const char* bnn_downsample(int64_t isa, int64_t threads, const bnn::Downsample* downsample) {

@@ -9,6 +9,17 @@
 namespace bnn {
 namespace {
 
+// Weights: [panels][channels][PANEL], PANEL output channels side by side, zeros behind the last.
+inline int64_t downsample_bytes(int64_t channels, int64_t outputs) {
+  return divide_up(outputs, PANEL) * channels * PANEL * static_cast<int64_t>(sizeof(float));
+}
+
+inline void prepare_downsample(int64_t channels, int64_t outputs, const float* weight, void* prepared) {
+  float* to = static_cast<float*>(prepared);
+  for (int64_t o = 0; o < outputs; o++)
+    for (int64_t c = 0; c < channels; c++) to[(o / PANEL * channels + c) * PANEL + o % PANEL] = weight[o * channels + c];
+}
+
 // Averages of `pixels` output pixels into rows of `channels` floats. Windows are cut at the border and average what they hold.
 template <class S>
 void pool(const Downsample& d, int64_t pixel, int64_t pixels, float* pooled) {
@@ -51,7 +62,7 @@ void matmul_tile(const Downsample& d, const float* pooled, int64_t pixel, int64_
   typename S::Float sum[PIXELS][VECTORS];
   const float* weight[PANELS];
 #pragma GCC unroll 8
-  for (int v = 0; v < PANELS; v++) weight[v] = d.weight + (panel + v) * d.channels * PANEL;
+  for (int v = 0; v < PANELS; v++) weight[v] = static_cast<const float*>(d.weight) + (panel + v) * d.channels * PANEL;
 #pragma GCC unroll 8
   for (int p = 0; p < PIXELS; p++)
 #pragma GCC unroll 8

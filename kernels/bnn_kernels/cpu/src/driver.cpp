@@ -60,44 +60,41 @@ void* scratch(Scratch which, int64_t bytes) {
   return memory[which].get();
 }
 
-// A block in work: where it lies, and the sums of one chunk.
+// A block in work.
 struct Work {
   const Kernel& kernel;
+  const Plan& plan;
   Block block;
-  int64_t pixel, pixels;  // of the whole batch
+  int64_t pixel;  // its first one, of the whole batch
+  const uint32_t* image;
+  const void *prepared, *staged;
+
+  void accumulate(const Chunk& chunk, int32_t* tile, int64_t stride) const {
+    kernel.accumulate(plan, block, chunk, image, prepared, staged, tile, stride);
+  }
 };
 
-// Runs all blocks and chunks. `sums(work, chunk, channel, accumulate)` calls accumulate(tile, stride) and uses the tile;
-// `channel` is the first output channel of the chunk. `block_done(work)` follows the last chunk of a block where
-// `whole_blocks` keeps all chunks of a block in one thread.
-template <class Sums, class Done>
-void convolve(const Conv& c, const uint32_t* x, const void* prepared, bool whole_blocks, const Sums& sums, const Done& block_done) {
+// Runs all blocks and chunks. `run(work, first, last)` computes the chunks from `first` to `last` - 1 of a block in this thread;
+// with `whole_blocks` they are all of them.
+template <class Run>
+void convolve(const Conv& c, const uint32_t* x, const void* prepared, bool whole_blocks, const Run& run) {
   const Kernel& kernel = *bnn::kernel(c.isa);
-  const Plan plan(c);
+  const Plan& plan = remembered<Plan>(c);
   const Blocks blocks(c, kernel.block_pixels);
   const int64_t plane = c.out_h * c.out_w, chunks = c.groups * c.chunks(), unit = whole_blocks ? chunks : 1;
   const int64_t items = c.batch * blocks.per_image() * chunks;
   const bool serial = c.batch * plane * c.outputs * c.taps() * c.group_channels() < SERIAL_WORK;
   if (items == 0) return;
   parallel(items / unit, serial ? 1 : c.threads, [&](int64_t first, int64_t last) {
-    void* staged = kernel.stage ? scratch(STAGE, kernel.scratch_bytes(plan)) : nullptr;
-    const uint32_t* image = nullptr;
-    Work work{kernel, {-1, 0, 0, 0, 0}, 0, 0};
-    for (int64_t item = first * unit; item < last * unit; item++) {
-      const int64_t number = item % chunks;
-      if (number == 0 || item == first * unit) {
-        work.block = blocks.at(item / chunks);
-        work.pixel = work.block.image * plane + work.block.y0 * c.out_w + work.block.x0;
-        work.pixels = work.block.pixels();
-        image = x + work.block.image * c.height * c.width * c.pixel_words();
-        if (kernel.stage) kernel.stage(plan, work.block, image, staged);
-      }
-      const int64_t group = number / c.chunks(), from = number % c.chunks() * CHUNK;
-      const Chunk chunk{group, from, std::min(CHUNK, c.group_outputs() - from)};
-      sums(work, chunk, group * c.group_outputs() + from, [&](int32_t* tile, int64_t stride) {
-        kernel.accumulate(plan, work.block, chunk, image, prepared, staged, tile, stride);
-      });
-      if (whole_blocks && number == chunks - 1) block_done(work);
+    void* staged = kernel.scratch_bytes ? scratch(STAGE, kernel.scratch_bytes(plan)) : nullptr;
+    if (kernel.begin) kernel.begin(plan, prepared, staged);
+    for (int64_t item = first * unit; item < last * unit;) {
+      const Block block = blocks.at(item / chunks);
+      const uint32_t* image = x + block.image * c.height * c.width * c.pixel_words();
+      if (kernel.stage) kernel.stage(plan, block, image, staged);
+      const int64_t from = item % chunks, to = std::min(chunks, from + last * unit - item);
+      run(Work{kernel, plan, block, block.image * plane + block.y0 * c.out_w + block.x0, image, prepared, staged}, from, to);
+      item += to - from;
     }
   });
 }
@@ -112,76 +109,118 @@ bool chunks_are_words(const Conv& c, int64_t width, int64_t out_groups) {
          (width == c.outputs || c.outputs % WORD_BITS == 0);
 }
 
-int64_t packed_words(int64_t width, int64_t groups) { return groups * divide_up(width / groups, WORD_BITS); }
-
 // Packs rows of a block that were written as values, where `chunks_are_words` does not hold.
 void pack_rows(const Work& work, const void* rows, int64_t width, int64_t groups, int64_t dtype, const float* threshold,
                uint32_t* words) {
-  const Packing packing{work.pixels, width, groups, dtype, 0, rows, threshold, words + work.pixel * packed_words(width, groups)};
-  work.kernel.pack(packing, 0, work.pixels);
+  const int64_t pixels = work.block.pixels();
+  const Packing packing{pixels, width, groups, dtype, 0, rows, threshold, words + work.pixel * packed_words(width, groups)};
+  work.kernel.pack(packing, 0, pixels);
 }
+
+// Hands all sums of a block's chunks to a sink.
+void pour(const Work& work, int64_t first, int64_t last, const Sink& sink) {
+  int32_t* tile = tile_of(work.kernel);
+  const Conv& c = work.plan.conv;
+  if (work.kernel.stream && !c.transposed)
+    return work.kernel.stream(work.plan, work.block, first, last, work.prepared, work.staged, tile, sink);
+  for (int64_t number = first; number < last; number++) {
+    const Chunk chunk = chunk_at(c, number);
+    work.accumulate(chunk, tile, CHUNK);
+    sink.take(chunk, tile, CHUNK, 0, work.block.pixels());
+  }
+}
+
+// An epilogue as a sink: for each replica of a chunk.
+template <class Parameters>
+class Epilogues : public Sink {
+ public:
+  Epilogues(const Conv& c, int64_t pixel, Epilogue<Parameters> run, const Parameters& parameters)
+      : outputs_(c.outputs), group_outputs_(c.group_outputs()), pixel_(pixel), run_(run), parameters_(parameters) {}
+
+  void take(const Chunk& chunk, const int32_t* rows, int64_t stride, int64_t pixel, int64_t pixels) const override {
+    int64_t channel = chunk.group * group_outputs_ + chunk.first;
+    for (; channel < parameters_.width; channel += outputs_)
+      run_(parameters_, rows, stride, pixel_ + pixel, pixels, channel, chunk.count);
+  }
+
+ private:
+  int64_t outputs_, group_outputs_, pixel_;
+  Epilogue<Parameters> run_;
+  const Parameters& parameters_;
+};
+
+// Signs as +1 and -1, from where `pack_rows` takes them.
+void signs_as_values(const Signs& s, const int32_t* tile, int64_t stride, float* rows, int64_t pixels, int64_t channel,
+                     int64_t count) {
+  for (int64_t p = 0; p < pixels; p++)
+    for (int64_t i = 0; i < count; i++)
+      rows[p * s.width + channel + i] =
+          (tile[p * stride + i] >= s.threshold[channel + i]) != (s.flip[channel + i] != 0) ? 1.0F : -1.0F;
+}
+
+class Values : public Sink {
+ public:
+  Values(const Conv& c, const Signs& signs, float* rows) : conv_(c), signs_(signs), rows_(rows) {}
+
+  void take(const Chunk& chunk, const int32_t* rows, int64_t stride, int64_t pixel, int64_t pixels) const override {
+    int64_t channel = chunk.group * conv_.group_outputs() + chunk.first;
+    for (; channel < signs_.width; channel += conv_.outputs)
+      signs_as_values(signs_, rows, stride, rows_ + pixel * signs_.width, pixels, channel, chunk.count);
+  }
+
+ private:
+  const Conv& conv_;
+  const Signs& signs_;
+  float* rows_;
+};
 
 }  // namespace
 
 bool forked() { return in_child; }
 
 void conv2d(const Conv& c, const uint32_t* x, const void* prepared, int32_t* y) {
-  const auto sums = [&](const Work& work, const Chunk& chunk, int64_t channel, const auto& accumulate) {
-    int32_t* target = y + work.pixel * c.outputs + channel;
-    if (chunk.count % work.kernel.lanes == 0) return accumulate(target, c.outputs);
-    const int32_t* tile = tile_of(work.kernel);
-    accumulate(const_cast<int32_t*>(tile), CHUNK);
-    for (int64_t p = 0; p < work.pixels; p++)
-      std::memcpy(target + p * c.outputs, tile + p * CHUNK, chunk.count * sizeof(int32_t));
-  };
-  convolve(c, x, prepared, false, sums, [](const Work&) {});
+  convolve(c, x, prepared, false, [&](const Work& work, int64_t first, int64_t last) {
+    for (int64_t number = first; number < last; number++) {
+      const Chunk chunk = chunk_at(c, number);
+      int32_t* target = y + work.pixel * c.outputs + chunk.group * c.group_outputs() + chunk.first;
+      if (chunk.count % work.kernel.lanes == 0) {
+        work.accumulate(chunk, target, c.outputs);
+        continue;
+      }
+      int32_t* tile = tile_of(work.kernel);
+      work.accumulate(chunk, tile, CHUNK);
+      for (int64_t p = 0; p < work.block.pixels(); p++)
+        std::memcpy(target + p * c.outputs, tile + p * CHUNK, chunk.count * sizeof(int32_t));
+    }
+  });
 }
 
 void block2d(const Conv& c, const uint32_t* x, const void* prepared, const Fused& fused) {
   const bool direct = !fused.words || chunks_are_words(c, fused.width, fused.out_groups);
   const int64_t element = fused.dtype == FLOAT32 ? 4 : 2;
-  const auto rows_of = [&](const Work& work) {
-    if (fused.stream) return static_cast<void*>(static_cast<char*>(fused.stream) + work.pixel * fused.width * element);
-    return scratch(STREAM, work.kernel.block_pixels * fused.width * element);
-  };
-  const auto sums = [&](const Work& work, const Chunk& chunk, int64_t channel, const auto& accumulate) {
-    int32_t* tile = tile_of(work.kernel);
-    accumulate(tile, CHUNK);
-    Fused epilogue = fused;
-    if (!direct) {
-      epilogue.stream = rows_of(work);
-      epilogue.stream_first = work.pixel;
-      epilogue.words = nullptr;
+  const Epilogue<Fused> run = bnn::kernel(c.isa)->fused(fused);
+  convolve(c, x, prepared, !direct, [&](const Work& work, int64_t first, int64_t last) {
+    if (direct) return pour(work, first, last, Epilogues(c, work.pixel, run, fused));
+    Fused values = fused;
+    values.words = nullptr;
+    if (!fused.stream) {
+      values.stream = scratch(STREAM, work.kernel.block_pixels * fused.width * element);
+      values.stream_first = work.pixel;
     }
-    for (; channel < fused.width; channel += c.outputs)  // the replicas
-      work.kernel.fused(epilogue, tile, CHUNK, work.pixel, work.pixels, channel, chunk.count);
-  };
-  convolve(c, x, prepared, !direct, sums, [&](const Work& work) {
-    pack_rows(work, rows_of(work), fused.width, fused.out_groups, fused.dtype, fused.threshold, fused.words);
+    pour(work, first, last, Epilogues(c, work.pixel, run, values));
+    const char* rows = static_cast<const char*>(values.stream) + (work.pixel - values.stream_first) * fused.width * element;
+    pack_rows(work, rows, fused.width, fused.out_groups, fused.dtype, fused.threshold, fused.words);
   });
 }
 
 void conv2d_sign(const Conv& c, const uint32_t* x, const void* prepared, const Signs& signs) {
   const bool direct = chunks_are_words(c, signs.width, signs.out_groups);
-  const auto rows_of = [&](const Work& work) {
-    return static_cast<float*>(scratch(STREAM, work.kernel.block_pixels * signs.width * static_cast<int64_t>(sizeof(float))));
-  };
-  const auto sums = [&](const Work& work, const Chunk& chunk, int64_t channel, const auto& accumulate) {
-    int32_t* tile = tile_of(work.kernel);
-    accumulate(tile, CHUNK);
-    for (; channel < signs.width; channel += c.outputs) {
-      if (direct) {
-        work.kernel.signs(signs, tile, CHUNK, work.pixel, work.pixels, channel, chunk.count);
-        continue;
-      }
-      for (int64_t p = 0; p < work.pixels; p++)
-        for (int64_t i = 0; i < chunk.count; i++)
-          rows_of(work)[p * signs.width + channel + i] =
-              (tile[p * CHUNK + i] >= signs.threshold[channel + i]) != (signs.flip[channel + i] != 0) ? 1.0F : -1.0F;
-    }
-  };
-  convolve(c, x, prepared, !direct, sums, [&](const Work& work) {
-    pack_rows(work, rows_of(work), signs.width, signs.out_groups, FLOAT32, nullptr, signs.words);
+  const Epilogue<Signs> run = bnn::kernel(c.isa)->signs;
+  convolve(c, x, prepared, !direct, [&](const Work& work, int64_t first, int64_t last) {
+    if (direct) return pour(work, first, last, Epilogues(c, work.pixel, run, signs));
+    float* rows = static_cast<float*>(scratch(STREAM, work.kernel.block_pixels * signs.width * sizeof(float)));
+    pour(work, first, last, Values(c, signs, rows));
+    pack_rows(work, rows, signs.width, signs.out_groups, FLOAT32, nullptr, signs.words);
   });
 }
 
@@ -194,13 +233,13 @@ void pack(const Kernel& kernel, const Packing& packing, int64_t threads) {
 }
 
 void downsample(const Kernel& kernel, const Downsample& d, int64_t threads) {
-  constexpr int64_t STEP = 48;  // pixels; a multiple of the pixels of a tile
-  const int64_t pixels = d.batch * d.out_h() * d.out_w();
+  const int64_t step = kernel.downsample_pixels, pixels = d.batch * d.out_h() * d.out_w();
   const bool serial = pixels * d.outputs * d.channels < SERIAL_WORK / 32;
-  parallel(divide_up(pixels, STEP), serial ? 1 : threads, [&](int64_t first, int64_t last) {
-    float* pooled = static_cast<float*>(scratch(POOLED, STEP * d.channels * static_cast<int64_t>(sizeof(float))));
+  parallel(divide_up(pixels, step), serial ? 1 : threads, [&](int64_t first, int64_t last) {
+    const int64_t room = step * round_up(d.channels, WORD_BITS) * DOWNSAMPLE_ROOM * static_cast<int64_t>(sizeof(float));
+    float* pooled = static_cast<float*>(scratch(POOLED, room));
     for (int64_t i = first; i < last; i++)
-      kernel.downsample(d, i * STEP, std::min(pixels, (i + 1) * STEP) - i * STEP, pooled);
+      kernel.downsample(d, i * step, std::min(pixels, (i + 1) * step) - i * step, pooled);
   });
 }
 

@@ -2,13 +2,18 @@
 //
 // A call runs in one loop (driver.cpp): for each block of output pixels, `stage` once, then for each chunk of at most 64 output
 // channels of one group `accumulate` into an int32 tile that stays in cache, and hand the tile to an epilogue. Accumulate
-// kernels know nothing of epilogues and the other way round. To add an instruction set, fill a `Kernel` and list it in isa.cpp.
+// kernels know nothing of epilogues and the other way round; `stream` hands over a few pixels at a time, while it multiplies
+// for the next. To add an instruction set, fill a `Kernel` and list it in isa.cpp.
 //
 // Words are uint32, as in bnn_kernels/layout.py: activations [N][H][W][groups * words], weights [O][kH][kW][words].
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <memory>
+#include <utility>
 #include <vector>
 
 namespace bnn {
@@ -19,6 +24,11 @@ constexpr int64_t ALIGNMENT = 64;  // bytes; of prepared weights, scratch and ti
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+// Words of a pixel. Most have one group, and divisions take as long as the epilogue of a pixel.
+inline int64_t packed_words(int64_t width, int64_t groups) {
+  return groups == 1 ? divide_up(width, WORD_BITS) : groups * divide_up(width / groups, WORD_BITS);
+}
 
 // One convolution. Filled by engine.py, same order, all int64: keep both in step and raise bnn_version.
 struct Conv {
@@ -54,10 +64,22 @@ struct Piece {
 Piece piece(const Run& run, int64_t first, int64_t last);
 
 struct Plan {
-  const Conv& conv;
+  Conv conv;
   std::vector<Run> rows, columns;
   explicit Plan(const Conv& conv);
 };
+
+// What is made of a convolution, kept by this thread for its next calls. It lives until the thread asks for another one.
+template <class Made>
+const Made& remembered(const Conv& c) {
+  constexpr size_t MOST = 64;
+  thread_local std::vector<std::pair<Conv, std::unique_ptr<Made>>> all;
+  for (const auto& [conv, made] : all)
+    if (std::memcmp(&conv, &c, sizeof(Conv)) == 0) return *made;
+  if (all.size() == MOST) all.clear();
+  all.emplace_back(c, std::make_unique<Made>(c));
+  return *all.back().second;
+}
 
 // Output pixels y0 <= y < y1, x0 <= x < x1 of one image: either whole rows or a piece of one row, so that they follow each
 // other in memory. Pixel (y, x) is number (y - y0) * (x1 - x0) + x - x0 of the block.
@@ -75,6 +97,19 @@ Span reach(const std::vector<Run>& axis, int64_t first, int64_t last);
 // A chunk: output channels `first` ... first + count - 1 of `group`, counted within the group; first is a multiple of CHUNK.
 struct Chunk {
   int64_t group, first, count;
+};
+inline Chunk chunk_at(const Conv& c, int64_t number) {  // of all groups
+  const int64_t first = number % c.chunks() * CHUNK;
+  return {number / c.chunks(), first, std::min(CHUNK, c.group_outputs() - first)};
+}
+
+// Takes `pixels` rows of sums, `stride` int32 apart, that are complete for a chunk; the first is pixel `pixel` of the block.
+class Sink {
+ public:
+  virtual void take(const Chunk& chunk, const int32_t* rows, int64_t stride, int64_t pixel, int64_t pixels) const = 0;
+
+ protected:
+  ~Sink() = default;
 };
 
 enum Act : int64_t { IDENTITY, RELU, HARDTANH, PRELU };
@@ -95,7 +130,7 @@ struct Fused {
 struct Signs {
   int64_t width, out_groups;
   const int32_t* threshold;
-  const int32_t* flip;  // 0 or -1
+  const int32_t* flip;  // 0 or 1
   uint32_t* words;
 };
 
@@ -112,7 +147,7 @@ struct Packing {
 struct Downsample {
   int64_t batch, height, width, channels, outputs, pool, dtype;
   const void* x;  // [batch][height][width][channels]
-  const float* weight;  // [panels][channels][PANEL]: PANEL output channels side by side, zeros behind the last
+  const void* weight;  // prepared
   const float* bias;  // [panels * PANEL]
   void* y;  // [batch][out_h][out_w][outputs]
 
@@ -120,6 +155,13 @@ struct Downsample {
   int64_t out_w() const { return divide_up(width, pool); }
 };
 constexpr int64_t PANEL = 16;
+constexpr int64_t DOWNSAMPLE_ROOM = 3;
+
+// Epilogues take `pixels` rows of a tile whose first row is pixel `pixel` of the batch, and `count` of its columns, which are
+// the output channels from `channel` on. Where words are written, `channel` is a multiple of 32 and starts word channel / 32.
+template <class Parameters>
+using Epilogue = void (*)(const Parameters&, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel,
+                          int64_t count);
 
 // What one instruction set contributes.
 struct Kernel {
@@ -132,21 +174,30 @@ struct Kernel {
   void (*prepare)(const Conv&, const uint32_t* weight, void* prepared);
 
   // Optional (null): input pixels that the block reads, as this instruction set wants them, into scratch of the thread.
-  int64_t (*scratch_bytes)(const Plan&);
-  void (*stage)(const Plan&, const Block&, const uint32_t* image, void* scratch);
+  int64_t (*scratch_bytes)(const Plan&) = nullptr;
+  void (*begin)(const Plan&, const void* prepared, void* scratch) = nullptr;  // once for all blocks of the thread
+  void (*stage)(const Plan&, const Block&, const uint32_t* image, void* scratch) = nullptr;
 
   // tile[pixel * stride + channel] = the exact sum, padding included. `image` points to pixel (0, 0) of the block's image.
   void (*accumulate)(const Plan&, const Block&, const Chunk&, const uint32_t* image, const void* prepared, const void* scratch,
                      int32_t* tile, int64_t stride);
 
-  // Epilogues take `pixels` rows of a tile whose first row is pixel `pixel` of the batch, and `count` of its columns, which are
-  // the output channels from `channel` on. Where words are written, `channel` is a multiple of 32 and starts word channel / 32.
-  void (*fused)(const Fused&, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int64_t count);
-  void (*signs)(const Signs&, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int64_t count);
+  // Optional (null), not for transposed convolutions: the chunks from `first` to `last` - 1 of all groups, with the work of the
+  // sink between the multiplications. `tile` has room for block_pixels * CHUNK int32.
+  void (*stream)(const Plan&, const Block&, int64_t first, int64_t last, const void* prepared, const void* scratch, int32_t* tile,
+                 const Sink& sink) = nullptr;
 
-  // Both take output pixels `pixel` ... pixel + pixels - 1 of the batch. `pooled`: room for pixels * channels floats.
+  Epilogue<Fused> (*fused)(const Fused&);  // the one for these parameters
+  Epilogue<Signs> signs;
+
+  // Both take output pixels `pixel` ... pixel + pixels - 1 of the batch. The downsample takes `downsample_pixels` at most, its
+  // weights [outputs][channels] as this instruction set wants them, zero-filled before, and room for DOWNSAMPLE_ROOM floats per
+  // pixel and channel, rounded up to 32 channels.
   void (*pack)(const Packing&, int64_t pixel, int64_t pixels);
-  void (*downsample)(const Downsample&, int64_t pixel, int64_t pixels, float* pooled);
+  int64_t downsample_pixels;
+  int64_t (*downsample_bytes)(int64_t channels, int64_t outputs);
+  void (*prepare_downsample)(int64_t channels, int64_t outputs, const float* weight, void* prepared);
+  void (*downsample)(const Downsample&, int64_t pixel, int64_t pixels, float* room);
 
   // Measure, each in less than half a second: multiply-accumulates per second of one core, 1-bit and float32.
   double (*binary_ceiling)();

@@ -32,10 +32,12 @@ typename S::Float store(void* y, int64_t i, typename S::Float v) {
   }
 }
 
-// The epilogue of up to 32 channels, VECTORS * lanes of them, of all pixels. Bits go to `bit` and above of each pixel's word.
+// The epilogue of VECTORS * lanes channels, one or two words of them or a piece of one, of all pixels. Bits go to `bit` and above
+// of each pixel's word.
 template <class S, int VECTORS, int64_t ACT, int64_t DTYPE, int64_t SHORTCUT>
 void fuse(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int bit) {
   typename S::Float scale[VECTORS], bias[VECTORS], gamma[VECTORS], slope[VECTORS], zeta[VECTORS], threshold[VECTORS];
+#pragma GCC unroll 8
   for (int v = 0; v < VECTORS; v++) {
     const int64_t c = channel + v * S::lanes;
     scale[v] = S::load(f.scale + c);
@@ -48,13 +50,13 @@ void fuse(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, in
     threshold[v] = f.threshold ? S::load(f.threshold + c) : S::set(0.0F);
   }
   // Nothing of `f` is read in the loop: the compiler could not know that stores leave it alone.
-  const int64_t width = f.width, words = f.out_groups * divide_up(width / f.out_groups, WORD_BITS);
+  const int64_t width = f.width, words = packed_words(width, f.out_groups);
   const void* shortcut = f.shortcut;
   void* stream = f.stream;
   uint32_t* word = f.words ? f.words + pixel * words + channel / WORD_BITS : nullptr;
   int64_t from = pixel * width + channel, to = (pixel - f.stream_first) * width + channel;
   for (int64_t p = 0; p < pixels; p++, tile += stride, from += width, to += width) {
-    uint32_t bits = 0;
+    uint64_t bits = 0;
 #pragma GCC unroll 8
     for (int v = 0; v < VECTORS; v++) {
       typename S::Float x = S::from_int(tile + v * S::lanes);
@@ -69,10 +71,11 @@ void fuse(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, in
         x = S::at_most(1.0F, S::at_least(-1.0F, x));
       }
       x = store<S, DTYPE>(stream, to + v * S::lanes, x);
-      bits |= S::mask_ge(x, threshold[v]) << v * S::lanes;
+      bits |= static_cast<uint64_t>(S::mask_ge(x, threshold[v])) << v * S::lanes;
     }
     if (!word) continue;
-    *word = bit == 0 ? bits : *word | bits << bit;
+    *word = static_cast<uint32_t>(bit == 0 ? bits : *word | bits << bit);
+    if constexpr (VECTORS * S::lanes > WORD_BITS) word[1] = static_cast<uint32_t>(bits >> WORD_BITS);
     word += words;
   }
 }
@@ -80,44 +83,48 @@ void fuse(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, in
 template <class S, int64_t ACT, int64_t DTYPE, int64_t SHORTCUT>
 void fuse_all(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int64_t count) {
   int64_t i = 0;
+  if constexpr (S::lanes == 16)  // enough registers for the vectors of two words
+    for (; i + 2 * WORD_BITS <= count; i += 2 * WORD_BITS)
+      fuse<S, 2 * WORD_BITS / S::lanes, ACT, DTYPE, SHORTCUT>(f, tile + i, stride, pixel, pixels, channel + i, 0);
   for (; i + WORD_BITS <= count; i += WORD_BITS)
     fuse<S, WORD_BITS / S::lanes, ACT, DTYPE, SHORTCUT>(f, tile + i, stride, pixel, pixels, channel + i, 0);
   for (int bit = 0; i < count; i++, bit++)
     fuse<Scalar, 1, ACT, DTYPE, SHORTCUT>(f, tile + i, stride, pixel, pixels, channel + i, bit);
 }
 
-using FuseAll = void (*)(const Fused&, const int32_t*, int64_t, int64_t, int64_t, int64_t, int64_t);
-
 template <class S, int64_t ACT, int64_t DTYPE>
-FuseAll choose_shortcut(int64_t shortcut) {
-  constexpr FuseAll all[] = {fuse_all<S, ACT, DTYPE, NONE>, fuse_all<S, ACT, DTYPE, FLOAT32>, fuse_all<S, ACT, DTYPE, BFLOAT16>,
+Epilogue<Fused> choose_shortcut(int64_t shortcut) {
+  constexpr Epilogue<Fused> all[] = {fuse_all<S, ACT, DTYPE, NONE>, fuse_all<S, ACT, DTYPE, FLOAT32>, fuse_all<S, ACT, DTYPE, BFLOAT16>,
                              fuse_all<S, ACT, DTYPE, FLOAT16>};
   return all[shortcut - NONE];
 }
 
 template <class S, int64_t ACT>
-FuseAll choose_dtype(int64_t dtype, int64_t shortcut) {
+Epilogue<Fused> choose_dtype(int64_t dtype, int64_t shortcut) {
   if (dtype == FLOAT32) return choose_shortcut<S, ACT, FLOAT32>(shortcut);
   if (dtype == BFLOAT16) return choose_shortcut<S, ACT, BFLOAT16>(shortcut);
   return choose_shortcut<S, ACT, FLOAT16>(shortcut);
 }
 
 template <class S>
-void fused(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int64_t count) {
-  const FuseAll run = f.act == PRELU      ? choose_dtype<S, PRELU>(f.dtype, f.shortcut_dtype)
-                      : f.act == RELU     ? choose_dtype<S, RELU>(f.dtype, f.shortcut_dtype)
-                      : f.act == HARDTANH ? choose_dtype<S, HARDTANH>(f.dtype, f.shortcut_dtype)
-                                          : choose_dtype<S, IDENTITY>(f.dtype, f.shortcut_dtype);
-  run(f, tile, stride, pixel, pixels, channel, count);
+Epilogue<Fused> fused(const Fused& f) {
+  if (f.act == PRELU) return choose_dtype<S, PRELU>(f.dtype, f.shortcut_dtype);
+  if (f.act == RELU) return choose_dtype<S, RELU>(f.dtype, f.shortcut_dtype);
+  if (f.act == HARDTANH) return choose_dtype<S, HARDTANH>(f.dtype, f.shortcut_dtype);
+  return choose_dtype<S, IDENTITY>(f.dtype, f.shortcut_dtype);
 }
 
 template <class S>
 void signs(const Signs& s, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int64_t count) {
-  const int64_t words = s.out_groups * divide_up(s.width / s.out_groups, WORD_BITS);
+  const int64_t words = packed_words(s.width, s.out_groups);
   for (int64_t i = 0; i < count; i += WORD_BITS) {
     const int64_t c = channel + i, size = std::min(WORD_BITS, count - i);
+    int32_t ones[S::lanes];
+    std::fill_n(ones, S::lanes, 1);
     uint32_t flip = 0;
-    for (int64_t j = 0; j < size; j++) flip |= static_cast<uint32_t>(s.flip[c + j] != 0) << j;
+    int64_t n = 0;
+    for (; n + S::lanes <= size; n += S::lanes) flip |= S::mask_ge(s.flip + c + n, ones) << n;
+    for (; n < size; n++) flip |= static_cast<uint32_t>(s.flip[c + n] != 0) << n;
     for (int64_t p = 0; p < pixels; p++) {
       const int32_t* row = tile + p * stride + i;
       uint32_t bits = 0;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include <cpuid.h>
@@ -19,6 +20,7 @@ BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512v
 
 #include "amx.hpp"
 #include "ceiling.hpp"
+#include "downsample_amx.hpp"
 
 namespace bnn {
 namespace {
@@ -64,6 +66,11 @@ struct Tiles {
     asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(A), "i"(B));
   }
 
+  template <int SUMS, int A, int B>
+  static void multiply_add_bfloat16() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(A), "i"(B));
+  }
+
   // 64 bits to bytes: 1 to +1, 0 to -1, and 0 where the bit of `channels` is 0.
   static void signs(uint64_t bits, uint64_t channels, int8_t* bytes) {
     const __m512i signs = _mm512_mask_blend_epi8(bits, _mm512_set1_epi8(-1), _mm512_set1_epi8(1));
@@ -100,15 +107,15 @@ BNN_TARGET_END
 namespace bnn {
 namespace {
 
-// The processor has tiles and int8 products, and the operating system saves tiles (XCR0) and grants them to this process.
+// The processor has tiles and products of int8 and bfloat16, and the operating system saves tiles (XCR0) and grants them to this process.
 bool amx_granted() {
-  constexpr unsigned amx_tile = 1U << 24, amx_int8 = 1U << 25, osxsave = 1U << 27, tile_state = 3U << 17;
+  constexpr unsigned amx_bf16 = 1U << 22, amx_tile = 1U << 24, amx_int8 = 1U << 25, osxsave = 1U << 27, tile_state = 3U << 17;
   constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned a, b, c, d, low, high;
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & osxsave)) return false;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   if ((low & tile_state) != tile_state) return false;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & amx_tile) || !(d & amx_int8)) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & amx_bf16) || !(d & amx_tile) || !(d & amx_int8)) return false;
   return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
 
@@ -119,9 +126,27 @@ bool has_amx() {
   return granted;
 }
 
-const Kernel amx = {"amx", BLOCK_PIXELS, ROWS, Convolution::prepared_bytes, Convolution::prepare,
-                    Convolution::scratch_bytes, Convolution::stage, Convolution::accumulate, avx512.fused, avx512.signs,
-                    avx512.pack, avx512.downsample, binary_ceiling, avx512.float_ceiling};
+const Kernel amx = {
+    .name = "amx",
+    .block_pixels = BLOCK_PIXELS,
+    .lanes = ROWS,
+    .prepared_bytes = Convolution::prepared_bytes,
+    .prepare = Convolution::prepare,
+    .scratch_bytes = Convolution::scratch_bytes,
+    .begin = Convolution::begin,
+    .stage = Convolution::stage,
+    .accumulate = Convolution::accumulate,
+    .stream = Convolution::stream,
+    .fused = avx512.fused,
+    .signs = avx512.signs,
+    .pack = avx512.pack,
+    .downsample_pixels = DOWNSAMPLE_PIXELS,
+    .downsample_bytes = amx_downsample_bytes,
+    .prepare_downsample = amx_prepare_downsample,
+    .downsample = amx_downsample<Tiles>,
+    .binary_ceiling = binary_ceiling,
+    .float_ceiling = avx512.float_ceiling,
+};
 
 }  // namespace bnn
 

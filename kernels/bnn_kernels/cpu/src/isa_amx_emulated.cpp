@@ -68,8 +68,26 @@ using Convolution = Amx<EmulatedTiles>;
 
 }  // namespace
 
-const Kernel amx_emulated = {"amx-emulated", BLOCK_PIXELS, ROWS, Convolution::prepared_bytes,
-                             Convolution::prepare, Convolution::scratch_bytes, Convolution::stage, Convolution::accumulate,
-                             portable.fused, portable.signs, portable.pack, portable.downsample, nullptr, nullptr};
+const Kernel amx_emulated = {
+    .name = "amx-emulated",
+    .block_pixels = BLOCK_PIXELS,
+    .lanes = ROWS,
+    .prepared_bytes = Convolution::prepared_bytes,
+    .prepare = Convolution::prepare,
+    .scratch_bytes = Convolution::scratch_bytes,
+    .begin = Convolution::begin,
+    .stage = Convolution::stage,
+    .accumulate = Convolution::accumulate,
+    .stream = Convolution::stream,
+    .fused = portable.fused,
+    .signs = portable.signs,
+    .pack = portable.pack,
+    .downsample_pixels = portable.downsample_pixels,
+    .downsample_bytes = portable.downsample_bytes,
+    .prepare_downsample = portable.prepare_downsample,
+    .downsample = portable.downsample,
+    .binary_ceiling = nullptr,
+    .float_ceiling = nullptr,
+};
 
 }  // namespace bnn

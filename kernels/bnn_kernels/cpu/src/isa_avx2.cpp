@@ -197,9 +197,25 @@ using Count = Counting<Avx2Count>;
 
 }  // namespace
 
-const Kernel avx2 = {"avx2", 64, Avx2Count::lanes, Count::prepared_bytes, Count::prepare, Avx2Count::scratch_bytes,
-                     Avx2Count::stage, Count::accumulate, fused<Avx2>, signs<Avx2>, pack<Avx2>, downsample<Avx2>,
-                     binary_ceiling, multiply_add_ceiling<Avx2>};
+const Kernel avx2 = {
+    .name = "avx2",
+    .block_pixels = 64,
+    .lanes = Avx2Count::lanes,
+    .prepared_bytes = Count::prepared_bytes,
+    .prepare = Count::prepare,
+    .scratch_bytes = Avx2Count::scratch_bytes,
+    .stage = Avx2Count::stage,
+    .accumulate = Count::accumulate,
+    .fused = fused<Avx2>,
+    .signs = signs<Avx2>,
+    .pack = pack<Avx2>,
+    .downsample_pixels = 48,  // a multiple of the pixels of a tile
+    .downsample_bytes = downsample_bytes,
+    .prepare_downsample = prepare_downsample,
+    .downsample = downsample<Avx2>,
+    .binary_ceiling = binary_ceiling,
+    .float_ceiling = multiply_add_ceiling<Avx2>,
+};
 
 }  // namespace bnn
 

@@ -105,9 +105,23 @@ using Count = Counting<Avx512Count>;
 
 }  // namespace
 
-const Kernel avx512 = {"avx512", 64, Avx512Count::lanes, Count::prepared_bytes, Count::prepare, nullptr, nullptr, Count::accumulate,
-                       fused<Avx512>, signs<Avx512>, pack<Avx512>, downsample<Avx512>,
-                       binary_ceiling, multiply_add_ceiling<Avx512>};
+const Kernel avx512 = {
+    .name = "avx512",
+    .block_pixels = 64,
+    .lanes = Avx512Count::lanes,
+    .prepared_bytes = Count::prepared_bytes,
+    .prepare = Count::prepare,
+    .accumulate = Count::accumulate,
+    .fused = fused<Avx512>,
+    .signs = signs<Avx512>,
+    .pack = pack<Avx512>,
+    .downsample_pixels = 48,  // a multiple of the pixels of a tile
+    .downsample_bytes = downsample_bytes,
+    .prepare_downsample = prepare_downsample,
+    .downsample = downsample<Avx512>,
+    .binary_ceiling = binary_ceiling,
+    .float_ceiling = multiply_add_ceiling<Avx512>,
+};
 
 }  // namespace bnn
 

@@ -55,8 +55,22 @@ using Count = Counting<PortableCount>;
 
 }  // namespace
 
-const Kernel portable = {"portable", 64, PortableCount::lanes, Count::prepared_bytes, Count::prepare, nullptr, nullptr,
-                         Count::accumulate, fused<Portable>, signs<Portable>, pack<Portable>, downsample<Portable>,
-                         binary_ceiling, multiply_add_ceiling<Portable>};
+const Kernel portable = {
+    .name = "portable",
+    .block_pixels = 64,
+    .lanes = PortableCount::lanes,
+    .prepared_bytes = Count::prepared_bytes,
+    .prepare = Count::prepare,
+    .accumulate = Count::accumulate,
+    .fused = fused<Portable>,
+    .signs = signs<Portable>,
+    .pack = pack<Portable>,
+    .downsample_pixels = 48,  // a multiple of the pixels of a tile
+    .downsample_bytes = downsample_bytes,
+    .prepare_downsample = prepare_downsample,
+    .downsample = downsample<Portable>,
+    .binary_ceiling = binary_ceiling,
+    .float_ceiling = multiply_add_ceiling<Portable>,
+};
 
 }  // namespace bnn
