@@ -46,7 +46,8 @@ def bccd() -> str:
     return '\n'.join([*lines, '', f'Machine: {"; ".join(machine)}.', ''])
 
 
-TABLES = {**ACCURACY, **DIFFUSION, **SEQUENCE, 'bccd': bccd, 'cpu_networks': cpu.networks, 'cpu_convolutions': cpu.convolutions,
+TABLES = {**ACCURACY, **DIFFUSION, **SEQUENCE, 'bccd': bccd, 'cpu_networks': cpu.networks,
+          'cpu_convolutions': cpu.convolutions,
           'cpu_sequences': cpu.sequences,
           'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions}
 
