@@ -1,7 +1,9 @@
 # BinaryDM (arXiv 2404.05662): weights of two bases in the outer blocks, of one in the middle, activations of 4 bits, low-rank
 # mimicking of the float twin, which is trained first where there is none.
 _base_ = './ddpm_reactnet_digits.py'
-model = dict(method=dict(type='binarydm', a_bits=4), block_methods=dict(mid_block=dict(type='binarydm', a_bits=4, order=1)))
+model = dict(
+    method=dict(type='binarydm', a_bits=4, _delete_=True),
+    block_methods=dict(mid_block=dict(type='binarydm', a_bits=4, order=1)))
 train = dict(
     output_dir='work_dirs/ddpm_binarydm_digits', teacher_model='work_dirs/ddpm_float_digits',
     teacher_config='{{ fileDirname }}/ddpm_float_digits.py', lrm_weight=1e-4)

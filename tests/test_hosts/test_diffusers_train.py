@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +280,31 @@ def test_metrics_tell_real_from_noise():
     assert metrics.recognised(net, held.images) > metrics.recognised(net, noise)
     with pytest.raises(ValueError, match='120 real and 100 generated'):
         metrics.distances(net, held.images[:count], noise[:100])
+
+
+def test_inception_distance_needs_weights(tmp_path):
+    pictures = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(FileNotFoundError, match='there are no Inception weights at'):
+        metrics.inception_distance(str(tmp_path / 'nothing.pth'), pictures, pictures)
+    (tmp_path / 'weights.pth').write_bytes(b'')
+    if not find_spec('torch_fidelity'):
+        with pytest.raises(ModuleNotFoundError, match='pip install torch-fidelity'):
+            metrics.inception_distance(str(tmp_path / 'weights.pth'), pictures, pictures)
+
+
+def test_inception_distance(tmp_path, monkeypatch):
+    """With weights drawn here: the network, the file and grey pictures fit; equal sets are at distance 0."""
+    inception = pytest.importorskip('torch_fidelity.feature_extractor_inceptionv3')
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, 'load', lambda *args, **kwargs: {})
+        patch.setattr(torch.nn.Module, 'load_state_dict', lambda *args, **kwargs: None)
+        net = inception.FeatureExtractorInceptionV3('x', ['2048'], feature_extractor_weights_path=__file__)
+    torch.save(net.state_dict(), tmp_path / 'weights.pth')
+    real, _ = build_dataset(dict(type='digits'), 8).split(0.99)
+    noise = torch.randint(0, 255, (6, 1, 8, 8)).to(torch.uint8)
+    same, far = (metrics.inception_distance(str(tmp_path / 'weights.pth'), real.images[:6], images)
+                 for images in (real.images[:6], noise))
+    assert abs(same) < 1e-3 * far
 
 
 @pytest.mark.parametrize('prediction_type', ['epsilon', 'sample', 'v_prediction'])
