@@ -36,7 +36,7 @@ COLUMNS = ('config', 'model', 'train_steps', 'cpu_minutes', 'denoising_steps', '
            'macs_m', 'ops_m', 'bytes', 'bytes_packed', 'layer_compression', 'mse', 'vlb', 'recognised', 'fd_clf', 'kid_clf',
            'c2st', 'fid', 'psnr', 'ssim', 'twin_psnr', 'packed_max_difference', *(f'mse_{i}' for i in range(10)), 'processor',
            'threads', 'torch', 'diffusers')
-COMPARED = 64  # pictures that the latent and the packed UNet both draw
+COMPARED = 16  # pictures that the latent and the packed UNet both draw
 SHOWN = {False: 64, True: 6}  # pictures of a grid; super-resolution: of a row
 
 
@@ -99,7 +99,7 @@ def quality(pipe: DiffusionPipeline, held: Images, net, images: torch.Tensor, in
 
 
 def measure(name: str, folder: Path, held: Images, net, args: argparse.Namespace) -> tuple[dict, torch.Tensor]:
-    """Cost and quality of one trained pipeline, how far the packed one is from it, and the pictures."""
+    """Cost and quality of one trained pipeline, packed where it is binary, how far that is from the latent one; the pictures."""
     pipe = load_pipeline(str(folder))
     pipe.set_progress_bar_config(disable=True)
     conditions = None
@@ -111,13 +111,13 @@ def measure(name: str, folder: Path, held: Images, net, args: argparse.Namespace
     def draw(count: int) -> list[np.ndarray]:
         return generate(pipe, count, args.steps, conditions=conditions, output_type='np')
 
-    pictures = draw(min(args.count, len(held)))
-    row = dict(model=kind_of(pipe.unet), denoising_steps=args.steps, pictures=len(pictures))
-    row |= costs(pipe) | quality(pipe, held, net, as_images(pictures), args.inception_weights)
+    row = dict(model=kind_of(pipe.unet), denoising_steps=args.steps) | costs(pipe)
     if row['model'] == 'latent':
-        count = min(COMPARED, len(pictures))
+        latent = draw(COMPARED)
         pack_(pipe.unet)
-        row['packed_max_difference'] = float(np.abs(np.stack(draw(count)) - np.stack(pictures[:count])).max())
+        row |= dict(model='packed', packed_max_difference=float(np.abs(np.stack(draw(COMPARED)) - np.stack(latent)).max()))
+    pictures = draw(min(args.count, len(held)))
+    row |= dict(pictures=len(pictures)) | quality(pipe, held, net, as_images(pictures), args.inception_weights)
     show(name, as_images(pictures), conditions is not None)
     return row, as_images(pictures)
 
