@@ -20,7 +20,8 @@ from mmengine.registry import Registry
 SCOPE = 'bnn_plugins'
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=[
-    'bnn_plugins.models', 'bnn_plugins.hosts.mmdet', *(['bnn_plugins.hosts.mmdet.video'] if find_spec('mmdet') else [])])
+    'bnn_plugins.models', 'bnn_plugins.hosts.mmdet',
+    *(['bnn_plugins.hosts.mmdet.clip_detector'] if find_spec('mmdet') else [])])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['bnn_plugins.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry('optimizer wrapper constructor', parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, scope=SCOPE,
                                       locations=['bnn_plugins.engine'])
