@@ -99,7 +99,7 @@ def quality(pipe: DiffusionPipeline, held: Images, net, images: torch.Tensor, in
 
 
 def measure(name: str, folder: Path, held: Images, net, args: argparse.Namespace) -> tuple[dict, torch.Tensor]:
-    """Cost and quality of one trained pipeline, packed where it is binary, how far that is from the latent one; the pictures."""
+    """Cost and quality of one trained pipeline, packed where it is binary, how far that is from the latent one; pictures."""
     pipe = load_pipeline(str(folder))
     pipe.set_progress_bar_config(disable=True)
     conditions = None
