@@ -89,9 +89,11 @@ class RecurrentCell(nn.Module):
         _, (h, c) = self.scan(x[None, None], None if state is None else tuple(s[None] for s in state))
         return h[0], c[0]
 
-    def emitted(self, states: Tensor) -> Tensor:
-        """What the next layer sees of the hidden states ``[T, N, units, ...]``."""
-        return states if self.out == 'real' else self.hidden.activation(states.flatten(0, 1)).view_as(states)
+    def emitted(self, states: Tensor, like: Tensor) -> Tensor:
+        """What the next layer sees of the hidden states ``[T, N, units, ...]``; of a model in half precision, in the dtype of
+        the input ``like``, although states are float32."""
+        out = states if self.out == 'real' else self.hidden.activation(states.flatten(0, 1)).view_as(states)
+        return out if self.bias is None else out.to(torch.promote_types(like.dtype, self.bias.dtype))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         if isinstance(self, Packable) and prefix + 'hidden.weight_bits' in state_dict:

@@ -79,5 +79,5 @@ class BinaryConvLSTM(nn.Module):
         for index, cell in enumerate(self.cells):
             states, final = cell.scan(x, None if state is None else state[index])
             last.append(final)
-            x = cell.emitted(states)
+            x = cell.emitted(states, x)
         return x.transpose(0, 1) if self.batch_first else x, last

@@ -62,7 +62,7 @@ class GatedLinearCell(nn.Module):
         states = out.sigmoid() * cells
         return states, (last(states, lengths), last(cells, lengths))
 
-    def emitted(self, states: Tensor) -> Tensor:
+    def emitted(self, states: Tensor, like: Tensor) -> Tensor:
         return states
 
     def forward(self, x: Tensor, state: State | None = None) -> State:

@@ -126,7 +126,7 @@ class BinaryLSTM(nn.Module):
                 start = None if state is None else tuple(s[index] for s in state)
                 states, final = cell.scan(reverse(x, lengths) if backwards else x, start, lengths)
                 last.append(final)
-                out = cell.emitted(states)
+                out = cell.emitted(states, x)
                 outs.append(reverse(out, lengths) if backwards else out)
             x = outs[0] if self.directions == 1 else torch.cat(outs, -1)
             if self.dropout and layer < self.num_layers - 1:

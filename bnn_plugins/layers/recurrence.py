@@ -93,7 +93,7 @@ def is_plain(hidden) -> bool:
     signs = type(hidden.activation) in (SignActivation, RSign) and not hidden.activation.standardize
     return (hidden.channel_dim == -1 and (signs or isinstance(hidden.activation, FloatActivation)) and hidden.gain is None
             and hidden.g_bits == 32 and hidden.norm_name != 'ln' and hidden.folded_scale is None
-            and hidden.copy_shift is None)
+            and hidden.copy_shift is None and hidden.weight.dtype == torch.float32)
 
 
 def train_scan(zx: Tensor, h: Tensor, c: Tensor, hidden, binarized: tuple[Tensor, Tensor | None], hard: str,

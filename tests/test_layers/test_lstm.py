@@ -308,6 +308,20 @@ def test_amp_trains(lstm, x):
     assert torch.equal(rounded, lstm(x)[0]), 'what is evaluated is what the bits compute'
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_other_dtypes(dtype, x):
+    """A converted model gives its own dtype; float64 is not rounded on the way, whatever the mode."""
+    lstm, x = build(gates='binary_if').to(dtype), x.to(dtype)
+    out, grads = run(lstm.train(), x)
+    assert out.dtype == dtype
+    assert all(grad.isfinite().all() for grad in grads.values())
+    if dtype == torch.float64:
+        for p in lstm.cells[0].parameters():
+            p.data += 1e-12 * torch.rand_like(p)
+        assert torch.equal(lstm.eval()(x)[0], lstm.train()(x)[0])
+        assert not torch.equal(lstm(x)[0], out)
+
+
 def test_deepcopy_state_dict_ema(lstm, x):
     from mmengine.model import ExponentialMovingAverage
 

@@ -121,10 +121,10 @@ class BNNConvLSTMNeck(LevelMixer):
         lengths = {len(clip) for clip in self.clips}
         if len(lengths) == 1 and (self.training or self.frames is None):  # whole clips of one length run side by side
             states, _ = cell.scan(x.unflatten(0, (-1, *lengths)).transpose(0, 1))
-            return cell.emitted(states).transpose(0, 1).flatten(0, 1)
+            return cell.emitted(states, x).transpose(0, 1).flatten(0, 1)
         for number, clip in enumerate(self.clips):
             states, final = cell.scan(x[clip.start:clip.stop, None], self.states.get(place) if number == 0 else None)
-            outs.append(cell.emitted(states)[:, 0])
+            outs.append(cell.emitted(states, x)[:, 0])
         if not self.training:
             self.states[place] = final
         return torch.cat(outs)
