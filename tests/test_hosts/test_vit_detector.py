@@ -49,7 +49,7 @@ def test_train_pack_evaluate(cells, tmp_path):
     assert all(p.isfinite().all() for p in runner.model.parameters())
     config, checkpoint = tmp_path / 'config.py', tmp_path / 'epoch_1.pth'
     runner.cfg.dump(config)
-    packed = pack_checkpoint(str(config), str(checkpoint), str(tmp_path / 'packed.safetensors'), verify=1)
+    packed = pack_checkpoint(str(config), str(checkpoint), str(tmp_path / 'packed.safetensors'))
     found = {}
     for name, weights in (('latent', checkpoint), ('packed', packed)):
         out = tmp_path / f'{name}.pkl'

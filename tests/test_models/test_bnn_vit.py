@@ -29,8 +29,7 @@ SIZES = dict(base_channels=16, depths=(1, 2), heads=(1, 2), ratios=(2, 4), pools
 WINDOWS = dict(SIZES, pools=(1, 1), windows=(4, 3))
 VARIANTS = {'vit': SIZES, 'windows': WINDOWS, 'tau 2': dict(SIZES, expand=dict(tau=2)),
             'tau 4 apart': dict(SIZES, expand=dict(tau=4, spread=0.5)), 'real merge': dict(SIZES, merge='real'),
-            'bit': dict(SIZES, method='bit'), 'relative': dict(SIZES, probability='max_relative'),
-            'planes': dict(SIZES, probability=dict(type='multi_plane', initial=0.3)), 'bool': dict(SIZES, probability='bool'),
+            'bit': dict(SIZES, method='bit', probability=dict(type='multi_plane', initial=0.3)),
             'real': dict(SIZES, probability='none'), 'bireal': dict(WINDOWS, method='bireal', probability='bool')}
 
 
@@ -87,7 +86,6 @@ class TestCosts:
 def test_contract(variant, tmp_path):
     """Shapes of odd images, gradients, two-valued weights; copies, files and bits compute the same."""
     model = build(variant)
-    model.init_weights()
     outs = model(images())
     assert [tuple(out.shape) for out in outs] == [(4, 16, 9, 7), (4, 32, 5, 4)]
     sum((out * torch.randn_like(out)).sum() for out in outs).backward()
