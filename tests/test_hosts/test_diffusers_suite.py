@@ -67,6 +67,7 @@ def run(tmp_path, *arguments):
     result = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--rootdir', str(tmp_path),
                              *arguments], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    print(result.stdout.splitlines()[-1])  # pytest -rP shows it
     return int(re.search(r'(\d+) passed', result.stdout)[1])
 
 
