@@ -43,6 +43,25 @@ class PackedGateConv2d(PackedGates, PackedConv2d):
         return PackedConv2d.signature(self) + GateProduct.signature_suffix(self)
 
 
+def is_integer(product: PackedGates) -> bool:
+    """Whether a packed product is one sum of signs with one factor per unit, as the kernels take it."""
+    signs = product.activation.signed and product.activation.bits == 1
+    scaled = product.norm_name != 'none' and product.weight_scale is not None  # two factors, rounded one by one
+    return (signs and product.channel_dim == -1 and product.w_bits == 1 and product.gain is None and not scaled
+            and product.norm_name != 'ln' and product.folded_scale is None and product.copy_shift is None)
+
+
+def factor(product: PackedGates) -> Tensor:
+    """Of the sums of such a product, ``[4 units]``."""
+    if product.norm_name == 'static':
+        return product.norm.factor()
+    filters = product.weight_bits.shape[1]
+    if product.weight_scale is None:
+        return product.weight_bits.new_ones(filters * product.replicas, dtype=torch.float32)
+    scale = product.weight_scale.expand(filters).unflatten(0, (product.gates, 1, -1))
+    return scale.expand(-1, product.replicas, -1).flatten()
+
+
 class PackedCell(PackedModule, RecurrentCell):
     """A packed :class:`BinaryLSTMCell` or :class:`BinaryConvLSTMCell`, in the stage with its binary gates."""
 
@@ -52,34 +71,19 @@ class PackedCell(PackedModule, RecurrentCell):
         cell.soft = False
         cell.eval()
 
-    def fused(self) -> bool:
-        """Whether the whole sequence is one call of the kernels: one bit each, one factor per unit."""
-        hidden = self.hidden
-        signs = type(hidden.activation) in (SignActivation, RSign)
-        scaled = hidden.norm_name != 'none' and hidden.weight_scale is not None  # two factors, rounded one by one
-        return (signs and hidden.channel_dim == -1 and hidden.w_bits == 1 and hidden.gain is None and not scaled
-                and hidden.norm_name != 'ln' and hidden.folded_scale is None and hidden.copy_shift is None)
-
-    def factor(self) -> Tensor:
-        """Of the sums of the hidden product, ``[4 units]``."""
-        hidden = self.hidden
-        if hidden.norm_name == 'static':
-            return hidden.norm.factor()
-        if hidden.weight_scale is None:
-            return self.hidden.weight_bits.new_ones(4 * self.units, dtype=torch.float32)
-        scale = hidden.weight_scale.expand(hidden.weight_bits.shape[1])
-        return scale.unflatten(0, (4, 1, -1)).expand(-1, hidden.replicas, -1).flatten()
-
     def scan(self, x: Tensor, state: State | None = None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
-        if not self.fused():
+        if not is_integer(self.hidden) or type(self.hidden.activation) not in (SignActivation, RSign):
             return super().scan(x, state, lengths)
         h, c = self.first_state(x) if state is None else state
         threshold = self.hidden.activation.threshold()
-        steps = bnn_kernels.Recurrence(self.factor()[None], threshold=None if threshold is None else threshold[None],
-                                       gates=self.gates, candidate=self.candidate)
-        states, _, _, cell = bnn_kernels.binary_lstm(
-            self.pre_activations(x).float()[:, :, None], self.hidden.weight_bits, steps,
-            bnn_kernels.pack_features(h, threshold)[None], c.float()[None], lengths)
+        if is_integer(self.input) and x.dtype == torch.float32:
+            inputs, scale_x, bias = self.input._accumulate(x), factor(self.input), self.bias
+        else:
+            inputs, scale_x, bias = self.pre_activations(x).float(), None, None
+        vectors = (None if v is None else v[None] for v in (factor(self.hidden), scale_x, bias, threshold))
+        steps = bnn_kernels.Recurrence(*vectors, gates=self.gates, candidate=self.candidate)
+        states, _, _, cell = bnn_kernels.binary_lstm(inputs[:, :, None], self.hidden.weight_bits, steps,
+                                                     bnn_kernels.pack_features(h, threshold)[None], c.float()[None], lengths)
         states = states[:, :, 0]
         return states, (last(states, lengths), cell[0])
 
