@@ -12,6 +12,7 @@ from ..layers.conv import convolve_levels
 from ..layers.gates import GateProduct, pre_activations
 from ..layers.linear import multiply_levels
 from .packed import PackedConv2d, PackedLinear, PackedModule
+from .trace import has_hooks
 
 
 class PackedGates(GateProduct):
@@ -63,7 +64,11 @@ def factor(product: PackedGates) -> Tensor:
 
 
 class PackedCell(PackedModule, RecurrentCell):
-    """A packed :class:`BinaryLSTMCell` or :class:`BinaryConvLSTMCell`, in the stage with its binary gates."""
+    """A packed :class:`BinaryLSTMCell` or :class:`BinaryConvLSTMCell`, in the stage with its binary gates.
+
+    Where both sides of the hidden product are plain signs, all steps of a sequence are one call of
+    :func:`bnn_kernels.binary_lstm`, unless somebody watches the products (forward hooks).
+    """
 
     @classmethod
     def take_over_(cls, cell: RecurrentCell) -> None:
@@ -72,7 +77,8 @@ class PackedCell(PackedModule, RecurrentCell):
         cell.eval()
 
     def scan(self, x: Tensor, state: State | None = None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
-        if not is_integer(self.hidden) or type(self.hidden.activation) not in (SignActivation, RSign):
+        plain = is_integer(self.hidden) and type(self.hidden.activation) in (SignActivation, RSign)
+        if not plain or has_hooks(self.hidden) or has_hooks(self.input):
             return super().scan(x, state, lengths)
         h, c = self.first_state(x) if state is None else state
         threshold = self.hidden.activation.threshold()
@@ -80,7 +86,7 @@ class PackedCell(PackedModule, RecurrentCell):
             inputs, scale_x, bias = self.input._accumulate(x), factor(self.input), self.bias
         else:
             inputs, scale_x, bias = self.pre_activations(x).float(), None, None
-        vectors = (None if v is None else v[None] for v in (factor(self.hidden), scale_x, bias, threshold))
+        vectors = (None if v is None else v.float()[None] for v in (factor(self.hidden), scale_x, bias, threshold))
         steps = bnn_kernels.Recurrence(*vectors, gates=self.gates, candidate=self.candidate)
         states, _, _, cell = bnn_kernels.binary_lstm(inputs[:, :, None], self.hidden.weight_bits, steps,
                                                      bnn_kernels.pack_features(h, threshold)[None], c.float()[None], lengths)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
+import bnn_kernels
 from bnn_plugins import load_packed_, pack_, save_packed, set_progress, summarize, verify
 from bnn_plugins.binarize import list_methods, sign
 from bnn_plugins.layers import BinaryConvLSTM, BinaryLSTM, BinaryLSTMCell, recurrence
@@ -294,6 +295,26 @@ def test_summary_counts():
     assert [row.bops for row in summary.rows[:2]] == [5 * 64 * 128, 5 * 32 * 128]
     assert [row.params_binary for row in summary.rows[:2]] == [64 * 128, 32 * 128]
     assert [row.bytes_packed for row in summary.rows[:2]] == [64 * 128 // 8 + 4 * (128 + 64), 32 * 128 // 8 + 4 * (128 + 32)]
+
+
+def test_summary_of_a_packed_model_is_that_of_the_latent_one(lstm, x):
+    expected = summarize(lstm, x).totals
+    packed = pack_(lstm)
+    found = summarize(packed, x).totals
+    assert (found.bops, found.flops, found.bytes_packed) == (expected.bops, expected.flops, expected.bytes_packed)
+
+
+def test_one_call_of_the_kernels_is_the_steps(x, monkeypatch):
+    """The whole sequence at once, and step by step where somebody watches: the same bits."""
+    packed = pack_(build(gates='binary_if'))
+    calls = []
+    original = bnn_kernels.binary_lstm
+    monkeypatch.setattr(bnn_kernels, 'binary_lstm', lambda *args: calls.append(1) or original(*args))
+    once = packed(x)[0]
+    assert calls == [1]
+    packed.cells[0].hidden.register_forward_hook(lambda *_: None)
+    assert torch.equal(packed(x)[0], once)
+    assert calls == [1]
 
 
 def test_amp_trains(lstm, x):
