@@ -71,7 +71,9 @@ class Attend {
         row_words_(key_blocks_ * S::byte_lanes / WORD_BITS), value_row_(round_up(p.values, S::lanes)),
         keys_(key_blocks_ * bytes_ * S::byte_lanes), values_(p.key_words() * value_row_), query_(PAIR * bytes_ * S::byte_lanes),
         scores_(PAIR * key_blocks_ * S::byte_lanes), mask_(row_words_), bits_(p.planes * S::rows * row_words_),
-        sums_(S::rows * VECTORS * S::lanes) {}
+        ones_(p.planes * S::rows), sums_(S::rows * VECTORS * S::lanes) {
+    for (int64_t plane = 0; plane < p.planes; plane++) relative_ |= p.rules[plane] != BOOL;
+  }
 
   // Blocks of S::rows queries, counted over batch and heads.
   void run(int64_t first, int64_t last) {
@@ -116,7 +118,6 @@ class Attend {
   }
 
   void block(int64_t from, int64_t to) {
-    int64_t ones[S::rows];
     for (int64_t n = from; n < to;) {
       const bool pair = n + 1 < to && !p_.mask_queries;
       int64_t least[PAIR], most[PAIR];
@@ -125,37 +126,34 @@ class Attend {
       else scores<1>(n, least, most);
       for (int64_t i = 0; i <= pair; i++, n++)
         for (int64_t plane = 0; plane < p_.planes; plane++)
-          decide(plane, scores_.get() + i * key_blocks_ * S::byte_lanes, least[i], most[i], row(plane, n - from));
+          ones_.get()[plane * S::rows + n - from] =
+              decide(plane, scores_.get() + i * key_blocks_ * S::byte_lanes, least[i], most[i], row(plane, n - from));
     }
     for (int64_t plane = 0; plane < p_.planes; plane++) {
       const uint32_t* rows[S::rows];
-      for (int64_t n = from; n < to; n++) {
-        rows[n - from] = row(plane, n - from);
-        ones[n - from] = 0;
-        for (int64_t w = 0; w < p_.key_words(); w++) ones[n - from] += std::popcount(rows[n - from][w]);
-      }
+      for (int64_t n = from; n < to; n++) rows[n - from] = row(plane, n - from);
       for (int64_t c = 0; c < value_row_; c += VECTORS * S::lanes) {
         const int64_t vectors = std::min<int64_t>(VECTORS, (value_row_ - c) / S::lanes), stride = VECTORS * S::lanes;
         multiply(vectors, to - from, rows, values_.get() + c, stride);
         for (int64_t n = from; n < to; n++)
           result(plane, n, c, std::min(p_.values - c, vectors * S::lanes), sums_.get() + (n - from) * stride,
-                 static_cast<int32_t>(ones[n - from]));
+                 ones_.get()[plane * S::rows + n - from]);
       }
     }
   }
 
   uint32_t* row(int64_t plane, int64_t n) const { return bits_.get() + (plane * S::rows + n) * row_words_; }
 
-  // Differing signs of queries n, n + 1, ... with every key, 255 for masked ones; the least and the most of each row.
+  // Differing signs of queries n, n + 1, ... with every key; where a rule wants them, the least and the most of each row.
   template <int QUERIES>
   void scores(int64_t n, int64_t* least, int64_t* most) {
-    if (bytes_ == 4) return scores<QUERIES, 4>(n, least, most);
-    if (bytes_ == 8) return scores<QUERIES, 8>(n, least, most);
-    return scores<QUERIES, 0>(n, least, most);
+    if (bytes_ == 8) return relative_ ? scores<QUERIES, 8, true>(n, least, most) : scores<QUERIES, 8, false>(n, least, most);
+    if (bytes_ == 4) return scores<QUERIES, 4, true>(n, least, most);
+    return scores<QUERIES, 0, true>(n, least, most);
   }
 
   // BYTES: of a key, 0 for any number.
-  template <int QUERIES, int BYTES>
+  template <int QUERIES, int BYTES, bool RELATIVE>
   [[gnu::noinline]] void scores(int64_t n, int64_t* least, int64_t* most) {
     const int64_t bytes = BYTES ? BYTES : bytes_;
     for (int q = 0; q < QUERIES; q++) {
@@ -181,10 +179,10 @@ class Attend {
       const auto mask = S::load_mask(mask_.get() + b * S::byte_lanes / WORD_BITS);
 #pragma GCC unroll 2
       for (int q = 0; q < QUERIES; q++) {
-        high[q] = S::max_bytes(high[q], S::where_mask(mask, sum[q], S::set_byte(0)));
-        sum[q] = S::where_mask(mask, sum[q], S::set_byte(255));
-        low[q] = S::min_bytes(low[q], sum[q]);
         S::store_bytes(scores_.get() + q * row + b * S::byte_lanes, sum[q]);
+        if (!RELATIVE) continue;
+        high[q] = S::max_bytes(high[q], S::where_mask(mask, sum[q], S::set_byte(0)));
+        low[q] = S::min_bytes(low[q], S::where_mask(mask, sum[q], S::set_byte(255)));
       }
     }
     for (int q = 0; q < QUERIES; q++) {
@@ -193,8 +191,8 @@ class Attend {
     }
   }
 
-  // The attention bits of one row: m < base + n of attention.py.
-  void decide(int64_t plane, const uint8_t* m, int64_t least, int64_t most, uint32_t* bits) {
+  // The attention bits of one row, m < base + n of attention.py, and how many there are.
+  int32_t decide(int64_t plane, const uint8_t* m, int64_t least, int64_t most, uint32_t* bits) {
     const double limit = p_.limit[plane * p_.heads + head_];
     int64_t below = 0;
     if (p_.rules[plane] == BOOL) below = whole((static_cast<double>(p_.features) - limit) / 2);
@@ -205,12 +203,18 @@ class Attend {
     }
     if (below <= 0) {
       std::memset(bits, 0, row_words_ * sizeof(uint32_t));
-      return;
+      return 0;
     }
     const Byte top = S::set_byte(static_cast<uint8_t>(std::min<int64_t>(below - 1, 255)));
-    for (int64_t b = 0; b < key_blocks_; b++)
-      S::store_mask(bits + b * S::byte_lanes / WORD_BITS,
-                    S::mask_le(S::load_bytes(m + b * S::byte_lanes), top) & S::load_mask(mask_.get() + b * S::byte_lanes / WORD_BITS));
+    const uint32_t* mask = mask_.get();
+    int32_t ones = 0;
+    constexpr int64_t step = S::byte_lanes / WORD_BITS;
+    for (int64_t b = 0; b < key_blocks_; b++, m += S::byte_lanes, bits += step, mask += step) {
+      const auto found = S::mask_le(S::load_bytes(m), top) & S::load_mask(mask);
+      S::store_mask(bits, found);
+      ones += std::popcount(found);
+    }
+    return ones;
   }
 
   // How many counts m >= 0 are at most `level`, 256 at most.
@@ -243,11 +247,13 @@ class Attend {
   const Attention& p_;
   const int64_t bytes_, key_blocks_, row_words_, value_row_;
   int64_t batch_ = 0, head_ = 0;
+  bool relative_ = false;  // a rule compares with the row's least count
   Aligned<uint8_t> keys_;  // [blocks of keys][bytes][lanes]
   Aligned<uint32_t> values_;  // [key words][values, filled up]
   Aligned<uint8_t> query_;  // [bytes][queries][lanes], each byte in all lanes
   Aligned<uint8_t> scores_;  // [PAIR][keys, filled up]
   Aligned<uint32_t> mask_, bits_;  // bits of the keys; [planes][rows]
+  Aligned<int32_t> ones_;  // of the rows of bits_
   Aligned<int32_t> sums_;
   Table table_;
 };

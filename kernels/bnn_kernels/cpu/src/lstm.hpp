@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "sequence.hpp"
@@ -21,8 +22,50 @@ constexpr float TANH_ABOVE[] = {1.4840558508376359e-08F, 2.1637274216358567e-05F
                                 0.9999999917359085F};
 constexpr float TANH_BELOW[] = {8.370603986532087e-07F, 0.0003386440989432317F, 0.026108298066108204F, 0.46765448565907247F, 1.0F};
 
+// N vectors of S as one: a chain of operations takes its time, so that several run side by side.
+template <class S, int N>
+struct Wide {
+  struct Float {
+    typename S::Float at[N];
+  };
+  template <class Function>
+  [[gnu::always_inline]] static Float each(const Function& function) {
+    Float v;
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++) v.at[i] = function(i);
+    return v;
+  }
+  [[gnu::always_inline]] static Float set(float v) {
+    return each([&](int) { return S::set(v); });
+  }
+  [[gnu::always_inline]] static Float add(const Float& a, const Float& b) {
+    return each([&](int i) { return S::add(a.at[i], b.at[i]); });
+  }
+  [[gnu::always_inline]] static Float sub(const Float& a, const Float& b) {
+    return each([&](int i) { return S::sub(a.at[i], b.at[i]); });
+  }
+  [[gnu::always_inline]] static Float mul(const Float& a, const Float& b) {
+    return each([&](int i) { return S::mul(a.at[i], b.at[i]); });
+  }
+  [[gnu::always_inline]] static Float at_least(float low, const Float& v) {
+    return each([&](int i) { return S::at_least(low, v.at[i]); });
+  }
+  [[gnu::always_inline]] static Float at_most(float high, const Float& v) {
+    return each([&](int i) { return S::at_most(high, v.at[i]); });
+  }
+  [[gnu::always_inline]] static Float where_ge(const Float& a, const Float& b, const Float& yes, const Float& no) {
+    return each([&](int i) { return S::where_ge(a.at[i], b.at[i], yes.at[i], no.at[i]); });
+  }
+  [[gnu::always_inline]] static Float times_power(const Float& v, const Float& shifted) {
+    return each([&](int i) { return S::times_power(v.at[i], shifted.at[i]); });
+  }
+  [[gnu::always_inline]] static Float reciprocal_guess(const Float& d) {
+    return each([&](int i) { return S::reciprocal_guess(d.at[i]); });
+  }
+};
+
 template <class S, size_t N>
-inline typename S::Float horner(typename S::Float x, const float (&coefficients)[N]) {
+[[gnu::always_inline]] inline typename S::Float horner(typename S::Float x, const float (&coefficients)[N]) {
   typename S::Float y = S::set(coefficients[0]);
 #pragma GCC unroll 8
   for (size_t i = 1; i < N; i++) y = S::add(S::mul(y, x), S::set(coefficients[i]));
@@ -30,7 +73,7 @@ inline typename S::Float horner(typename S::Float x, const float (&coefficients)
 }
 
 template <class S>
-inline typename S::Float reciprocal(typename S::Float d) {
+[[gnu::always_inline]] inline typename S::Float reciprocal(typename S::Float d) {
   typename S::Float y = S::reciprocal_guess(d);
 #pragma GCC unroll 3
   for (int i = 0; i < 3; i++) y = S::mul(y, S::sub(S::set(2.0F), S::mul(d, y)));
@@ -38,12 +81,12 @@ inline typename S::Float reciprocal(typename S::Float d) {
 }
 
 template <class S>
-inline typename S::Float clamp(typename S::Float x, float limit) {
+[[gnu::always_inline]] inline typename S::Float clamp(typename S::Float x, float limit) {
   return S::at_most(limit, S::at_least(-limit, x));
 }
 
 template <class S>
-inline typename S::Float sigmoid(typename S::Float x) {
+[[gnu::always_inline]] inline typename S::Float sigmoid(typename S::Float x) {
   x = S::sub(S::set(0.0F), clamp<S>(x, SIGMOID_LIMIT));
   const typename S::Float shifted = S::add(S::mul(x, S::set(LOG2_E)), S::set(ROUND)), n = S::sub(shifted, S::set(ROUND));
   typename S::Float r = S::sub(x, S::mul(n, S::set(LN2_HIGH)));
@@ -52,7 +95,7 @@ inline typename S::Float sigmoid(typename S::Float x) {
 }
 
 template <class S>
-inline typename S::Float tanh(typename S::Float x) {
+[[gnu::always_inline]] inline typename S::Float tanh(typename S::Float x) {
   x = clamp<S>(x, TANH_LIMIT);
   const typename S::Float square = S::mul(x, x);
   return S::mul(S::mul(x, horner<S>(square, TANH_ABOVE)), reciprocal<S>(horner<S>(square, TANH_BELOW)));
@@ -137,7 +180,10 @@ class Scan {
     constexpr int64_t side = GATES * S::lanes;
     const int64_t words = p_.words(), stride = block_ * side;
     const uint32_t* rows[S::rows];
-    for (int64_t n = first; n < last; n++) rows[n - first] = before + n * words;
+    for (int64_t n = first; n < last; n++) {
+      rows[n - first] = before + n * words;
+      if (s < length(n)) fetch(place(time(s, n), n), from, to);
+    }
     for (int64_t chunk = from; chunk < to; chunk++)
       S::template count<false, GATES>(last - first, rows, words, p_.weight + (d_ * chunks_ + chunk) * words * side, side,
                                       sum_ + (chunk - from) * side, stride);
@@ -148,9 +194,25 @@ class Scan {
       if (p_.normalize) statistics(sums, mean, rstd);
       const int64_t at = place(time(s, n), n);
       for (int64_t replica = 0; replica < p_.replicas(); replica++)
-        for (int64_t chunk = from; chunk < to; chunk++)
-          update(sums + (chunk - from) * side, mean, rstd, at, replica, chunk, cell_.data() + n * padded_, after + n * words);
+        for (int64_t chunk = from; chunk < to;) {
+          const auto run = [&](auto number) {
+            update<number()>(sums + (chunk - from) * side, mean, rstd, at, replica, chunk, cell_.data() + n * padded_,
+                             after + n * words);
+            chunk += number();
+          };
+          if (chunk + S::together <= to) run(std::integral_constant<int, S::together>());
+          else run(std::integral_constant<int, 1>());
+        }
     }
+  }
+
+  // Asks for the input part of these chunks, which is read once and lies in many places, while their sums are counted.
+  void fetch(int64_t at, int64_t from, int64_t to) const {
+    constexpr int64_t line = ALIGNMENT / 4;
+    const int32_t* x = static_cast<const int32_t*>(p_.x) + at * GATES * p_.inputs;  // float32 has the same size
+    for (int64_t gate = 0; gate < GATES; gate++)
+      for (int64_t i = from * S::lanes; i < std::min(to * S::lanes, p_.outputs); i += line)
+        __builtin_prefetch(x + gate * p_.inputs + i);
   }
 
   // Mean and reciprocal deviation of each gate; needs the sums of all chunks. `sums` are differing signs.
@@ -169,38 +231,51 @@ class Scan {
     }
   }
 
-  // `lanes` units of one row; `differing`: [4][lanes] differing signs.
+  // N chunks of one row from `chunk` on; `differing`: [chunks][4][lanes] differing signs.
+  template <int N>
   void update(const int32_t* differing, const float* mean, const float* rstd, int64_t at, int64_t replica, int64_t chunk,
               float* cells, uint32_t* bits) const {
+    using W = Wide<S, N>;
+    using Floats = typename W::Float;
     const int64_t vector = (d_ * p_.replicas() + replica) * chunks_ + chunk, unit = replica * p_.outputs + chunk * S::lanes;
-    const int64_t count = std::min<int64_t>(S::lanes, p_.outputs - chunk * S::lanes);
     const int64_t input = at * GATES * p_.inputs + (p_.inputs == p_.units ? unit : chunk * S::lanes);
-    Float z[GATES];
+    const auto count = [&](int i) { return std::min<int64_t>(S::lanes, p_.outputs - (chunk + i) * S::lanes); };
+    const auto vectors = [&](const float* of, int64_t gate) {
+      return W::each([&](int i) { return S::load(of + ((vector + i) * GATES + gate) * S::lanes); });
+    };
+    Floats z[GATES];
 #pragma GCC unroll 4
     for (int64_t gate = 0; gate < GATES; gate++) {
-      const int64_t v = (vector * GATES + gate) * S::lanes, i = input + gate * p_.inputs;
-      Float zx = p_.integer_x ? S::part_of_int(static_cast<const int32_t*>(p_.x) + i, count)
-                              : S::part(static_cast<const float*>(p_.x) + i, count);
-      if (p_.scale_x) zx = S::mul(zx, S::load(p_.scale_x + v));
-      if (p_.bias) zx = S::add(zx, S::load(p_.bias + v));
-      Float zh = S::sum_of(differing + gate * S::lanes, static_cast<int32_t>(p_.units));
-      if (p_.normalize) zh = S::mul(S::sub(zh, S::set(mean[gate])), S::set(rstd[gate]));
-      z[gate] = S::add(zx, S::mul(zh, S::load(p_.scale + v)));
+      const int64_t x = input + gate * p_.inputs;
+      Floats zx = p_.integer_x ? W::each([&](int i) {
+        return S::part_of_int(static_cast<const int32_t*>(p_.x) + x + i * S::lanes, count(i));
+      }) : W::each([&](int i) { return S::part(static_cast<const float*>(p_.x) + x + i * S::lanes, count(i)); });
+      if (p_.scale_x) zx = W::mul(zx, vectors(p_.scale_x, gate));
+      if (p_.bias) zx = W::add(zx, vectors(p_.bias, gate));
+      Floats zh = W::each([&](int i) {
+        return S::sum_of(differing + (i * GATES + gate) * S::lanes, static_cast<int32_t>(p_.units));
+      });
+      if (p_.normalize) zh = W::mul(W::sub(zh, W::set(mean[gate])), W::set(rstd[gate]));
+      z[gate] = W::add(zx, W::mul(zh, vectors(p_.scale, gate)));
     }
-    const Float zero = S::set(0.0F), one = S::set(1.0F);
-    const Float i = p_.gates == SOFT ? sigmoid<S>(z[0]) : S::where_ge(z[0], zero, one, zero);
-    const Float f = p_.gates == SOFT ? sigmoid<S>(z[1]) : S::where_ge(z[1], zero, one, zero);
-    const Float g = p_.sign_candidate ? S::where_ge(z[2], zero, one, S::set(-1.0F)) : tanh<S>(z[2]);
-    const Float o = p_.gates == BINARY ? S::where_ge(z[3], zero, one, zero) : sigmoid<S>(z[3]);
+    const Floats zero = W::set(0.0F), one = W::set(1.0F);
+    const Floats i = p_.gates == SOFT ? sigmoid<W>(z[0]) : W::where_ge(z[0], zero, one, zero);
+    const Floats f = p_.gates == SOFT ? sigmoid<W>(z[1]) : W::where_ge(z[1], zero, one, zero);
+    const Floats g = p_.sign_candidate ? W::where_ge(z[2], zero, one, W::set(-1.0F)) : tanh<W>(z[2]);
+    const Floats o = p_.gates == BINARY ? W::where_ge(z[3], zero, one, zero) : sigmoid<W>(z[3]);
     float* at_cell = cells + (replica * chunks_ + chunk) * S::lanes;
-    Float c = S::add(S::mul(f, S::load(at_cell)), S::mul(i, g));
-    if (p_.integer_cell) c = clamp<S>(c, CELL_LIMIT);
-    S::store(at_cell, c);
-    const Float h = S::mul(o, p_.cell_readout ? c : tanh<S>(c));
-    if (p_.h) S::store_part(p_.h + at * p_.units + unit, h, count);
-    const Float threshold = p_.threshold ? S::load(p_.threshold + vector * S::lanes) : zero;
-    const uint32_t mask = p_.and_feedback ? S::mask_ge(c, threshold) & S::mask_ge(o, one) : S::mask_ge(h, threshold);
-    put_bits(bits, unit, mask, count);
+    Floats c = W::add(W::mul(f, W::each([&](int n) { return S::load(at_cell + n * S::lanes); })), W::mul(i, g));
+    if (p_.integer_cell) c = clamp<W>(c, CELL_LIMIT);
+    const Floats h = W::mul(o, p_.cell_readout ? c : tanh<W>(c));
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) {
+      S::store(at_cell + n * S::lanes, c.at[n]);
+      if (p_.h) S::store_part(p_.h + at * p_.units + unit + n * S::lanes, h.at[n], count(n));
+      const Float threshold = p_.threshold ? S::load(p_.threshold + (vector + n) * S::lanes) : S::set(0.0F);
+      const uint32_t mask = p_.and_feedback ? S::mask_ge(c.at[n], threshold) & S::mask_ge(o.at[n], S::set(1.0F))
+                                            : S::mask_ge(h.at[n], threshold);
+      put_bits(bits, unit + n * S::lanes, mask, count(n));
+    }
   }
 
   const Lstm& p_;

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include <immintrin.h>
@@ -23,7 +24,7 @@ namespace bnn {
 namespace {
 
 struct Sequence256 : Avx2 {
-  static constexpr int rows = 2;
+  static constexpr int rows = 2, together = 2;
 
   static __m256i count_bytes(__m256i v) {
     const __m256i low = _mm256_set1_epi8(15);

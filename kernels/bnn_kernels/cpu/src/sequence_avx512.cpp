@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include <immintrin.h>
@@ -23,7 +24,7 @@ namespace bnn {
 namespace {
 
 struct Sequence512 : Avx512 {
-  static constexpr int rows = 6;
+  static constexpr int rows = 6, together = 4;
 
   // out[row * out_stride + i] = differing (or, with AND, common) bits of a row of words with lane i of the weights
   // [words][stride], 0 <= i < VECTORS * lanes.

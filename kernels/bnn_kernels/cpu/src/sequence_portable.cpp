@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <type_traits>
 
 #include "attention.hpp"
 #include "lstm.hpp"
@@ -13,7 +14,7 @@ namespace bnn {
 namespace {
 
 struct SequencePortable : Portable {
-  static constexpr int rows = 1;
+  static constexpr int rows = 1, together = 2;
 
   // out[i] = differing (or, with AND, common) bits of the words with lane i of the weights [words][stride],
   // 0 <= i < VECTORS * lanes.
