@@ -19,5 +19,4 @@ blocks = [
     dict(networks=['resnet8'], expansions=[None], epochs=epochs, seeds=[0],
          methods=['binarynet', 'reactnet', 'xnor', 'bireal', 'recu', 'irnet', 'xnorpp', 'dorefa']),
     dict(networks=['resnet8'], expansions=[None], epochs=epochs, seeds=[1, 2], methods=['binarynet', 'reactnet']),
-    dict(networks=['resnet8'], expansions=[dict(tau=2)], epochs=epochs, seeds=[0], methods=['bireal', 'recu', 'reactnet']),
 ]

@@ -15,8 +15,8 @@ options = {
 }
 peak_lr = 5e-3
 validations = 5
-variants = [None, dict(tau=2), dict(tau=2, spread=0.5), dict(style='thresholds', tau=2)]
+variants = [None, dict(tau=2), dict(style='thresholds', tau=2)]
 blocks = [
-    dict(networks=['resnet8'], methods=['reactnet', 'recu', 'bireal'], expansions=variants, epochs=[10, 40, 160],
-         seeds=[0, 1, 2]),
+    dict(networks=['resnet8'], methods=['reactnet', 'recu', 'bireal'], expansions=variants, epochs=[10, 40, 160], seeds=[0]),
+    dict(networks=['resnet8'], methods=['reactnet'], expansions=[dict(tau=2, spread=0.5)], epochs=[10, 40, 160], seeds=[0]),
 ]
