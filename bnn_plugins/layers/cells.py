@@ -63,7 +63,7 @@ class RecurrentCell(nn.Module):
         """See the class; the bias of the forget gates is 1, copies of units are spread."""
         bound = self.hidden.fan_in ** -0.5
         for product in (self.input, self.hidden):
-            product.weight.uniform_(-bound, bound)
+            product.draw_(bound)
         if self.bias is not None:
             self.bias.zero_()[self.units:2 * self.units] = 1
             if self.hidden.expand is not None:

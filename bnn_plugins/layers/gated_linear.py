@@ -41,8 +41,7 @@ class GatedLinearCell(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        bound = self.hidden_size ** -0.5
-        self.input.weight.uniform_(-bound, bound)
+        self.input.draw_(self.hidden_size ** -0.5)
         if self.bias is not None:
             self.bias.zero_()[:self.hidden_size] = 1
             expand = self.input.expand

@@ -26,12 +26,12 @@ NORMS = ('static', 'ln', 'none')
 
 
 class StaticScale(nn.Module):
-    """``x * weight / sqrt(2 * terms)`` per channel; ``weight`` starts at ``initial``."""
+    """``x * weight / sqrt(2 * terms)`` per channel."""
 
-    def __init__(self, channels: int, terms: int, channel_dim: int, initial: float = 1.0):
+    def __init__(self, channels: int, terms: int, channel_dim: int):
         super().__init__()
         self.unit, self.channel_dim = (2 * terms) ** -0.5, channel_dim
-        self.weight = nn.Parameter(torch.full((channels,), initial))
+        self.weight = nn.Parameter(torch.ones(channels))
 
     def factor(self) -> Tensor:
         return self.weight * self.unit
@@ -79,10 +79,16 @@ class GateProduct(nn.Module):
         elif norm == 'ln':
             self.norm = GateNorm(gates, channels, self.channel_dim)
         else:
-            with torch.no_grad():
-                scale = self.weight_binarizer(self.weight)[1]
-            initial = 1.0 if scale is None else 1 / max(float(scale.detach().mean()), 1e-12)
-            self.norm = StaticScale(channels, self.fan_in, self.channel_dim, initial)
+            self.norm = StaticScale(channels, self.fan_in, self.channel_dim)
+        self.draw_(self.fan_in ** -0.5)
+
+    @torch.no_grad()
+    def draw_(self, bound: float) -> None:
+        """New weights, uniform within ``bound``, and gains that begin by undoing the scale that the method gives them."""
+        self.weight.uniform_(-bound, bound)
+        if self.norm_name == 'static':
+            scale = self.weight_binarizer(self.weight)[1]
+            self.norm.weight.fill_(1.0 if scale is None or scale.is_meta else 1 / float(scale.mean()))
 
     def binarized(self) -> tuple[Tensor, Tensor | None]:
         """Levels and scale of the weights."""

@@ -15,7 +15,8 @@ BLOCKS = dict(down_block_types=('BinaryDownBlock2D', 'BinaryScanDownBlock2D'), m
               up_block_types=('BinaryScanUpBlock2D', 'BinaryUpBlock2D'))
 
 
-@pytest.mark.parametrize('changes', [{}, dict(time_buckets=5, add_attention=False), dict(expand=dict(tau=2))], ids=str)
+@pytest.mark.parametrize('changes', [{}, dict(time_buckets=5, add_attention=False), dict(expand=dict(tau=2), method='xnor')],
+                         ids=str)
 def test_train_save_load_pack(changes, tmp_path):
     torch.manual_seed(0)
     model, x, t = BinaryUNet2DModel(**SIZES, **BLOCKS, **changes), torch.randn(2, 1, 8, 8), torch.tensor([3, 400])

@@ -94,6 +94,19 @@ def test_first_values():
     assert (BinaryLSTMCell(12, 64, weight_only=True).first_state(torch.zeros(1, 2, 12))[0] == 0).all()
 
 
+@pytest.mark.parametrize('method', list_methods())
+def test_pre_activations_start_with_unit_variance(method):
+    """Whatever scale a method gives its weights, and however many inputs there are."""
+    torch.manual_seed(0)
+    cell = BinaryLSTMCell(48, 64, method=method).eval()
+    x, h = torch.randn(200, 48), torch.randn(200, 64)
+    unsigned = not cell.hidden.activation.signed
+    if cell.hidden.gain is not None or unsigned:  # a gain of its own; levels that are not symmetric
+        return
+    z = cell.input(x) + cell.hidden(h)
+    assert 0.7 < z.std() < 1.3
+
+
 def test_gates_are_bits():
     z, c = torch.randn(50, 32), torch.randn(50, 8)
     z[:, ::3] = 0  # the tie: a gate of 0 is open
