@@ -7,7 +7,7 @@ from torch import nn
 
 from bnn_plugins.binarize import list_methods
 from bnn_plugins.engine import BinaryOptimWrapperConstructor
-from bnn_plugins.layers import BinaryConv2d, BinaryLinear, RPReLU
+from bnn_plugins.layers import BinaryAttention, BinaryConv2d, BinaryLinear, LayerScale, RPReLU
 from bnn_plugins.models import BNNResNet
 
 LR, WD = 0.5, 0.1
@@ -23,6 +23,8 @@ class Model(nn.Module):
         self.rprelu = RPReLU(4)
         self.prelu = nn.PReLU(4)
         self.depthwise = BinaryConv2d(4, 4, 3, groups=4, method='bireal', bias=False)
+        self.attention = BinaryAttention(4)
+        self.scale = LayerScale(4)
 
 
 KINDS = {
@@ -32,6 +34,8 @@ KINDS = {
     'norm.weight': 'norm', 'norm.bias': 'norm',
     'rprelu.gamma': 'threshold', 'rprelu.slope': 'threshold', 'rprelu.zeta': 'threshold', 'prelu.weight': 'threshold',
     'depthwise.weight': 'latent',
+    **{f'attention.{name}': 'threshold' for name in ('query.shift', 'key.shift', 'value.shift', 'probability.size')},
+    'scale.scale': 'threshold', 'scale.shift': 'threshold',
 }
 NO_DECAY = {name: 0.0 for name, kind in KINDS.items() if kind in ('latent', 'threshold')}
 
