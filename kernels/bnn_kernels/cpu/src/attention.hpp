@@ -58,8 +58,12 @@ struct Table {
 inline int64_t table_sum(const Table& table, const uint8_t* m, const uint32_t* mask, int64_t words, int64_t least) {
   int64_t total = 0;
   const int32_t* units = table.units - least;
-  for (int64_t w = 0; w < words; w++, m += WORD_BITS)
-    for (uint32_t left = mask[w]; left; left &= left - 1) total += units[m[std::countr_zero(left)]];
+  for (int64_t w = 0; w < words; w++, m += WORD_BITS) {
+    if (mask[w] == ~0U)
+      for (int64_t i = 0; i < WORD_BITS; i++) total += units[m[i]];
+    else
+      for (uint32_t left = mask[w]; left; left &= left - 1) total += units[m[std::countr_zero(left)]];
+  }
   return total;
 }
 

@@ -182,7 +182,7 @@ class Scan {
     const uint32_t* rows[S::rows];
     for (int64_t n = first; n < last; n++) {
       rows[n - first] = before + n * words;
-      if (s < length(n)) fetch(place(time(s, n), n), from, to);
+      if (s + 1 < length(n)) fetch(place(time(s + 1, n), n), from, to);
     }
     for (int64_t chunk = from; chunk < to; chunk++)
       S::template count<false, GATES>(last - first, rows, words, p_.weight + (d_ * chunks_ + chunk) * words * side, side,
@@ -206,13 +206,13 @@ class Scan {
     }
   }
 
-  // Asks for the input part of these chunks, which is read once and lies in many places, while their sums are counted.
+  // Asks for the input part of these chunks one step before it is needed: it is read once, and lies in many places.
   void fetch(int64_t at, int64_t from, int64_t to) const {
     constexpr int64_t line = ALIGNMENT / 4;
     const int32_t* x = static_cast<const int32_t*>(p_.x) + at * GATES * p_.inputs;  // float32 has the same size
     for (int64_t gate = 0; gate < GATES; gate++)
       for (int64_t i = from * S::lanes; i < std::min(to * S::lanes, p_.outputs); i += line)
-        __builtin_prefetch(x + gate * p_.inputs + i);
+        __builtin_prefetch(x + gate * p_.inputs + i, 0, 2);
   }
 
   // Mean and reciprocal deviation of each gate; needs the sums of all chunks. `sums` are differing signs.
