@@ -13,7 +13,7 @@ RECIPES = {'binaryconnect': ('relu', 1.0), 'binarynet': ('hardtanh', 1.0), 'xnor
            'rbnn': ('hardtanh', None), 'recu': ('hardtanh', None), 'reactnet': ('rprelu', None), 'bidm': ('rprelu', None),
            'adambnn': ('rprelu', None),
            'rebnn': ('rprelu', None), 'real2binary': ('prelu', 1.0), 'bnext': ('prelu', 1.5), 'bnfree': ('rprelu', None),
-           'binaryvit': ('rprelu', None), 'bit': ('rprelu', None)}
+           'binaryvit': ('rprelu', None), 'bit': ('rprelu', None), 'binarydm': ('identity', None)}
 
 
 @pytest.mark.parametrize('name', list_methods())

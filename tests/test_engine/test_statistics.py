@@ -25,7 +25,7 @@ def test_numbers(tmp_path, method):
     start = [p.clone() for p in (model.conv.weight, model.fc.weight)]
     run.train()
     found = scalars()
-    signed = method not in ('binaryconnect', 'dorefa', 'rbnn')
+    signed = method not in ('binaryconnect', 'dorefa', 'rbnn', 'bit', 'binarydm')
     assert ('input_saturation' in found) == signed
     if signed:
         assert all(0 < value < 1 for value in found['input_saturation'])
