@@ -35,7 +35,7 @@ constexpr int64_t MOST_TILES = 4;  // of pixels, that share one tile of weights
 constexpr int64_t GROUP = MOST_TILES * ROWS;
 constexpr int64_t BLOCK_PIXELS = 512;
 constexpr int64_t RESIDENT_BYTES = 160 << 10;  // of expanded weights at most
-constexpr int64_t PIECE = 4;  // pixels that a sink takes at a time, or more where there are few steps
+constexpr int64_t PIECE = 8;  // pixels that a sink takes at a time, or more where there are few steps
 
 int64_t floor_divide(int64_t a, int64_t b) { return (a - (a % b + b) % b) / b; }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "engine.hpp"
 #include "simd_portable.hpp"
@@ -56,26 +57,37 @@ void fuse(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, in
   uint32_t* word = f.words ? f.words + pixel * words + channel / WORD_BITS : nullptr;
   int64_t from = pixel * width + channel, to = (pixel - f.stream_first) * width + channel;
   for (int64_t p = 0; p < pixels; p++, tile += stride, from += width, to += width) {
-    uint64_t bits = 0;
+    // Operation by operation, not vector by vector: what follows each other is independent then, and fewer instructions wait.
+    typename S::Float x[VECTORS];
+    const auto each = [&](const auto& one) {
 #pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; v++) {
-      typename S::Float x = S::from_int(tile + v * S::lanes);
-      x = S::add(S::mul(x, scale[v]), bias[v]);
-      if constexpr (SHORTCUT != NONE) x = S::add(x, load<S>(SHORTCUT, shortcut, from + v * S::lanes));
-      if constexpr (ACT == PRELU) {
-        x = S::sub(x, gamma[v]);
-        x = S::add(S::positive(x, S::mul(slope[v], x)), zeta[v]);
-      } else if constexpr (ACT == RELU) {
-        x = S::at_least(0.0F, x);
-      } else if constexpr (ACT == HARDTANH) {
-        x = S::at_most(1.0F, S::at_least(-1.0F, x));
-      }
-      x = store<S, DTYPE>(stream, to + v * S::lanes, x);
-      bits |= static_cast<uint64_t>(S::mask_ge(x, threshold[v])) << v * S::lanes;
+      for (int v = 0; v < VECTORS; v++) one(v);
+    };
+    each([&](int v) { x[v] = S::from_int(tile + v * S::lanes); });
+    each([&](int v) { x[v] = S::mul(x[v], scale[v]); });
+    each([&](int v) { x[v] = S::add(x[v], bias[v]); });
+    if constexpr (SHORTCUT != NONE) each([&](int v) { x[v] = S::add(x[v], load<S>(SHORTCUT, shortcut, from + v * S::lanes)); });
+    if constexpr (ACT == PRELU) {
+      each([&](int v) { x[v] = S::sub(x[v], gamma[v]); });
+      each([&](int v) { x[v] = S::scale_unless_positive(x[v], slope[v]); });
+      each([&](int v) { x[v] = S::add(x[v], zeta[v]); });
+    } else if constexpr (ACT == RELU) {
+      each([&](int v) { x[v] = S::at_least(0.0F, x[v]); });
+    } else if constexpr (ACT == HARDTANH) {
+      each([&](int v) { x[v] = S::at_most(1.0F, S::at_least(-1.0F, x[v])); });
     }
+    each([&](int v) { x[v] = store<S, DTYPE>(stream, to + v * S::lanes, x[v]); });
     if (!word) continue;
-    *word = static_cast<uint32_t>(bit == 0 ? bits : *word | bits << bit);
-    if constexpr (VECTORS * S::lanes > WORD_BITS) word[1] = static_cast<uint32_t>(bits >> WORD_BITS);
+    if constexpr (S::lanes == 16) {  // half a word per vector, from the mask register to memory
+      each([&](int v) {
+        const uint16_t half = static_cast<uint16_t>(S::mask_ge(x[v], threshold[v]));
+        std::memcpy(reinterpret_cast<char*>(word) + v * sizeof(half), &half, sizeof(half));
+      });
+    } else {
+      uint32_t bits = 0;
+      each([&](int v) { bits |= S::mask_ge(x[v], threshold[v]) << v * S::lanes; });
+      *word = bit == 0 ? bits : *word | bits << bit;
+    }
     word += words;
   }
 }
@@ -141,9 +153,29 @@ typename S::Float threshold_of(const Packing& a, int64_t channel) {
   return a.threshold ? S::load(a.threshold + channel) : S::set(0.0F);
 }
 
+// Rows of channels side by side, in whole words.
+template <class S, int64_t DTYPE, bool THRESHOLD>
+void pack_words(const Packing& a, int64_t pixel, int64_t pixels) {
+  const int64_t channels = a.channels;
+  const float* threshold = a.threshold;
+  const void* x = a.x;
+  uint32_t* word = a.words + pixel * channels / WORD_BITS;
+  for (int64_t first = pixel * channels; first < (pixel + pixels) * channels; first += channels) {
+    for (int64_t c = 0; c < channels; c += WORD_BITS) {
+      uint32_t bits = 0;
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < WORD_BITS; j += S::lanes)
+        bits |= S::mask_ge(load<S>(DTYPE, x, first + c + j), THRESHOLD ? S::load(threshold + c + j) : S::set(0.0F)) << j;
+      *word++ = bits;
+    }
+  }
+}
+
 // Rows of channels side by side.
 template <class S, int64_t DTYPE>
 void pack_rows(const Packing& a, int64_t pixel, int64_t pixels) {
+  if (a.groups == 1 && a.channels % WORD_BITS == 0)
+    return (a.threshold ? pack_words<S, DTYPE, true> : pack_words<S, DTYPE, false>)(a, pixel, pixels);
   const int64_t channels = a.channels / a.groups, words = divide_up(channels, WORD_BITS);
   for (int64_t p = pixel; p < pixel + pixels; p++) {
     for (int64_t group = 0; group < a.groups; group++) {

@@ -50,6 +50,7 @@ struct Avx2 {
   static Float positive(Float v, Float otherwise) {
     return _mm256_blendv_ps(otherwise, v, _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_GT_OQ));
   }
+  static Float scale_unless_positive(Float v, Float factor) { return positive(v, mul(factor, v)); }
   static Float at_least(float low, Float v) { return _mm256_max_ps(set(low), v); }  // the second operand where one is NaN
   static Float at_most(float high, Float v) { return _mm256_min_ps(set(high), v); }
   static Float ge(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }

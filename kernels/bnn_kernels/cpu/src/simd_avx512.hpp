@@ -43,8 +43,8 @@ struct Avx512 {
   static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
-  static Float positive(Float v, Float otherwise) {
-    return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ), v);
+  static Float scale_unless_positive(Float v, Float factor) {  // NaN is scaled
+    return _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NGT_UQ), factor, v);
   }
   static Float at_least(float low, Float v) { return _mm512_max_ps(set(low), v); }  // the second operand where one is NaN
   static Float at_most(float high, Float v) { return _mm512_min_ps(set(high), v); }

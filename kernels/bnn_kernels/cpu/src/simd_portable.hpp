@@ -57,6 +57,7 @@ struct Scalar {
   static Float mul(Float a, Float b) { return a * b; }
   static Float multiply_add(Float a, Float b, Float c) { return a * b + c; }
   static Float positive(Float v, Float otherwise) { return v > 0 ? v : otherwise; }  // NaN takes the other
+  static Float scale_unless_positive(Float v, Float factor) { return positive(v, mul(factor, v)); }
   static Float at_least(float low, Float v) { return v < low ? low : v; }  // NaN stays
   static Float at_most(float high, Float v) { return v > high ? high : v; }
   static uint32_t mask_ge(Float a, Float b) { return a >= b; }  // bit of each lane
@@ -112,6 +113,7 @@ struct Portable {
   static Float mul(Float a, Float b) { return a * b; }
   static Float multiply_add(Float a, Float b, Float c) { return a * b + c; }
   static Float positive(Float v, Float otherwise) { return v > 0.0F ? v : otherwise; }
+  static Float scale_unless_positive(Float v, Float factor) { return positive(v, mul(factor, v)); }
   static Float at_least(float low, Float v) { return v < low ? set(low) : v; }
   static Float at_most(float high, Float v) { return v > high ? set(high) : v; }
   static uint32_t bits(Int mask) {
