@@ -128,6 +128,19 @@ def test_ema():
         assert all(torch.equal(a, b) for a, b in zip(ema(x), model(x), strict=True))
 
 
+def test_autocast():
+    """Half precision in training: everything learns; in evaluation binary products stay exact, so the packed one agrees."""
+    model, x = build(), images()
+    with torch.autocast('cpu', torch.bfloat16):
+        sum(out.float().square().mean() for out in model(x)).backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
+    assert all(m.weight.grad.any() for m in model.modules() if isinstance(m, BinaryLayer))
+    model.eval()
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        expected = model(x)
+        assert all(torch.equal(out, value) for out, value in zip(bnn_plugins.pack_(model)(x), expected, strict=True))
+
+
 def test_compile():
     torch._dynamo.reset()
     block, x = BinaryTransformerBlock(8, 2, 16, window=2, shift=1, probability='bool').eval(), torch.randn(1, 4, 4, 8)
