@@ -24,7 +24,6 @@ class Bound:
         self.op, self.fixed = op, fixed
         self.check = getattr(checks, op)
         self.chosen: dict[tuple, Callable] = {}
-        self.generation = -1
 
     @staticmethod
     def direct(x: Tensor) -> bool:
@@ -32,25 +31,22 @@ class Bound:
         return type(x) is Tensor and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
 
     def __call__(self, **inputs) -> Tensor | tuple[Tensor, ...]:
-        key = tuple([None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in inputs.values()])
+        key = (dispatch.forced(), *[None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in inputs.values()])
         call = self.chosen.get(key)
-        if call is None or self.generation != dispatch.generation():
+        if call is None:
             call = self._choose(key, inputs)
         return call(**inputs)
 
     def _choose(self, key: tuple, inputs: dict) -> Callable:
         call = self.fixed | inputs
         self.check(**{name: value for name, value in call.items() if name != 'out'})
-        if self.generation != dispatch.generation():
-            self.chosen.clear()
-            self.generation = dispatch.generation()
         if len(self.chosen) >= MOST_KINDS:
             self.chosen.clear()
         self.chosen[key] = chosen = dispatch.bound(self.op, self.fixed, inputs)
         return chosen
 
 
-MOST_KINDS = 256  # of inputs that one operator remembers
+MOST_KINDS = 256  # of inputs and forced backends that one operator remembers
 
 
 @lru_cache(1024)

@@ -72,21 +72,19 @@ class set_backend:
     """
 
     def __init__(self, name: str | None):
-        global _forced, _generation
+        global _forced
         if name is not None:
             backend, reason = _load(_path(name))
             if backend is None:
                 raise RuntimeError(f'Backend {name!r} is not available: {reason}. set_backend(None) chooses automatically.')
         self.previous, _forced = _forced, name
-        _generation += 1
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        global _forced, _generation
+        global _forced
         _forced = self.previous
-        _generation += 1
 
 
 def available_backends() -> dict[str, str]:
@@ -164,13 +162,12 @@ def _chosen(op: str, call: dict) -> str:
     raise RuntimeError(f'No backend can run {op} here ({reasons}).')
 
 
-def generation() -> int:
-    """A number that changes with every `set_backend`: how long a choice holds."""
-    return _generation
+def forced() -> str | None:
+    """The name of the forced backend: a choice holds as long as it stays."""
+    return _forced
 
 
 _forced: str | None = os.environ.get('BNN_KERNELS_BACKEND') or None  # looked up at the first call: importing stays light
-_generation = 0
 _last = threading.local()
 
 
