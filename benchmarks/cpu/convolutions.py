@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import bnn_kernels
-from bnn_kernels.cpu import available_isas, ceilings
+from bnn_kernels.cpu import available_isas, ceilings, set_isa
 from bnn_kernels.cpu.engine import EMULATED
 from bnn_plugins.analysis.throughput import HostClock, measure
-from bnn_plugins.analysis.throughput_variants import on_backend
 
 SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7), (64, 160), (128, 80), (256, 40), (512, 20))  # channels, image
 CLASSIFIER = SHAPES[:4]
@@ -79,7 +78,7 @@ def measure_shape(channels: int, size: int, isas: list[str], float_isa: str, rou
     expected = F.conv2d(torch.where(x >= 0, 1.0, -1.0), torch.where(w >= 0, 1.0, -1.0), None, 1, 1)
 
     def binary(isa: str) -> Tensor:
-        with on_backend(f'cpu:{isa}'):
+        with set_isa(isa):
             return bnn_kernels.binary_conv2d(words, bits, channels, 1, 1)
 
     calls = {isa: partial(binary, isa) for isa in isas}
