@@ -154,11 +154,11 @@ class Scan {
   }
 
   void step(int64_t s, const uint32_t* before, uint32_t* after) {
-    const int64_t words = p_.words();
+    const int64_t words = p_.words(), tiles = divide_up(rows_, S::rows);
     std::fill(after, after + rows_ * words, 0);
     for (int64_t chunk = 0; chunk < chunks_; chunk += block_) {
       const int64_t last = std::min(chunks_, chunk + block_);
-      for (int64_t n = 0; n < rows_; n += S::rows) tile(s, n, std::min(rows_, n + S::rows), chunk, last, before, after);
+      for (int64_t i = 0; i < tiles; i++) tile(s, rows_ * i / tiles, rows_ * (i + 1) / tiles, chunk, last, before, after);
     }
     for (int64_t n = 0; n < rows_; n++) {
       const bool runs = s < length(n);
