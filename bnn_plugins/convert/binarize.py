@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..layers import BinaryConv2d, BinaryLayer, BinaryLinear, Expansion, build_act
+from ..layers import BinaryAttention, BinaryConv2d, BinaryLayer, BinaryLinear, Expansion, build_act
 from ..layers.multihead import SplitMultiheadAttention
 from .config import BNNConfig
 from .report import BinarizationReport, LayerRow
@@ -18,8 +18,8 @@ CONVERTED: list[Callable[[nn.Module, BNNConfig], None]] = []
 def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationReport:
     """Make a float model binary, in place: its own module tree and parameters stay, layers change their kind.
 
-    Latent weights are the float weights. An ``nn.MultiheadAttention`` is taken apart, so that its projections can take part;
-    its scores and softmax stay real. ReLUs are replaced when the method takes signs of activations, for the sign of a
+    Latent weights are the float weights. An ``nn.MultiheadAttention`` is taken apart, so that its projections can take part.
+    ReLUs are replaced when the method takes signs of activations, for the sign of a
     non-negative number is constant.
 
     Args:
@@ -30,12 +30,12 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
         which layers became binary or stayed float, with the reason.
 
     Raises:
-        ValueError: for an unknown key, method or pattern, when ``model`` itself is a bare layer, or when nothing in it can
-            become binary.
+        ValueError: for an unknown key, method or pattern, when ``model`` itself is a bare layer, when nothing in it can
+            become binary, or when it has no attention that ``attention`` could be for.
     """
     if not isinstance(cfg, BNNConfig):
         cfg = BNNConfig.from_dict({'method': cfg} if isinstance(cfg, str) else cfg)
-    report = BinarizationReport(replaced=split_attention_(model))
+    report = BinarizationReport(replaced=split_attention_(model, cfg))
     found = candidates(model)
     if found and found[0].name == '':
         raise ValueError(f'binarize_ changes the children of a model; for a single {type(model).__name__} build the binary '
@@ -67,14 +67,22 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
     return report
 
 
-def split_attention_(model: nn.Module) -> dict[str, str]:
+def split_attention_(model: nn.Module, cfg: BNNConfig) -> dict[str, str]:
     """Take each ``nn.MultiheadAttention`` apart, in place; returns what the report says about them."""
     said = {}
     for name, module in list(model.named_modules()):
         if type(module) is nn.MultiheadAttention and name and SplitMultiheadAttention.fits(module):
-            new = SplitMultiheadAttention(module)
+            core = None
+            if cfg.attention is not None:
+                core = BinaryAttention(module.embed_dim, module.num_heads, cfg.method, cfg.attention)
+                core.to(next(module.parameters()))
+            new = SplitMultiheadAttention(module, core)
             replace_(model, module, new)
-            said[name] = f'{type(module).__name__} -> {type(new).__name__}: its projections are layers by themselves'
+            scores = 'real' if core is None else 'binary'
+            said[name] = f'{type(module).__name__} -> {type(new).__name__}: projections are layers, scores {scores}'
+    if cfg.attention is not None and not said:
+        raise ValueError(f'attention={cfg.attention!r}: this {type(model).__name__} has no nn.MultiheadAttention whose scores '
+                         'could become binary: leave it out')
     return said
 
 

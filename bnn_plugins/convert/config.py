@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from ..binarize import build_method, check_keys, unknown
-from ..layers import BinaryConv2d, Expansion
+from ..layers import BinaryAttention, BinaryConv2d, Expansion
 from .roles import ROLES
 
 ACTS = ('auto', 'hardtanh', 'identity', 'keep', 'prelu')
@@ -37,6 +37,9 @@ class BNNConfig:
         roles: the roles that may become binary in a diffusers model, of :data:`bnn_plugins.convert.ROLES` (``['resnet_conv',
             'ff']``); ``None`` for any.
         pad_value: what stands outside of the image after the sign: 0, -1 or 1.
+        attention: how an ``nn.MultiheadAttention`` binarizes its probabilities, a name of
+            :func:`bnn_plugins.binarize.list_probabilities` or ``dict(type=name, ...)``; then its scores and sums of values are
+            binary, too. ``None``: they stay real, only the projections become binary.
         act: what replaces a ReLU that would feed signs: ``'auto'`` (the method's own where it needs no channel count, else
             ``'hardtanh'``), ``'hardtanh'``, ``'identity'``, ``'prelu'`` (one slope) or ``'keep'``.
 
@@ -50,6 +53,7 @@ class BNNConfig:
     pad_value: int = 0
     act: str = 'auto'
     roles: list[str] | None = None
+    attention: str | dict | None = None
 
     quant_method: ClassVar[QuantMethod] = QuantMethod.BNN
 
@@ -63,6 +67,8 @@ class BNNConfig:
         for pattern, kind in self.rules.items():
             if kind not in ('binary', 'float'):
                 raise ValueError(f"rules[{pattern!r}] must be 'binary' or 'float', but got {kind!r}")
+        if self.attention is not None:
+            BinaryAttention(1, method=self.method, probability=self.attention)  # refuses what cannot be
         for role in self.roles or ():
             if role not in ROLES:
                 raise ValueError(unknown('role', role, ROLES))

@@ -66,7 +66,8 @@ class BinaryAttention(Packable):
         return 1.0 if scale is None else scale
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None) -> Tensor:
-        """``[B, N, C]``, ``[B, M, C]``, ``[B, M, C]`` -> ``[B, N, C]``; ``keep``: bool ``[B, M]``, keys that take part."""
+        """``[B, N, C]``, ``[B, M, C]``, ``[B, M, C]`` -> ``[B, N, C]``; ``keep``: bool ``[B, M]``, keys that take part, or
+        ``[B or 1, N, M]``, those of each query."""
         return attend(self, query, key, value, keep)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
@@ -107,7 +108,8 @@ def attend(layer, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None
         q = q.to(torch.promote_types(q.dtype, torch.float32))
     with torch.autocast(query.device.type, enabled=False):  # thresholds are integers: so must be what they are compared with
         scores = integers(layer, q @ k.transpose(-1, -2).to(q.dtype))
-    keep = None if keep is None else keep[:, None, None, :]
+    if keep is not None:
+        keep = keep[:, None, None] if keep.ndim == 2 else keep[:, None]
     scale = layer.scale
     real = isinstance(layer.probability, FloatProbability)
     logits = layer.logits(scores * scale) if real or torch.is_grad_enabled() else None

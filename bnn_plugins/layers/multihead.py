@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import merge_heads, split_heads
+from .attention import BinaryAttention, merge_heads, split_heads
 
 PROJECTIONS = ('q_proj', 'k_proj', 'v_proj')
 
@@ -13,17 +13,20 @@ class SplitMultiheadAttention(nn.Module):
     """What ``nn.MultiheadAttention`` computes, with four linear layers ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj``.
 
     torch keeps the first three in one parameter and reads the weight of the fourth without calling it, so none could
-    become binary. Checkpoints of ``nn.MultiheadAttention`` can be loaded. Scores and softmax stay real.
+    become binary. Checkpoints of ``nn.MultiheadAttention`` can be loaded.
 
     Args:
         attention: the original, without ``bias_k`` and ``add_zero_attn``; parameters of its output are taken, others copied.
+        core: computes scores and sums of values from all heads together; ``None``: real scores and softmax. A binary core
+            takes masks of bool for all heads alike, has no dropout and gives no weights.
     """
 
     # torch's Transformer layers ask for these before they take a path around the forward.
     in_proj_bias, _qkv_same_embed_dim = None, False
 
-    def __init__(self, attention: nn.MultiheadAttention):
+    def __init__(self, attention: nn.MultiheadAttention, core: BinaryAttention | None = None):
         super().__init__()
+        self.core = core
         self.embed_dim, self.num_heads, self.dropout = attention.embed_dim, attention.num_heads, attention.dropout
         self.batch_first = attention.batch_first
         whole = attention.in_proj_weight
@@ -56,21 +59,37 @@ class SplitMultiheadAttention(nn.Module):
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         elif not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = (split_heads(getattr(self, name)(x), self.num_heads)
-                   for name, x in zip(PROJECTIONS, (query, key, value), strict=True))
-        mask = self.mask(q, key_padding_mask, attn_mask)
-        dropout = self.dropout if self.training else 0.0
-        if need_weights:
-            scores = q @ k.mT * q.shape[-1] ** -0.5
-            weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
-            out = weights @ v
-            weights = weights.mean(1) if average_attn_weights else weights
+        q, k, v = (getattr(self, name)(x) for name, x in zip(PROJECTIONS, (query, key, value), strict=True))
+        if self.core is not None:
+            out, weights = self.core(q, k, v, self.keep(key_padding_mask, attn_mask)), None
         else:
-            out, weights = F.scaled_dot_product_attention(q, k, v, mask, dropout), None
-        out = self.out_proj(merge_heads(out))
+            out, weights = self.attend(q, k, v, key_padding_mask, attn_mask, need_weights, average_attn_weights)
+        out = self.out_proj(out)
         if alone:
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
         return out if self.batch_first else out.transpose(0, 1), weights
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None,
+               need_weights: bool, average: bool) -> tuple[Tensor, Tensor | None]:
+        """Real attention, ``[N, L, E]``, and its weights where they are asked for."""
+        q, k, v = (split_heads(x, self.num_heads) for x in (q, k, v))
+        mask = self.mask(q, key_padding_mask, attn_mask)
+        dropout = self.dropout if self.training else 0.0
+        if not need_weights:
+            return merge_heads(F.scaled_dot_product_attention(q, k, v, mask, dropout)), None
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
+        return merge_heads(weights @ v), weights.mean(1) if average else weights
+
+    def keep(self, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
+        """Which keys take part, bool ``[N, S]`` or ``[N or 1, L, S]``."""
+        for mask in (key_padding_mask, attn_mask):
+            if mask is not None and (mask.dtype != torch.bool or (mask is attn_mask and mask.ndim == 3)):
+                raise ValueError('binary attention takes masks of bool for all heads alike, but got one of '
+                                 f'{mask.dtype} {tuple(mask.shape)}: leave out attention= of the BNNConfig here')
+        if attn_mask is None:
+            return None if key_padding_mask is None else ~key_padding_mask
+        return ~(attn_mask[None] if key_padding_mask is None else attn_mask[None] | key_padding_mask[:, None])
 
     def mask(self, q: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
         """The sum of both masks as numbers, broadcastable to ``[N, heads, L, S]``."""

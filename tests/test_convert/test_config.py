@@ -9,12 +9,14 @@ import torch
 from bnn_plugins import BNNConfig, list_methods
 
 FULL = dict(method=dict(type='xnor', estimator=dict(type='swish_sign', beta=3.0)), expand=None,
-            rules={'z.*': 'float', 'a?': 'binary', '*': 'float'}, pad_value=-1, act='prelu', roles=['ff', 'resnet_conv'])
+            rules={'z.*': 'float', 'a?': 'binary', '*': 'float'}, pad_value=-1, act='prelu', roles=['ff', 'resnet_conv'],
+            attention='bool')
 
 
 @pytest.mark.parametrize('values', [{}, FULL, *(dict(method=name) for name in list_methods()),
                                     dict(method=dict(type='dorefa', w_bits=2, a_bits=3), act='keep'),
-                                    dict(expand=dict(tau=2, groups=2, spread=0.5)), dict(expand={})], ids=str)
+                                    dict(expand=dict(tau=2, groups=2, spread=0.5)), dict(expand={}),
+                                    dict(attention=dict(type='elastic', initial=0.1))], ids=str)
 def test_round_trip(values):
     config = BNNConfig.from_dict(values)
     assert BNNConfig.from_dict(config.to_dict()) == config
@@ -25,7 +27,7 @@ def test_round_trip(values):
 
 def test_defaults():
     assert BNNConfig().to_dict() == dict(quant_method='bnn', method='reactnet', expand=None, rules={}, pad_value=0, act='auto',
-                                         roles=None)
+                                         roles=None, attention=None)
 
 
 def test_rules_keep_their_order_through_json():

@@ -8,7 +8,8 @@ from torch import nn
 
 import bnn_plugins
 from bnn_plugins import BNNConfig, binarize_, pack_
-from bnn_plugins.layers import BinaryLayer, BinaryLinear
+from bnn_plugins.deploy import PackedAttention
+from bnn_plugins.layers import BinaryAttention, BinaryLayer, BinaryLinear
 from bnn_plugins.layers.multihead import SplitMultiheadAttention
 
 KINDS = {'plain': {}, 'no_bias': dict(bias=False), 'batch_first': dict(batch_first=True), 'widths': dict(kdim=6, vdim=5)}
@@ -64,6 +65,61 @@ class TestSplit:
         with torch.no_grad():
             expected = layer(x, src_key_padding_mask=torch.zeros(2, 5, dtype=torch.bool))
             assert torch.equal(pack_(layer)(x, src_key_padding_mask=torch.zeros(2, 5, dtype=torch.bool)), expected)
+
+
+class TestBinaryScores:
+    def test_against_its_parts(self):
+        model = nn.Sequential(nn.MultiheadAttention(8, 2))
+        report = binarize_(model, BNNConfig('reactnet', attention='max_relative'))
+        assert report.replaced['0'].endswith('scores binary')
+        attention, x, mask = model[0].eval(), torch.randn(5, 3, 8), torch.rand(3, 5) > 0.6
+        core = BinaryAttention(8, 2, 'reactnet', 'max_relative').eval()
+        q, k, v = (getattr(attention, name)(x.transpose(0, 1)) for name in ('q_proj', 'k_proj', 'v_proj'))
+        for options, keep in (({}, None), (dict(key_padding_mask=mask), ~mask)):
+            out, weights = attention(x, x, x, **options)
+            torch.testing.assert_close(out, attention.out_proj(core(q, k, v, keep)).transpose(0, 1))
+            assert weights is None
+
+    @pytest.mark.parametrize('padding', [False, True])
+    def test_masks_of_queries(self, padding):
+        model = nn.Sequential(nn.MultiheadAttention(8, 2, batch_first=True))
+        binarize_(model, BNNConfig('reactnet', attention='bool'))
+        x, causal = torch.randn(2, 6, 8), torch.ones(6, 6, dtype=torch.bool).triu(1)
+        options = dict(key_padding_mask=torch.tensor([[False] * 6, [False] * 4 + [True] * 2])) if padding else {}
+        with torch.no_grad():
+            attention = model[0].eval()
+            expected = attention(x, x, x, attn_mask=causal, **options)[0]
+            other = x.clone()
+            other[:, 3:] = torch.randn(2, 3, 8)
+            assert torch.equal(attention(other, other, other, attn_mask=causal, **options)[0][:, :3], expected[:, :3])
+            assert torch.equal(pack_(model)[0](x, x, x, attn_mask=causal, **options)[0], expected)
+
+    def test_detr(self):
+        model, batch = detr()
+        binarize_(model, BNNConfig('reactnet', attention=dict(type='elastic', initial=0.2)))
+        out = model(**batch)
+        (out * torch.randn_like(out)).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        assert all(p.grad.any() for name, p in model.named_parameters() if name.endswith(('weight', 'shift', 'size')))
+        with torch.no_grad():
+            expected = model.eval()(**batch)
+            packed = pack_(copy.deepcopy(model))
+            assert any(isinstance(m, PackedAttention) for m in packed.modules())
+            assert torch.equal(packed(**batch), expected)
+
+    def test_what_cannot_be(self):
+        model = nn.Sequential(nn.MultiheadAttention(8, 2))
+        binarize_(model, BNNConfig('reactnet', attention='bool'))
+        x = torch.randn(5, 3, 8)
+        for mask in (torch.zeros(5, 5), torch.zeros(6, 5, 5, dtype=torch.bool)):
+            with pytest.raises(ValueError, match='masks of bool for all heads alike'):
+                model[0](x, x, x, attn_mask=mask)
+        with pytest.raises(ValueError, match=r'no nn\.MultiheadAttention whose scores could become binary'):
+            binarize_(nn.Sequential(nn.Linear(4, 4)), BNNConfig('reactnet', attention='bool'))
+        with pytest.raises(ValueError, match="did you mean 'elastic'"):
+            BNNConfig('reactnet', attention='elastik')
+        with pytest.raises(ValueError, match='takes signs'):
+            BNNConfig('dorefa', attention='bool')
 
 
 def encoder(name):
