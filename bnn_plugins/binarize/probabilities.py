@@ -49,8 +49,10 @@ class RowScores:
         if rule == 'max_relative':
             return self.top - limit.to(self.top.dtype)
         if self._table is None:
-            steps = torch.arange(self.features + 1, dtype=torch.float64, device=self.top.device)
-            self._table = (2.0**30 * torch.exp(-2 * steps * self.scale)).round()
+            # Where the packed attention makes its table: exponentials of two devices may round differently.
+            device = self.scale.device if isinstance(self.scale, Tensor) else None
+            steps = torch.arange(self.features + 1, dtype=torch.float64, device=device)
+            self._table = (2.0**30 * torch.exp(-2 * steps * self.scale)).round().to(self.top.device)
             terms = self._table[((self.top.unsqueeze(-1) - self.scores) / 2).clamp(min=0).long()]
             self._total = (terms if self.keep is None else terms * self.keep).sum(-1)
         # How many entries of the falling table are larger than the least: those of the rising one that are smaller.
