@@ -11,6 +11,7 @@
 #include <ucontext.h>
 
 #include "isa.hpp"
+#include "sequence.hpp"
 
 namespace {
 
@@ -150,6 +151,7 @@ const int installed = [] {
 namespace bnn {
 
 extern const Kernel avx512 = {};
+extern const SequenceKernel sequence_portable = {}, sequence_avx2 = {}, sequence_avx512 = {};
 bool has_avx512() { return true; }
 const Kernel* kernel(int64_t) { return &amx; }
 
