@@ -1,5 +1,5 @@
-# BinaryViT's block (arXiv 2306.16678) in a small pyramid for 32x32 pixels: patches of 4, maps of 8x8, 4x4 and 2x2 tokens, widths
-# 32, 64 and 128. The step of the probabilities starts at twice the share of an average of 16 keys (0.005 is for 49 and more).
+# BinaryViT's block (arXiv 2306.16678) in a small pyramid for 32x32 pixels: patches of 4, maps of 8x8, 4x4 and 2x2 tokens,
+# widths 32, 64 and 128. The step of the probabilities starts at twice the share of one of 16 keys (0.005 is for 49 and more).
 _base_ = [
     '../_base_/datasets/cifar10.py', '../_base_/schedules/adam_cosine_cifar.py', '../_base_/classification_runtime.py'
 ]
