@@ -66,6 +66,10 @@ def test_layout_and_resume(tmp_path):
     for name in ('unet', 'unet_ema'):
         assert_equal(weights(part / 'checkpoint-6', name), weights(tmp_path / 'whole/checkpoint-6', name))
     assert_equal(weights(part), weights(tmp_path / 'whole'))
+    (part / 'model_index.json').unlink()  # killed after the last checkpoint: the pipeline is still to be written
+    train(part, '--max_train_steps', 6, '--resume_from_checkpoint', 'latest')
+    assert (part / 'model_index.json').is_file()
+    assert_equal(weights(part), weights(tmp_path / 'whole'))
 
 
 def stop_after(save):

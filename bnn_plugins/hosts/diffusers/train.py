@@ -170,6 +170,8 @@ class Trainer:
                 self.accelerator.init_trackers('train_diffusion')
         if args.resume_from_checkpoint:
             self.resume()
+            if self.step >= self.total_steps and self.accelerator.is_main_process:
+                self.save_pipeline()  # stopped between the last checkpoint and this
         bar = tqdm(total=self.total_steps, initial=self.step, desc='training',
                    disable=not self.accelerator.is_local_main_process)
         while self.step < self.total_steps:
