@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from bnn_plugins import pack_, summarize
@@ -105,8 +105,6 @@ def measure(name: str, folder: Path, held: Images, net, args: argparse.Namespace
     conditions = None
     if held.conditions is not None:
         conditions = torch.stack([held[i]['condition'] for i in range(min(args.count, len(held)))])
-    else:
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 
     def draw(count: int) -> list[np.ndarray]:
         return generate(pipe, count, args.steps, conditions=conditions, output_type='np')
