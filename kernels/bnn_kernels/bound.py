@@ -31,7 +31,8 @@ class Bound:
         return type(x) is Tensor and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
 
     def __call__(self, **inputs) -> Tensor | tuple[Tensor, ...]:
-        key = (dispatch.forced(), *[None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in inputs.values()])
+        key = (dispatch.forced(), *[None if x is None else (x.shape, x.stride(), x.dtype, x.device, x.is_inference())
+                                    for x in inputs.values()])
         call = self.chosen.get(key)
         if call is None:
             call = self._choose(key, inputs)

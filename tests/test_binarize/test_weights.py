@@ -159,7 +159,8 @@ def test_degenerate_filters_stay_finite(spec, shape, fill):
         w = {'all zero': torch.zeros(shape), 'constant': torch.full(shape, 0.3), 'tiny': 1e-30 * w}[fill]
     w.requires_grad_()
     levels, scale = binarizer(w)
-    binary_weight(levels, scale).backward(torch.randn(shape))
+    product = binary_weight(levels, scale)
+    product.backward(torch.randn_like(product))
     assert levels.isfinite().all()
     assert scale is None or scale.isfinite().all()
     assert w.grad.isfinite().all()
