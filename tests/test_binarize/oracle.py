@@ -206,11 +206,29 @@ def centred_layer(w, g):
     return sign(w - mean), np.abs(w - mean).mean().reshape(1), g - (g.mean() if w.ndim == 2 else 0.0)
 
 
+def two_bases(w, g, gains):
+    """BinaryDM, two bases: w_b = s1 b1 + s2 b2, b1 = sign(w), b2 = sign(w - s1 b1), s = gain * mean magnitude."""
+    rest, levels, scale, dw, dgains = w, [], [], 0, []
+    for gain, received in zip(gains, (g[:len(w)], g[len(w):]), strict=True):
+        magnitude, basis = per_row(np.abs(rest).mean, rest), sign(rest)
+        s = (gain * magnitude).reshape(-1, *[1] * (w.ndim - 1))
+        dw = dw + s * clipped(rest) * received
+        dgains.append(magnitude * per_row((received * basis).sum, w))
+        levels.append(basis)
+        scale.append(s.reshape(-1))
+        rest = rest - s * basis
+    return np.concatenate(levels), np.concatenate(scale), dw, dict(gains=np.stack(dgains))
+
+
+def per_row(reduce, w):
+    return reduce(axis=tuple(range(1, w.ndim)))
+
+
 WEIGHTS = {'binaryconnect': sign_weight, 'binarynet': sign_weight, 'xnor': xnor, 'xnorpp': clipped_sign, 'dorefa': dorefa,
            'bireal': hard_binary, 'irnet': irnet, 'rbnn': rbnn, 'recu': recu, 'reactnet': hard_binary, 'bidm': hard_binary,
            'adambnn': hard_binary,
            'rebnn': rebnn, 'real2binary': clipped_sign, 'bnext': bnext, 'bnfree': bnfree,
-           'binaryvit': centred_rows, 'bit': centred_layer}
+           'binaryvit': centred_rows, 'bit': centred_layer, 'binarydm': two_bases}
 
 
 # ---- activations -----------------------------------------------------------------------------------------------------------
@@ -260,9 +278,17 @@ def wide_clipped_activation(x, g):
     return sign(x), g * clipped(x, 1.5)
 
 
+def lsq_activation(x, g, bits=4):
+    """LSQ, k bits in two's complement, with the step of normally distributed inputs."""
+    low, high = -2 ** (bits - 1), 2 ** (bits - 1) - 1
+    u = x / np.float64(np.float32(2 * np.sqrt(2 / np.pi) / np.sqrt(high)))
+    return np.round(np.clip(u, low, high)), g * ((u >= low) & (u <= high))
+
+
 ACTIVATIONS = {'binaryconnect': float_activation, 'binarynet': clipped_activation, 'xnor': clipped_activation,
                'xnorpp': clipped_activation, 'dorefa': dorefa_activation, 'bireal': approx_activation, 'irnet': ede_activation,
                'rbnn': rbnn_activation, 'recu': recu_activation, 'reactnet': approx_activation, 'bidm': approx_activation,
                'adambnn': approx_activation,
                'rebnn': approx_activation, 'real2binary': clipped_activation, 'bnext': wide_clipped_activation,
-               'bnfree': approx_activation, 'binaryvit': approx_activation, 'bit': clipped_activation}
+               'bnfree': approx_activation, 'binaryvit': approx_activation, 'bit': clipped_activation,
+               'binarydm': lsq_activation}

@@ -66,6 +66,10 @@ def test_levels_are_exact_in_every_dtype(spec, dtype, training):
     elif binarizer.signed:
         assert set(levels.unique().tolist()) == {-1.0, 1.0}
         assert binarizer.step == 1
+    elif binarizer.twos_complement:
+        half = 2 ** (binarizer.bits - 1)
+        assert set(levels.unique().tolist()) <= set(map(float, range(-half, half)))
+        assert levels.amin() < 0 < levels.amax()
     else:
         top = 2**binarizer.bits - 1
         assert set(levels.unique().tolist()) <= set(map(float, range(top + 1)))

@@ -38,7 +38,7 @@ def weight_binarizer(spec, shape, dtype=torch.float64):
 
 
 def binary_weight(levels, scale):
-    """W_b = scale * levels."""
+    """W_b = scale * levels; several bases one behind the other."""
     return levels if scale is None else levels * scale.view(-1, *[1] * (levels.ndim - 1))
 
 
@@ -67,10 +67,10 @@ def test_formula(spec, shape, progress):
     if name not in STANDARDISED:
         w.view(-1)[:3] = torch.tensor([1.0, -1.0, 0.0])
     w.requires_grad_()
-    g = torch.randn(shape, dtype=torch.float64)
-
     levels, scale = binarizer(w)
-    binary_weight(levels, scale).backward(g)
+    product = binary_weight(levels, scale)
+    g = torch.randn_like(product)
+    product.backward(g)
     expected_levels, expected_scale, dw, *learned = oracle.WEIGHTS[name](w.detach().numpy(), g.numpy().copy(), **options)
 
     np.testing.assert_array_equal(levels.detach().numpy(), expected_levels)
@@ -93,7 +93,7 @@ def test_levels_are_exact_in_every_dtype(spec, dtype, training):
     for needs_grad in (True, False):
         levels, scale = binarizer(torch.randn(6, 5, 3, 3).to(dtype).requires_grad_(needs_grad))
         assert levels.dtype == dtype
-        assert scale is None or (scale.dtype == dtype and scale.shape in [(6,), (1,)])
+        assert scale is None or (scale.dtype == dtype and scale.shape in [(6 * binarizer.bases,), (1,)])
         if binarizer.bits == 1:
             assert set(levels.flatten().tolist()) == {-1.0, 1.0}
         else:
