@@ -28,7 +28,8 @@ class Bound:
     @staticmethod
     def direct(x: Tensor) -> bool:
         """Whether `x` is an ordinary tensor of eager code that nobody watches."""
-        return type(x) is Tensor and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
+        return (type(x) is Tensor and not x.is_meta and not torch.compiler.is_compiling()
+                and not torch._C._len_torch_dispatch_stack())
 
     def __call__(self, **inputs) -> Tensor | tuple[Tensor, ...]:
         key = (dispatch.forced(), *[None if x is None else (x.shape, x.stride(), x.dtype, x.device, x.is_inference())

@@ -199,9 +199,9 @@ def prepare(weight: Tensor, geometry: Geometry) -> Tensor:
 
 
 def prepare_downsample(weight: Tensor, isa: int) -> Tensor:
-    library, (outputs, channels) = engine.library(), weight.shape
+    library, weight, (outputs, channels) = engine.library(), dense(weight), weight.shape
     made = torch.zeros(library.bnn_downsample_bytes(isa, channels, outputs), dtype=torch.uint8)
-    library.bnn_prepare_downsample(isa, channels, outputs, dense(weight).data_ptr(), made.data_ptr())
+    library.bnn_prepare_downsample(isa, channels, outputs, weight.data_ptr(), made.data_ptr())
     return made
 
 
