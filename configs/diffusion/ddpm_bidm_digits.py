@@ -1,6 +1,5 @@
 # BiDM (arXiv 2412.05926): its layer, the cross-timestep connection, space patched distillation from the float twin, which is
-# trained first where there is none; the twin's prediction is a second target, with less variance than the noise. Both fit into
-# 15 minutes of two CPU cores.
+# trained first where there is none; the twin's prediction is a second target, with less variance than the noise.
 _base_ = './ddpm_reactnet_digits.py'
 model = dict(method='bidm', cross_timestep=dict(buckets=100, initial=0.0))
 train = dict(
