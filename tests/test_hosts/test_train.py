@@ -57,6 +57,7 @@ def stock_options(coco: Path) -> dict:
 def run_tool(monkeypatch, *arguments) -> None:
     """A tool in this process: the same code as from the shell, without the seconds of importing."""
     monkeypatch.setattr(sys, 'argv', ['train.py', *map(str, arguments)])
+    monkeypatch.setenv('LOCAL_RANK', '0')  # the tool sets it; the next test, of accelerate, must not find it
     runpy.run_path(str(REPOSITORY / 'tools/train.py'), run_name='__main__')
 
 
