@@ -53,18 +53,21 @@ def gain_per_method(axes: Axes, rows: list[dict]) -> None:
 def curves(figure: Figure, rows: list[dict]) -> None:
     """Training and held-out accuracy over the length of the training; one column per method."""
     methods = sorted({row['method'] for row in rows})
+    colours = {expand: f'C{place}' for place, expand in enumerate(sorted({row['expand'] for row in rows}))}
     all_axes = figure.subplots(2, len(methods), sharex=True, sharey='row', squeeze=False)
     for column, method in enumerate(methods):
         for line, (name, title) in enumerate((('test_top1', 'test'), ('train_top1', 'training'))):
             axes = all_axes[line][column]
             for (expand,), group in grouped([row for row in rows if row['method'] == method], 'expand').items():
                 points = sorted((int(epochs), average(part, name)) for (epochs,), part in grouped(group, 'epochs').items())
-                axes.plot(*zip(*points, strict=True), marker='o', markersize=3, label='base' if expand == 'none' else expand)
+                axes.plot(*zip(*points, strict=True), marker='o', markersize=3, color=colours[expand],
+                          label='base' if expand == 'none' else expand)
             axes.set(xscale='log', title=method if line == 0 else '')
             if column == 0:
                 axes.set_ylabel(f'{title} accuracy (%)')
         all_axes[1][column].set_xlabel('epochs')
-    all_axes[0][0].legend(fontsize=7)
+    lines = {line.get_label(): line for axes in all_axes[0] for line in axes.lines}
+    figure.legend(lines.values(), lines.keys(), loc='outside lower center', ncols=len(lines), fontsize=7)
 
 
 def draw(path: Path, size: tuple[float, float], paint) -> None:
