@@ -19,8 +19,7 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
     """Make a float model binary, in place: its own module tree and parameters stay, layers change their kind.
 
     Latent weights are the float weights. An ``nn.MultiheadAttention`` is taken apart, so that its projections can take part.
-    ReLUs are replaced when the method takes signs of activations, for the sign of a
-    non-negative number is constant.
+    ReLUs are replaced when the method takes signs of activations, for the sign of a non-negative number is constant.
 
     Args:
         model: any module; convolutions and linear layers inside of it are candidates.
