@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / 'results'
 DOCS = ROOT / 'docs/diffusion'
 SUITES = {
-    'digits': ('ddpm_float_digits', 'ddpm_reactnet_digits', 'ddpm_binarydm_digits', 'ddpm_bidm_digits'),
+    'digits': ('ddpm_float_digits', 'ddpm_reactnet_digits', 'ddpm_binarydm_digits', 'ddpm_bidm_digits', 'ddpm_scan_digits',
+               'ddpm_transformer_digits'),
     'emoji': ('ddpm_float_emoji', 'ddpm_bidm_emoji'),
     'sr': ('sr_float_emoji', 'sr_bidiffsr_emoji', 'sr_bidiffsr_es2_emoji'),
 }
