@@ -143,7 +143,8 @@ def group_of(function: torch._ops.OpOverload) -> tuple[str, str]:
     """Group and backend of an operator that has just run."""
     if function.namespace == KERNELS:
         op = function._schema.name.partition('::')[2]
-        return ('float' if op == 'downsample2d' else 'binary'), backend_text(bnn_kernels.last_backend(op.rstrip('_')))
+        group = 'float' if op in ('downsample2d', 'stem2d') else 'binary'
+        return group, backend_text(bnn_kernels.last_backend(op.rstrip('_')))
     return ('float' if function._overloadpacket in flop_registry else 'rest'), 'torch'
 
 
@@ -163,6 +164,10 @@ def macs_of(function: torch._ops.OpOverload, args: tuple, kwargs: dict, result: 
         return 0
     if op == 'downsample2d':
         return result.numel() * call['x'].shape[1]
+    if op == 'stem2d':
+        sizes = [(i + 2 * p - k) // s + 1 for i, p, k, s in zip(
+            call['x'].shape[2:], call['padding'], call['weight'].shape[2:], call['stride'], strict=True)]
+        return call['x'].shape[0] * math.prod(sizes) * call['weight'].numel()  # pooling comes after it
     outputs, *kernel, _ = call['w_words'].shape
     if op == 'binary_linear':
         return result.numel() * call['features']

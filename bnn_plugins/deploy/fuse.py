@@ -34,10 +34,13 @@ class FusionReport:
 
     Attributes:
         rows: ``{packed layer: what it became}``; 'not fused: reason' for those that run as before.
+        stems: ``{real convolution of an image: what it became}``; 'not fused: reason' for those that torch runs, and what
+            follows them.
         parts: ``{module: what was traced there}``: the parts that run as one graph, and those that could not be traced.
     """
 
     rows: dict[str, str] = field(default_factory=dict)
+    stems: dict[str, str] = field(default_factory=dict)
     parts: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -51,7 +54,8 @@ class FusionReport:
         table = Table(title='Fusion report', caption=self.summary(), box=SIMPLE_HEAD)
         for column in ('layer', 'runs as'):
             table.add_column(column, overflow='fold')
-        for name, text in (*self.rows.items(), *((name or '(the model)', text) for name, text in self.parts.items())):
+        parts = {name or '(the model)': text for name, text in self.parts.items()}
+        for name, text in (*self.stems.items(), *self.rows.items(), *parts.items()):
             table.add_row(Text(name), Text(text))
         return table
 
@@ -157,6 +161,7 @@ def fuse_region(module: nn.Module, name: str, options: Options, report: FusionRe
             setattr(module, method, part)
             report.parts[name] = f'{len(part.steps)} steps' + ('' if method == 'forward' else f' ({method})')
         report.rows.update(part.rows)
+        report.stems.update(part.stems)
         report.rows.update({layer: f'not fused: {why}' for layer, why in part.refused.items()})
         for inner in part.opaque:
             fuse_region(module.get_submodule(inner), f'{name}.{inner}'.lstrip('.'), options, report)
@@ -239,7 +244,9 @@ class FusedForward:
         if any(self.hooks) or any(map(TRAINING, self.norms)):
             return False
         if not all(map(is_, map(getitem, self.holders, self.keys), self.held)):  # .to(), load_state_dict(assign=True), ...
-            self.build() if self.has_constants else self.prepare()
+            self.prepare()
+            if self.usable and (self.has_constants or self.stems):  # another device may run no stem
+                self.build()
         elif sum(map(VERSION, self.tracked)) != self.version:
             self.prepare()
         return self.usable
@@ -261,11 +268,13 @@ class FusedForward:
         matcher = Matcher(self.module, graph, self.excluded, self.alone)
         self.refused = {self.full(name): reason for name, reason in matcher.refused.items()}
         self.rows, self.steps = {}, {}
+        self.stems = {self.full(name): f'not fused: {reason}' for name, reason in matcher.unfused.items()}
         if not matcher.chains:
             return
         rewriter = Rewriter(matcher, self.options.stream_dtype)
         fused = rewriter.run()
         self.rows = {self.full(name): text for name, text in rewriter.rows.items()}
+        self.stems.update((self.full(name), text) for name, text in rewriter.stems.items())
         self.steps, self.places = rewriter.steps, rewriter.places
         self.has_constants = any(node.op == 'get_attr' for node in rewriter.graph.nodes)
         called = {id(module) for module in fused.modules()}

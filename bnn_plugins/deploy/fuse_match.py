@@ -13,6 +13,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+import bnn_kernels
+
 from ..layers.base import input_copies
 from ..layers.expand import Tile
 from .fuse_ops import (
@@ -23,16 +25,21 @@ from .fuse_ops import (
     ConvStep,
     DownsampleStep,
     PackStep,
+    StemStep,
     Step,
     act_kind,
     depends_on_input,
+    pair,
+    symmetric_padding,
 )
 from .packed import PackedConv2d, PackedLayer, PackedLinear
 from .trace import constants_of, graph_module, module_of, mutates, storage_of
 
+LOPSIDED = "padding='same' with an even kernel pads one side more than the other"
 ADDS = (operator.add, operator.iadd, torch.add)
 ACTS = {F.relu: 'relu', torch.relu: 'relu', 'relu': 'relu', 'relu_': 'relu', F.hardtanh: 'hardtanh', torch.tanh: None}
-FRESH = (BlockStep, DownsampleStep, AffineStep, ConvStep)  # steps whose stream is theirs and channels-last
+IMAGE_CHANNELS = 4  # at most, of a convolution that begins a stem
+FRESH = (BlockStep, DownsampleStep, AffineStep, ConvStep, StemStep)  # steps whose stream is theirs and channels-last
 
 
 @dataclass
@@ -58,6 +65,18 @@ class Chain:
         return self.nodes[-1]
 
 
+@dataclass
+class Stem:
+    """A real convolution of an image at ``nodes[0]``, and what of its followers is fused with it."""
+
+    conv: nn.Conv2d
+    nodes: list[fx.Node]
+    pool: nn.MaxPool2d | None = None
+    affines: list[nn.Module] = field(default_factory=list)
+    act: nn.Module | str | None = None
+    parts: list[str] = field(default_factory=lambda: ['conv'])
+
+
 def refusal(layer: PackedLayer) -> str:
     """Why a packed layer cannot be fused at all; ''."""
     activation = layer.activation
@@ -70,9 +89,8 @@ def refusal(layer: PackedLayer) -> str:
     if type(layer) not in (PackedConv2d, PackedLinear):
         return f'a {type(layer).__name__} computes more than a convolution'
     if isinstance(layer, PackedConv2d):
-        left, right, top, bottom = layer._reversed_padding_repeated_twice
-        if (left, top) != (right, bottom):
-            return "padding='same' with an even kernel pads one side more than the other"
+        if symmetric_padding(layer) is None:
+            return LOPSIDED
     if getattr(layer, 'pre_norm', None) is not None and layer.pre_norm.training:
         return 'its norm before the sign is in training mode'
     if layer._forward_hooks or layer._forward_pre_hooks:
@@ -80,6 +98,20 @@ def refusal(layer: PackedLayer) -> str:
     if any(t.dtype == torch.float64 for t in (*layer.parameters(), *layer.buffers())):
         return 'float64: the fused operators compute in float32'
     return ''
+
+
+def stem_refusal(conv: nn.Conv2d) -> str:
+    """Why a real convolution of an image cannot begin a fused stem; ''."""
+    if not quiet(conv):
+        return 'has forward hooks'
+    if conv.groups != 1 or conv.dilation != (1, 1):
+        return 'has groups or a dilation'
+    if symmetric_padding(conv) is None:
+        return LOPSIDED
+    if conv.weight.dtype == torch.float64:
+        return 'float64: the fused operators compute in float32'
+    able = bnn_kernels.selection('stem2d', x=conv.weight, weight=conv.weight, padding=symmetric_padding(conv)).backend
+    return f'no backend but the reference has stem2d on {conv.weight.device}' if able in (None, 'reference') else ''
 
 
 class Place(NamedTuple):
@@ -96,20 +128,25 @@ class Matcher:
 
     Attributes:
         chains: ``{first node: Chain}``. others: ``{last node: (nodes, make)}`` for float parts, ``make()`` builds the step.
-        interior: nodes that a step stands for, but for the last one. refused: ``{layer name: reason}``.
+        stems: ``{last node: Stem}``. interior: nodes that a step stands for, but for the last one.
+        refused: ``{layer name: reason}``. unfused: the same for convolutions that could have begun a stem.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, exclude: Callable[[str], str], alone: set[str] = frozenset()):
         self.root, self.graph, self.exclude, self.alone = root, graph, exclude, alone
         self.chains: dict[fx.Node, Chain] = {}
         self.others: dict[fx.Node, tuple[list[fx.Node], Callable[[], Step]]] = {}
+        self.stems: dict[fx.Node, Stem] = {}
         self.interior: set[fx.Node] = set()
         self.refused: dict[str, str] = {}
+        self.unfused: dict[str, str] = {}
         self.taken: set[fx.Node] = set()
         for node in graph.nodes:
             if node.op == 'call_module' and isinstance(module_of(root, node), PackedLayer):
                 self.add_chain(node)
         self.chain_of = {chain.result: chain for chain in self.chains.values()}
+        for node in graph.nodes if self.chains else ():
+            self.add_stem(node)
         for chain in self.chains.values():
             if isinstance(chain.layer, PackedConv2d):
                 if chain.shortcut is not None:
@@ -202,6 +239,46 @@ class Matcher:
         plain = len(node.args) == 1 and set(node.kwargs) <= {'inplace'}
         return ACTS.get(node.target) if plain and node.op in ('call_function', 'call_method') else None
 
+    def add_stem(self, node: fx.Node) -> None:
+        """A real convolution of an image, and what lies between it and a binary convolution."""
+        conv = module_of(self.root, node)
+        if not is_float_conv(conv) or conv.in_channels > IMAGE_CHANNELS or len(node.args) != 1:
+            return
+        stem, reason = Stem(conv, [node]), stem_refusal(conv)
+        while not reason and (reader := self.next(stem.nodes[-1])) is not None and self.extend_stem(stem, reader):
+            stem.nodes.append(reader)
+        result = stem.nodes[-1]
+        if not reason and not any(c.input is result and isinstance(c.layer, PackedConv2d) for c in self.chains.values()):
+            follower = self.next(result)
+            reason = (f'{follower.target} stays as it is' if follower is not None and follower.op == 'call_module' else
+                      'no binary convolution reads what it makes')
+        if reason:
+            self.unfused[node.target] = reason
+            return
+        self.take(stem.nodes)
+        self.stems[result] = stem
+
+    def extend_stem(self, stem: Stem, reader: fx.Node) -> bool:
+        """Whether ``reader`` can be the next part of the stem; notes it. Pooling comes first: so do the native networks."""
+        module = module_of(self.root, reader)
+        if stem.act is not None or (module is not None and not quiet(module)):
+            return False
+        if is_plain_pool(module) and stem.pool is None and not stem.affines:
+            stem.pool = module
+            stem.parts.append('pool')
+        elif isinstance(module, nn.BatchNorm2d) and self.is_plain_norm(reader):
+            stem.affines.append(module)
+            stem.parts.append('norm')
+        elif isinstance(module, Tile) and module.channel_dim == 1:
+            stem.affines.append(module)
+            stem.parts.append('tile')
+        elif (act := self.act_of(reader, None)) is not None:
+            stem.act = act
+            stem.parts.append(type(act).__name__ if isinstance(act, nn.Module) else act)
+        else:
+            return False
+        return True
+
     def add_downsample(self, result: fx.Node) -> None:
         """Pooling, 1x1 convolution and norm that end at ``result``."""
         nodes, norms, node = [], [], result
@@ -273,7 +350,8 @@ class Rewriter:
         stream: dtype of the real-valued stream between steps, ``None`` for that of the model.
 
     Attributes:
-        steps: ``{target: Step}``. rows: ``{layer name: what it became}``. places: of all but the packings.
+        steps: ``{target: Step}``. rows: ``{layer name: what it became}``. stems: the same for the real convolutions of stems.
+        places: of all but the packings.
     """
 
     def __init__(self, matcher: Matcher, stream: torch.dtype | None):
@@ -285,6 +363,7 @@ class Rewriter:
         self.steps: dict[str, Step] = {}
         self.made: dict[fx.Node, Step] = {}  # by the old node whose stream it writes
         self.rows: dict[str, str] = {}
+        self.stems: dict[str, str] = {}
         self.places: list[Place] = []
         self.readers: dict[fx.Node, list[Chain]] = {}
         for chain in matcher.chains.values():
@@ -299,6 +378,8 @@ class Rewriter:
                 continue
             if node in self.m.chain_of:
                 self.write_chain(self.m.chain_of[node])
+            elif node in self.m.stems:
+                self.write_stem(self.m.stems[node])
             elif node in self.m.others:
                 nodes, make = self.m.others[node]
                 step = make()
@@ -321,7 +402,7 @@ class Rewriter:
 
     def host(self, node: fx.Node) -> fx.Node:
         """The value as modules outside of the fused steps know it."""
-        if self.stream is None or not isinstance(self.made.get(node), BlockStep | AffineStep):
+        if self.stream is None or not isinstance(self.made.get(node), BlockStep | AffineStep | StemStep):
             return self.values[node]
         if node not in self.casts:
             self.casts[node] = self.call(CastStep(), f'cast of {node.name}', self.values[node])
@@ -334,9 +415,7 @@ class Rewriter:
 
     def write_chain(self, chain: Chain) -> None:
         result = chain.result
-        readers = [] if result in self.m.changed else [
-            reader for reader in self.readers.get(result, ()) if can_take_words(chain, reader)]
-        consumer = readers[0] if readers else None
+        consumer = self.consumer_of(result, isinstance(chain.layer, PackedConv2d))
         served = [] if consumer is None else [r for r in self.readers[result] if sign_key(r) == sign_key(consumer)]
         # A layer that is served in words reads the stream no more; its node may still be the reader of a shortcut elsewhere.
         keep = bool(set(result.users) - {r.nodes[0] for r in served})
@@ -346,16 +425,33 @@ class Rewriter:
         arguments = [self.words[sign_key(chain)], *([self.values[chain.shortcut]] if chain.shortcut is not None else [])]
         self.places.append(Place(step, chain.input.name, chain.shortcut and chain.shortcut.name, result.name))
         self.made[result] = step
-        out = self.call(step, chain.name, *arguments)
+        self.note_results(step, self.call(step, chain.name, *arguments), result, consumer)
+        self.report(chain, consumer, step, len(self.readers.get(result, ())) - len(served))
+
+    def write_stem(self, stem: Stem) -> None:
+        source, result = stem.nodes[0].args[0], stem.nodes[-1]
+        consumer = self.consumer_of(result, True)
+        step = StemStep(stem.conv, stem.pool, stem.affines, stem.act, consumer and consumer.layer)
+        step.text = 'stem: ' + ', '.join(stem.parts) + ('' if consumer is None else f', sign of {consumer.name}')
+        self.places.append(Place(step, source.name, None, result.name))
+        self.made[result] = step
+        self.note_results(step, self.call(step, stem.nodes[0].target, self.host(source)), result, consumer)
+        self.stems[step.label] = step.text
+
+    def consumer_of(self, result: fx.Node, is_conv: bool) -> Chain | None:
+        """The chain that takes its words from the step which makes ``result``."""
+        readers = [] if result in self.m.changed else self.readers.get(result, ())
+        return next((reader for reader in readers if can_take_words(is_conv, reader)), None)
+
+    def note_results(self, step: BlockStep | StemStep, out: fx.Node, result: fx.Node, consumer: Chain | None) -> None:
+        """Where stream and words of a step are found."""
+        words = stream = out
         if step.pack and step.keep:
-            words, out = (self.graph.call_function(operator.getitem, (out, i)) for i in (0, 1))
-        else:
-            words = out
+            words, stream = (self.graph.call_function(operator.getitem, (out, i)) for i in (0, 1))
         if step.keep:
-            self.values[result] = out
+            self.values[result] = stream
         if step.pack:
             self.words[sign_key(consumer)] = words
-        self.report(chain, consumer, step, len(self.readers.get(result, ())) - len(served))
 
     def may_overwrite(self, chain: Chain) -> bool:
         """Whether the shortcut's memory can take the stream: made here, channels-last, and nobody else wants to read it."""
@@ -396,9 +492,9 @@ def sign_key(chain: Chain) -> tuple:
     return (chain.input, isinstance(layer, PackedConv2d), getattr(layer, 'groups', 1), None if plain else id(layer))
 
 
-def can_take_words(chain: Chain, reader: Chain) -> bool:
-    """Whether the step of ``chain`` can write the words that ``reader`` takes."""
-    return isinstance(chain.layer, PackedConv2d) == isinstance(reader.layer, PackedConv2d) \
+def can_take_words(is_conv: bool, reader: Chain) -> bool:
+    """Whether a step, of a convolution or not, can write the words that ``reader`` takes."""
+    return is_conv == isinstance(reader.layer, PackedConv2d) \
         and not depends_on_input(reader.layer) and input_copies(reader.layer) == 1
 
 
@@ -424,8 +520,9 @@ def pool_size(pool: nn.AvgPool2d) -> int:
     return sizes.pop() if known and pool.divisor_override is None else 0
 
 
-def pair(value) -> tuple:
-    return tuple(value) if isinstance(value, list | tuple) else (value, value)
+def is_plain_pool(pool: nn.Module | None) -> bool:
+    """Whether ``stem2d`` knows a pooling."""
+    return type(pool) is nn.MaxPool2d and pair(pool.dilation) == (1, 1) and not (pool.ceil_mode or pool.return_indices)
 
 
 def quiet(module: nn.Module) -> bool:

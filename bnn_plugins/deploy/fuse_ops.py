@@ -15,7 +15,7 @@ from bnn_kernels.epilogue import stream_of
 from ..binarize import ActivationBinarizer
 from ..layers import RPReLU
 from ..layers.base import input_copies
-from ..layers.expand import tile
+from ..layers.expand import Tile, tile
 from .packed import PackedConv2d, PackedLayer
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -46,6 +46,18 @@ class Step(nn.Module):
 
     def prepare(self) -> None:
         raise NotImplementedError
+
+    def _fold_epilogue(self, scale: Tensor, bias: Tensor, act: nn.Module | str | None, consumer: PackedLayer | None,
+                       device: torch.device) -> None:
+        """Keeps ``epilogue``, and its vectors each by its name, for what follows a convolution."""
+        width = scale.numel()
+        kind, gamma, slope, zeta = act_vectors(act, width)
+        threshold = None if consumer is None else sign_threshold(consumer)
+        threshold = None if threshold is None else threshold.expand(width)
+        vectors = dict(scale=scale, bias=bias, gamma=gamma, slope=slope, zeta=zeta, threshold=threshold)
+        vectors = {name: self._keep(name, None if v is None else v.to(device, torch.float32).contiguous())
+                   for name, v in vectors.items()}
+        self.epilogue = Epilogue(**vectors, act=kind, out_groups=getattr(consumer, 'groups', 1))
 
     def _keep(self, name: str, value: Tensor | None) -> Tensor | None:
         old = getattr(self, name, None)
@@ -132,16 +144,9 @@ class BlockStep(Step):
         words = layer.weight_bits[0]
         self.weight = words if self.is_conv else words[:, None, None]
         scale, bias = affine(layer, self.tiles, self.norms)
-        kind, gamma, slope, zeta = act_vectors(self.acts[0], scale.numel())
-        threshold = sign_threshold(self.consumers[0]) if self.consumers else None
-        out_groups = getattr(self.consumers[0], 'groups', 1) if self.consumers else 1
-        vectors = dict(scale=scale, bias=bias, gamma=gamma, slope=slope, zeta=zeta, threshold=threshold)
-        vectors = {name: self._keep(name, None if v is None else v.to(layer.weight_bits.device, torch.float32).contiguous())
-                   for name, v in vectors.items()}
-        if vectors['threshold'] is not None:
-            self.threshold = self._keep('threshold', vectors['threshold'].expand(scale.numel()).contiguous())
-        self.epilogue = Epilogue(self.scale, self.bias, kind, self.gamma, self.slope, self.zeta, self.threshold, out_groups)
+        self._fold_epilogue(scale, bias, self.acts[0], self.consumers[0] if self.consumers else None, layer.weight_bits.device)
         self.width = scale.numel()
+        slope = self.epilogue.slope
         self.by_integers = not (self.keep or self.has_shortcut) and (slope is None or bool((slope >= 0).all()))
         if self.by_integers:
             limit, flip = integer_threshold(self.epilogue, layer.fan_in)
@@ -232,6 +237,58 @@ class DownsampleStep(Step):
         return bnn_kernels.downsample2d(x, self.weight, self.bias, self.pool)
 
 
+class StemStep(Step):
+    """The real-valued stem of a network: image -> stream, or ``(words, stream)``.
+
+    Args:
+        conv: a convolution of few channels. pool: what follows it, or ``None``. affines: the norms and tiles behind, in order.
+        act: their non-linearity: a module, the name of a parameterless one, or ``None``.
+        consumer: the packed layer that reads the words; ``None`` for no words.
+    """
+
+    def __init__(self, conv: nn.Conv2d, pool: nn.MaxPool2d | None, affines: list[nn.Module], act: nn.Module | str | None,
+                 consumer: PackedLayer | None):
+        super().__init__()
+        self.held = Held([conv, *affines, *([act] if isinstance(act, nn.Module) else [])])
+        self.affines, self.acts, self.consumers = Held(affines), Held([act]), Held([] if consumer is None else [consumer])
+        self.pack, self.keep = consumer is not None, True
+        window = (1, 1, 0) if pool is None else (pool.kernel_size, pool.stride, pool.padding)
+        window, window_stride, window_padding = map(pair, window)
+        self.geometry = dict(stride=conv.stride, padding=symmetric_padding(conv), window=window, window_stride=window_stride,
+                             window_padding=window_padding)
+
+    def layers(self) -> list[nn.Module]:
+        return [*self.held, *(m for consumer in self.consumers for m in sign_modules(consumer))]
+
+    def affine(self, sizes: bool = False) -> tuple[Tensor, Tensor]:
+        """As :func:`affine`, behind the convolution without its bias."""
+        conv = self.held[0]
+        scale = torch.ones(conv.out_channels, dtype=torch.float64, device=conv.weight.device)
+        bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.double()  # pooling keeps it as it is
+        scale, bias = through_norms(scale, bias, [], sizes)
+        for module in self.affines:
+            if isinstance(module, Tile):
+                scale, bias = scale.repeat(module.times), bias.repeat(module.times)
+            else:
+                scale, bias = through_norms(scale, bias, [module], sizes)
+        return scale, bias
+
+    def prepare(self) -> None:
+        weight = self.held[0].weight
+        self._keep('weight', weight.float().contiguous())
+        self._fold_epilogue(*self.affine(), self.acts[0], self.consumers[0] if self.consumers else None, weight.device)
+        self.bound = Bound('stem2d', weight=self.weight, **self.geometry, **self.epilogue._asdict(), dtype=self.stream,
+                           pack=self.pack)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if Bound.direct(x):
+            words, stream = self.bound(x=x)
+        else:
+            words, stream = bnn_kernels.stem2d(x, self.weight, self.epilogue, **self.geometry, dtype=self.stream,
+                                               pack=self.pack)
+        return (words, stream) if self.pack else stream
+
+
 class ConvStep(Step):
     """A real convolution with its norm folded in and its non-linearity, in channels-last memory."""
 
@@ -307,6 +364,16 @@ class CastStep(Step):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.to(self.host)
+
+
+def pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    return tuple(value) if isinstance(value, list | tuple) else (value, value)
+
+
+def symmetric_padding(conv: nn.Conv2d) -> tuple[int, int] | None:
+    """(height, width); ``None`` where one side is padded more than the other."""
+    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    return (top, left) if (left, top) == (right, bottom) else None
 
 
 def depends_on_input(layer: PackedLayer) -> bool:

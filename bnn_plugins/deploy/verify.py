@@ -29,6 +29,7 @@ from .fuse_ops import (
     BlockStep,
     ConvStep,
     PackStep,
+    StemStep,
     Step,
     act_vectors,
     affine,
@@ -251,6 +252,9 @@ def compare_step(row: Callable[[str, str], LayerCheck], part: FusedForward, plac
     if isinstance(step, BlockStep):
         compare_block(row(part.full(step.name), step.text), step, x, values.get(place.shortcut), expected)
         return
+    if isinstance(step, StemStep):
+        compare_stem(row(part.full(step.label), step.text), step, x, expected)
+        return
     check = row(part.full(step.label), type(step).__name__.removesuffix('Step').lower())
     found, bound = step(x), float_bound(step, x)
     compare_values(check, found, expected, bound)
@@ -275,15 +279,26 @@ def compare_block(check: LayerCheck, step: BlockStep, x: Tensor, shortcut: Tenso
     signs, stream = out if step.pack and step.keep else (out, None) if step.pack else (None, out)
     if stream is not None:
         compare_values(check, stream, expected, bound)
-    if signs is None:
-        return
+    if signs is not None:
+        compare_signs(check, step, signs, expected, bound)
+
+
+def compare_stem(check: LayerCheck, step: StemStep, x: Tensor, expected: Tensor) -> None:
+    bound = stem_bound(step, x, expected)
+    signs, stream = step(x) if step.pack else (None, step(x))
+    compare_values(check, stream, expected, bound)
+    if signs is not None:
+        compare_signs(check, step, signs, expected, bound)
+
+
+def compare_signs(check: LayerCheck, step: BlockStep | StemStep, signs: Tensor, expected: Tensor, bound: Tensor) -> None:
     reader = step.consumers[0]
     reading = PackStep(reader)
     reading.prepare()
     flipped = unpack_bits(signs ^ reading(expected), len(step.scale), getattr(reader, 'groups', 1))
     threshold = sign_threshold(reader)
     threshold = torch.zeros_like(step.scale) if threshold is None else threshold
-    if step.is_conv:
+    if isinstance(reader, PackedConv2d):
         flipped, threshold = flipped.permute(0, 3, 1, 2), threshold.view(-1, 1, 1)
     distance = ((expected.double() - threshold.double()).abs() / bound)[flipped]
     check.positions += flipped.numel()
@@ -325,6 +340,17 @@ def float_bound(step: Step, x: Tensor) -> Tensor:
             total = F.conv2d(pooled, weight, bias)
     total = through_act(total, step.tail.act if isinstance(step, AffineStep | ConvStep) else None, 1)
     return total * (rounding(x, step) + terms * torch.finfo(torch.float32).eps) + torch.finfo(torch.float32).tiny
+
+
+def stem_bound(step: StemStep, x: Tensor, expected: Tensor) -> Tensor:
+    """As :func:`block_bound`, with one rounding more for each term of the convolution."""
+    weight, where = step.held[0].weight.double().abs(), step.geometry
+    total = F.conv2d(x.double().abs(), weight, None, where['stride'], where['padding'])
+    total = F.max_pool2d(total, where['window'], where['window_stride'], where['window_padding'])
+    scale, bias = (v.view(-1, 1, 1) for v in step.affine(sizes=True))
+    total = through_act(tile(total, len(scale) // total.shape[1], 1) * scale + bias, step.acts[0], 1)
+    single = torch.finfo(torch.float32)
+    return total * (rounding(expected, step) + weight[0].numel() * single.eps) + single.tiny
 
 
 def through_act(total: Tensor, act: nn.Module | str | None, channel_dim: int) -> Tensor:

@@ -18,6 +18,7 @@ from .ops import (
     downsample2d,
     pack_activations,
     pack_features,
+    stem2d,
 )
 from .recurrence import Recurrence
 from .sequence_ops import binary_attention, binary_lstm, pack_heads, pack_mask, pack_normalized, pack_values
@@ -51,6 +52,7 @@ __all__ = [
     'pack_weight',
     'selection',
     'set_backend',
+    'stem2d',
     'transpose_weight',
     'unpack_weight',
     'warmup',

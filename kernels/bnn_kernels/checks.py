@@ -128,6 +128,51 @@ def downsample2d(x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Shape:
     return batch, weight.shape[0], -(-height // pool), -(-width // pool)
 
 
+def stem2d(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], window: Sequence[int],
+           window_stride: Sequence[int], window_padding: Sequence[int], scale: Tensor, bias: Tensor, act: str,
+           gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None, threshold: Tensor | None, out_groups: int,
+           dtype: torch.dtype, pack: bool) -> tuple[Shape, Shape]:
+    """[N, C, H, W], [O, C, kH, kW] -> words [N, H', W', out_groups * words] and stream [N, P, H', W'].
+
+    The shape of words that are not asked for is [0].
+    """
+    if x.dim() != 4:
+        raise ValueError(f'stem2d takes x [N, C, H, W], got {list(x.shape)}.')
+    if x.dtype not in STREAMS:
+        raise TypeError(f'x must be float32, float16 or bfloat16, got {x.dtype}: convert it with x.float().')
+    _check_dense('x', x)
+    batch, channels, *image = x.shape
+    if channels < 1 or image[0] < 1 or image[1] < 1:
+        raise ValueError(f'stem2d takes at least one channel and one pixel, got x {list(x.shape)}.')
+    if weight.dim() != 4 or weight.shape[1] != channels or any(size < 1 for size in weight.shape):
+        raise ValueError(f'weight must be [O, {channels}, kH, kW] and hold something, got {list(weight.shape)}.')
+    if weight.dtype != torch.float32:
+        raise TypeError(f'weight must be torch.float32, got {weight.dtype}: convert it with weight.float().')
+    _check_dense('weight', weight)
+    _check_device(x, weight, 'weight', 'x')
+    _check_pair('stride', stride, 1)
+    _check_pair('padding', padding, 0)
+    _check_pair('window', window, 1)
+    _check_pair('window_stride', window_stride, 1)
+    _check_pair('window_padding', window_padding, 0)
+    if any(2 * p > k for p, k in zip(window_padding, window, strict=True)):
+        raise ValueError(f'window_padding must be at most half of the window {list(window)}, got {list(window_padding)}.')
+    outputs, _, *kernel = weight.shape
+    sizes = [(i + 2 * p - k) // s + 1 for i, p, k, s in zip(image, padding, kernel, stride, strict=True)]
+    _check_output(sizes, image, kernel)
+    pooled = [(i + 2 * p - k) // s + 1 for i, p, k, s in zip(sizes, window_padding, window, window_stride, strict=True)]
+    _check_output(pooled, sizes, window)
+    _check_replicas('scale', scale, outputs)
+    width = scale.numel()
+    _check_act(act, gamma, slope, zeta)
+    for name, vector in dict(scale=scale, bias=bias, gamma=gamma, slope=slope, zeta=zeta, threshold=threshold).items():
+        _check_vector(name, vector, width, torch.float32, x, 'x')
+    if dtype not in STREAMS:
+        raise TypeError(f'dtype of the stream must be float32, float16 or bfloat16, got {dtype}.')
+    words = out_groups * words_per_group(width, out_groups)
+    return (batch, *pooled, words) if pack else (0,), (batch, width, *pooled)
+
+
 def binary_conv_transpose2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
                             output_padding: Sequence[int], dilation: Sequence[int], groups: int) -> Shape:
     """[N, H, W, groups * words], [O, kH, kW, words] -> [N, O, H', W']."""

@@ -144,6 +144,36 @@ def downsample2d(x: Tensor, weight: Tensor, bias: Tensor, pool: int = 1) -> Tens
     return _downsample2d(x, weight, bias, pool)
 
 
+def stem2d(x: Tensor, weight: Tensor, epilogue: Epilogue, *, stride: Pair = 1, padding: Pair = 0, window: Pair = 1,
+           window_stride: Pair | None = None, window_padding: Pair = 0, dtype: torch.dtype = torch.float32,
+           pack: bool = True) -> tuple[Tensor | None, Tensor]:
+    """The real-valued stem of a network: convolution, max pooling, affine, non-linearity and the next layer's sign.
+
+    Args:
+        x: float32, float16 or bfloat16 `[N, C, H, W]` in any memory format; made for an image's few channels.
+        weight: float32 `[O, C, kH, kW]`.
+        epilogue: the parameters per output channel, P of them; see `epilogue.py`. A bias of the convolution goes into its own.
+        stride, padding: of the convolution, as in `F.conv2d`.
+        window, window_stride, window_padding: of the pooling, as in `F.max_pool2d`; a window of 1 pools nothing. The stride
+            is by default the window.
+        dtype: of the stream: float32, float16 or bfloat16. The sign is taken of the rounded value.
+        pack: whether the words are wanted.
+
+    Returns:
+        words int32 `[N, H', W', out_groups * words]` or None, stream `[N, P, H', W']` in channels-last memory. The convolution
+        is summed in float32 in any order, as in `downsample2d`; all else is exact: `words` equals
+        `pack_activations(stream, epilogue.threshold, epilogue.out_groups)`.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: wrong shapes, an empty output, padding of more than half a window, an unknown
+            act, parameters that do not belong to it. RuntimeError: as `binary_conv2d`.
+    """
+    words, stream = _stem2d(x, weight, _pair(stride), _pair(padding), _pair(window),
+                            _pair(window if window_stride is None else window_stride), _pair(window_padding), *epilogue, dtype,
+                            pack)
+    return words if pack else None, stream
+
+
 def binary_conv_transpose2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Pair = 1, padding: Pair = 0,
                             output_padding: Pair = 0, dilation: Pair = 1, groups: int = 1) -> Tensor:
     """Exact transposed convolution of signs with signs; taps that no input reaches do not count.
@@ -249,8 +279,21 @@ def _fake_block_(stream, *arguments):
     return torch.empty(checks.binary_block2d_(stream, *arguments), dtype=torch.int32, device=stream.device)
 
 
+def _run_stem(*arguments):
+    checks.stem2d(*arguments)
+    return dispatch.run('stem2d', **dict(zip(_STEM, arguments, strict=True)))
+
+
+def _fake_stem(*arguments):
+    words, stream = checks.stem2d(*arguments)
+    call = dict(zip(_STEM, arguments, strict=True))
+    return (torch.empty(words, dtype=torch.int32, device=call['x'].device),
+            torch.empty(stream, dtype=call['dtype'], device=call['x'].device, memory_format=torch.channels_last))
+
+
 _BLOCK = tuple(inspect.signature(checks.binary_block2d).parameters)
 _BLOCK_ = tuple(inspect.signature(checks.binary_block2d_).parameters)[1:]
+_STEM = tuple(inspect.signature(checks.stem2d).parameters)
 _CONV = ('Tensor x_words, Tensor w_words, SymInt channels, SymInt[] stride, SymInt[] padding, SymInt[] dilation, '
          'SymInt groups, SymInt pad_value')
 _AFFINE = 'Tensor scale, Tensor bias'
@@ -265,6 +308,9 @@ _binary_block2d = _define(f'{_CONV}, {_AFFINE}, Tensor? shortcut, {_ACT}, Scalar
 _binary_block2d_ = _define(f'Tensor(a!) stream, {_CONV}, {_AFFINE}, {_ACT}, bool pack', checks.binary_block2d_, _run_block_,
                            _fake_block_)
 _downsample2d = _register('Tensor x, Tensor weight, Tensor bias, SymInt pool', checks.downsample2d, None, torch.channels_last)
+_stem2d = _define('Tensor x, Tensor weight, SymInt[] stride, SymInt[] padding, SymInt[] window, SymInt[] window_stride, '
+                  f'SymInt[] window_padding, {_AFFINE}, {_ACT}, ScalarType dtype, bool pack', checks.stem2d, _run_stem,
+                  _fake_stem, '(Tensor, Tensor)')
 _binary_conv_transpose2d = _register(
     'Tensor x_words, Tensor w_words, SymInt channels, SymInt[] stride, SymInt[] padding, SymInt[] output_padding, '
     'SymInt[] dilation, SymInt groups', checks.binary_conv_transpose2d, memory_format=torch.channels_last)

@@ -69,6 +69,17 @@ def downsample2d(x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Tensor:
     return _channels_last((_matmul(weight, pooled.flatten(2)) + bias[:, None]).unflatten(2, pooled.shape[2:]).to(x.dtype))
 
 
+def stem2d(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], window: Sequence[int],
+           window_stride: Sequence[int], window_padding: Sequence[int], scale: Tensor, bias: Tensor, act: str,
+           gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None, threshold: Tensor | None, out_groups: int,
+           dtype: torch.dtype, pack: bool) -> tuple[Tensor, Tensor]:
+    """Words `[N, H', W', out_groups * words]` and stream `[N, P, H', W']`; see `bnn_kernels.stem2d`."""
+    with torch.autocast(x.device.type, enabled=False):
+        sums = F.max_pool2d(F.conv2d(x.float(), weight, None, stride, padding), window, window_stride, window_padding)
+    stream = stream_of(sums, scale, bias, None, act, gamma, slope, zeta, dtype)
+    return words_of(stream, threshold, out_groups) if pack else stream.new_empty(0, dtype=torch.int32), _channels_last(stream)
+
+
 def binary_conv_transpose2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int] = (1, 1),
                             padding: Sequence[int] = (0, 0), output_padding: Sequence[int] = (0, 0),
                             dilation: Sequence[int] = (1, 1), groups: int = 1) -> Tensor:
@@ -100,6 +111,7 @@ class Reference(Backend):
     binary_conv2d_sign = staticmethod(binary_conv2d_sign)
     binary_block2d = staticmethod(binary_block2d)
     downsample2d = staticmethod(downsample2d)
+    stem2d = staticmethod(stem2d)
     binary_conv_transpose2d = staticmethod(binary_conv_transpose2d)
     binary_linear = staticmethod(binary_linear)
     pack_normalized = staticmethod(sequence_reference.pack_normalized)

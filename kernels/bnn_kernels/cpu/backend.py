@@ -56,6 +56,8 @@ class Cpu(SequenceOperators, Backend):
                     return False, f'cpu packs float32, bfloat16 and float16, got {name} of {call[name].dtype}'
         if op == 'binary_attention' and call['head_dim'] > MOST_FEATURES:
             return False, f'cpu counts scores in bytes: heads have {MOST_FEATURES} signs at most, got {call["head_dim"]}'
+        if op == 'stem2d' and any(p > k for p, k in zip(call['padding'], call['weight'].shape[2:], strict=True)):
+            return False, f'cpu pads a stem by its kernel at most, got padding {list(call["padding"])}'
         return True, ''
 
     def bind(self, op: str, fixed: dict, inputs: dict) -> Callable | None:
@@ -151,6 +153,24 @@ class Cpu(SequenceOperators, Backend):
         engine.call('bnn_downsample', isa, torch.get_num_threads(), downsample.buffer_info()[0])
         return y
 
+    def stem2d(self, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], window: Sequence[int],
+               window_stride: Sequence[int], window_padding: Sequence[int], scale: Tensor, bias: Tensor, act: str,
+               gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None, threshold: Tensor | None, out_groups: int,
+               dtype: torch.dtype, pack: bool) -> tuple[Tensor, Tensor]:
+        geometry = (stride, padding, window, window_stride, window_padding)
+        words, stream = checks.stem2d(x, weight, *geometry, scale, bias, act, gamma, slope, zeta, threshold, out_groups, dtype,
+                                      pack)
+        words, stream = torch.empty(words, dtype=torch.int32), _images(stream, dtype)
+        x = x.clone() if x.data_ptr() % x.element_size() else x
+        weights = engine.prepared.get(weight, ('stem',), prepare_stem)
+        vectors = [None if v is None else dense(v) for v in (scale, bias, gamma, slope, zeta, threshold)]
+        stem = stem_struct(x, weight.shape, *geometry)
+        stem[-2:] = struct(x.data_ptr(), weights.data_ptr())
+        fused = struct(scale.shape[0], out_groups, ACTS[act], DTYPES[dtype], NO_SHORTCUT, *map(address, vectors), 0,
+                       stream.data_ptr(), words.data_ptr(), 0)
+        engine.call('bnn_stem', engine.isa_number(), torch.get_num_threads(), stem.buffer_info()[0], fused.buffer_info()[0])
+        return words, stream
+
     def geometry(self, x_shape, w_shape, channels, stride, padding, dilation, groups, pad_value,
                   output_padding=None) -> Geometry:
         isa, threads = engine.isa_number(), torch.get_num_threads()
@@ -203,6 +223,23 @@ def prepare_downsample(weight: Tensor, isa: int) -> Tensor:
     made = torch.zeros(library.bnn_downsample_bytes(isa, channels, outputs), dtype=torch.uint8)
     library.bnn_prepare_downsample(isa, channels, outputs, weight.data_ptr(), made.data_ptr())
     return made
+
+
+def stem_struct(x: Tensor, weight: Sequence[int], stride: Sequence[int], padding: Sequence[int], window: Sequence[int],
+                window_stride: Sequence[int], window_padding: Sequence[int]) -> array:
+    """The struct for images like `x` and a weight of this shape; its last two fields, the addresses, are 0."""
+    outputs, _, *kernel = weight
+    sizes = [(i + 2 * p - k) // s + 1 for i, p, k, s in zip(x.shape[2:], padding, kernel, stride, strict=True)]
+    pooled = [(i + 2 * p - k) // s + 1 for i, p, k, s in zip(sizes, window_padding, window, window_stride, strict=True)]
+    steps = [s if size > 1 else 1 for s, size in zip(stride, sizes, strict=True)]  # rows are laid out by their step
+    return struct(*x.shape, *x.stride(), DTYPES[x.dtype], outputs, *kernel, *steps, *padding, *sizes, *window, *window_stride,
+                  *window_padding, *pooled, 0, 0)
+
+
+def prepare_stem(weight: Tensor) -> Tensor:
+    """[O, C, kH, kW] to [panels, taps, PANEL]."""
+    taps = F.pad(weight.detach().flatten(1), (0, 0, 0, -weight.shape[0] % PANEL))
+    return taps.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
 
 
 def _pack(x: Tensor, pixels: int, channels: int, groups: int, plane: int, threshold: Tensor | None, words: Tensor) -> None:

@@ -229,5 +229,42 @@ def bind_downsample2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
     return run
 
 
+def bind_stem2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
+    from .backend import ACTS, NO_SHORTCUT, prepare_stem, stem_struct
+    call = fixed | inputs
+    x, weight, dtype = call['x'], call['weight'], call['dtype']
+    vectors = [call[name] for name in ('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold')]
+    if set(inputs) != {'x'} or not (has_version(weight) and all(map(is_vector, vectors))):
+        return None
+
+    def make(weight: Tensor, isa: int, threads: int) -> tuple:
+        made = engine.prepared.get(weight, ('stem',), prepare_stem)
+        return made.data_ptr(), made
+
+    kept, misaligned = Kept(make), x.element_size() - 1
+    words_shape, stream_shape = checks.stem2d(**call)
+    words_stride, stream_stride = words_strides(words_shape) if call['pack'] else (1,), image_strides(stream_shape)
+    geometry = stem_struct(x, weight.shape, *(call[name] for name in (
+        'stride', 'padding', 'window', 'window_stride', 'window_padding')))
+    epilogue = engine.struct(vectors[0].shape[0], call['out_groups'], ACTS[call['act']], DTYPES[dtype], NO_SHORTCUT,
+                             *map(address, vectors), 0, 0, 0, 0)
+    function, slow = engine.library().bnn_stem, cpu.stem2d
+    to_stream, to_words = 12, 13
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        stem, fused = geometry[:], epilogue[:]
+        stem[-2] = x.data_ptr()
+        if stem[-2] & misaligned:
+            return slow(x, **fixed)
+        stem[-1], _ = kept(weight)
+        stream = x.new_empty_strided(stream_shape, stream_stride, dtype=dtype)
+        words = x.new_empty_strided(words_shape, words_stride, dtype=torch.int32)
+        fused[to_stream], fused[to_words] = stream.data_ptr(), words.data_ptr()
+        raise_sentence(function(engine.isa_number(), torch.get_num_threads(), stem.buffer_info()[0], fused.buffer_info()[0]))
+        return words, stream
+
+    return run
+
+
 BINDINGS = {'binary_conv2d': bind_conv2d, 'binary_block2d': bind_block2d, 'binary_conv2d_sign': bind_conv2d_sign,
-            'pack_activations': bind_pack_activations, 'downsample2d': bind_downsample2d}
+            'pack_activations': bind_pack_activations, 'downsample2d': bind_downsample2d, 'stem2d': bind_stem2d}

@@ -10,9 +10,11 @@ from .launch import Layer, Results, convolve, count_pixels, pack_signs
 from .sequence import SequenceOperators
 from .versions import INTERPRETED
 
-NO_DOWNSAMPLE = ('the Triton backends leave downsample2d to torch: it pools in one kernel bound by memory, and the 1x1 '
-                 'convolution is a real-valued matrix product, for which it has cuBLAS or rocBLAS')
-
+LEFT_TO_TORCH = {
+    'downsample2d': 'it pools in one kernel bound by memory, and the 1x1 convolution is a real-valued matrix product, for '
+                    'which it has cuBLAS or rocBLAS',
+    'stem2d': 'a real-valued convolution is what it has cuDNN or MIOpen for',
+}
 NO_STATISTICS = ('the Triton backends run an LSTM tile by tile and leave the statistics over all units of a gate (eps) to '
                  'other backends')
 
@@ -30,8 +32,8 @@ class TritonBackend(SequenceOperators, Backend):
                        f'interprets it on the CPU, for tests')
 
     def supports(self, op: str, **call) -> tuple[bool, str]:
-        if op == 'downsample2d':
-            return False, NO_DOWNSAMPLE
+        if op in LEFT_TO_TORCH:
+            return False, f'the Triton backends leave {op} to torch: {LEFT_TO_TORCH[op]}'
         able, reason = super().supports(op, **call)
         if able and op == 'binary_lstm' and call['eps'] is not None:
             return False, NO_STATISTICS

@@ -23,7 +23,7 @@ const char* guarded(const Body& body) {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 4; }
+BNN_API int64_t bnn_version() { return 5; }
 
 // 1 where this processor has the instruction set.
 BNN_API int64_t bnn_has(int64_t isa) { return bnn::kernel(isa) != nullptr; }
@@ -60,6 +60,10 @@ BNN_API void bnn_prepare_downsample(int64_t isa, int64_t channels, int64_t outpu
 
 BNN_API const char* bnn_downsample(int64_t isa, int64_t threads, const bnn::Downsample* downsample) {
   return guarded([&] { bnn::downsample(*bnn::kernel(isa), *downsample, threads); });
+}
+
+BNN_API const char* bnn_stem(int64_t isa, int64_t threads, const bnn::Stem* stem, const bnn::Fused* fused) {
+  return guarded([&] { bnn::stem(*bnn::kernel(isa), *stem, *fused, threads); });
 }
 
 BNN_API int64_t bnn_sequence_lanes(int64_t isa) { return bnn::sequence_lanes(isa); }

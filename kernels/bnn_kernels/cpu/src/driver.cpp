@@ -45,7 +45,7 @@ class Blocks {
   int64_t rows_, pieces_, bands_;
 };
 
-enum Scratch { TILE, STAGE, STREAM, POOLED, SCRATCHES };
+enum Scratch { TILE, STAGE, STREAM, POOLED, ROWS, SCRATCHES };
 
 // Memory of this thread, kept until it ends.
 void* scratch(Scratch which, int64_t bytes) {
@@ -240,6 +240,14 @@ void downsample(const Kernel& kernel, const Downsample& d, int64_t threads) {
     float* pooled = static_cast<float*>(scratch(POOLED, room));
     for (int64_t i = first; i < last; i++)
       kernel.downsample(d, i * step, std::min(pixels, (i + 1) * step) - i * step, pooled);
+  });
+}
+
+void stem(const Kernel& kernel, const Stem& s, const Fused& fused, int64_t threads) {
+  const bool serial = s.batch * s.out_h * s.out_w * s.outputs * s.channels * s.kernel_h * s.kernel_w < SERIAL_WORK / 32;
+  parallel(s.batch * s.pooled_h, serial ? 1 : threads, [&](int64_t first, int64_t last) {
+    void* room = scratch(ROWS, kernel.stem_room(s) * static_cast<int64_t>(sizeof(float)));
+    kernel.stem(s, fused, first, last, static_cast<float*>(room));
   });
 }
 

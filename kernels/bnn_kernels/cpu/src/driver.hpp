@@ -10,5 +10,6 @@ void conv2d_sign(const Conv& conv, const uint32_t* x, const void* prepared, cons
 void block2d(const Conv& conv, const uint32_t* x, const void* prepared, const Fused& fused);
 void pack(const Kernel& kernel, const Packing& packing, int64_t threads);
 void downsample(const Kernel& kernel, const Downsample& downsample, int64_t threads);
+void stem(const Kernel& kernel, const Stem& stem, const Fused& fused, int64_t threads);
 
 }  // namespace bnn

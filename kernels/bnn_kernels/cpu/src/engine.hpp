@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -157,10 +158,22 @@ struct Downsample {
 constexpr int64_t PANEL = 16;
 constexpr int64_t DOWNSAMPLE_ROOM = 3;
 
+// A convolution of an image in float32 and max pooling. Filled by engine.py, same order.
+struct Stem {
+  int64_t batch, channels, height, width;
+  int64_t image_step, channel_step, row_step, pixel_step, dtype;  // of x, in elements
+  int64_t outputs, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, out_h, out_w;
+  int64_t pool_h, pool_w, pool_stride_h, pool_stride_w, pool_pad_h, pool_pad_w, pooled_h, pooled_w;
+  const void* x;
+  const float* weight;  // [panels][channels][kernel_h][kernel_w][PANEL], zeros behind the last output
+
+  int64_t ring() const { return std::min(pool_h, out_h); }  // rows of the convolution that are kept
+};
+
 // Epilogues take `pixels` rows of a tile whose first row is pixel `pixel` of the batch, and `count` of its columns, which are
 // the output channels from `channel` on. Where words are written, `channel` is a multiple of 32 and starts word channel / 32.
-template <class Parameters>
-using Epilogue = void (*)(const Parameters&, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel,
+template <class Parameters, class Sum = int32_t>
+using Epilogue = void (*)(const Parameters&, const Sum* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel,
                           int64_t count);
 
 // What one instruction set contributes.
@@ -198,6 +211,10 @@ struct Kernel {
   int64_t (*downsample_bytes)(int64_t channels, int64_t outputs);
   void (*prepare_downsample)(int64_t channels, int64_t outputs, const float* weight, void* prepared);
   void (*downsample)(const Downsample&, int64_t pixel, int64_t pixels, float* room);
+
+  // Rows `first` to `last` - 1 of the pooled maps of the batch, to a stream that is there. `room` has stem_room floats.
+  int64_t (*stem_room)(const Stem&);
+  void (*stem)(const Stem&, const Fused&, int64_t first, int64_t last, float* room);
 
   // Measure, each in less than half a second: multiply-accumulates per second of one core, 1-bit and float32.
   double (*binary_ceiling)();

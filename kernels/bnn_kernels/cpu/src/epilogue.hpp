@@ -33,10 +33,15 @@ typename S::Float store(void* y, int64_t i, typename S::Float v) {
   }
 }
 
+template <class S>
+typename S::Float as_float(const int32_t* sum) { return S::from_int(sum); }
+template <class S>
+typename S::Float as_float(const float* sum) { return S::load(sum); }
+
 // The epilogue of VECTORS * lanes channels, one or two words of them or a piece of one, of all pixels. Bits go to `bit` and above
 // of each pixel's word.
-template <class S, int VECTORS, int64_t ACT, int64_t DTYPE, int64_t SHORTCUT>
-void fuse(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int bit) {
+template <class S, int VECTORS, int64_t ACT, int64_t DTYPE, int64_t SHORTCUT, class Sum>
+void fuse(const Fused& f, const Sum* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int bit) {
   typename S::Float scale[VECTORS], bias[VECTORS], gamma[VECTORS], slope[VECTORS], zeta[VECTORS], threshold[VECTORS];
 #pragma GCC unroll 8
   for (int v = 0; v < VECTORS; v++) {
@@ -63,7 +68,7 @@ void fuse(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, in
 #pragma GCC unroll 8
       for (int v = 0; v < VECTORS; v++) one(v);
     };
-    each([&](int v) { x[v] = S::from_int(tile + v * S::lanes); });
+    each([&](int v) { x[v] = as_float<S>(tile + v * S::lanes); });
     each([&](int v) { x[v] = S::mul(x[v], scale[v]); });
     each([&](int v) { x[v] = S::add(x[v], bias[v]); });
     if constexpr (SHORTCUT != NONE) each([&](int v) { x[v] = S::add(x[v], load<S>(SHORTCUT, shortcut, from + v * S::lanes)); });
@@ -92,8 +97,8 @@ void fuse(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, in
   }
 }
 
-template <class S, int64_t ACT, int64_t DTYPE, int64_t SHORTCUT>
-void fuse_all(const Fused& f, const int32_t* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int64_t count) {
+template <class S, int64_t ACT, int64_t DTYPE, int64_t SHORTCUT, class Sum>
+void fuse_all(const Fused& f, const Sum* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int64_t count) {
   int64_t i = 0;
   if constexpr (S::lanes == 16)  // enough registers for the vectors of two words
     for (; i + 2 * WORD_BITS <= count; i += 2 * WORD_BITS)
@@ -124,6 +129,21 @@ Epilogue<Fused> fused(const Fused& f) {
   if (f.act == RELU) return choose_dtype<S, RELU>(f.dtype, f.shortcut_dtype);
   if (f.act == HARDTANH) return choose_dtype<S, HARDTANH>(f.dtype, f.shortcut_dtype);
   return choose_dtype<S, IDENTITY>(f.dtype, f.shortcut_dtype);
+}
+
+// The same for sums in float32, which have no shortcut.
+template <class S, int64_t ACT>
+Epilogue<Fused, float> choose_dtype_of_floats(int64_t dtype) {
+  if (dtype == FLOAT32) return fuse_all<S, ACT, FLOAT32, NONE>;
+  return dtype == BFLOAT16 ? fuse_all<S, ACT, BFLOAT16, NONE, float> : fuse_all<S, ACT, FLOAT16, NONE, float>;
+}
+
+template <class S>
+Epilogue<Fused, float> fused_floats(const Fused& f) {
+  if (f.act == PRELU) return choose_dtype_of_floats<S, PRELU>(f.dtype);
+  if (f.act == RELU) return choose_dtype_of_floats<S, RELU>(f.dtype);
+  if (f.act == HARDTANH) return choose_dtype_of_floats<S, HARDTANH>(f.dtype);
+  return choose_dtype_of_floats<S, IDENTITY>(f.dtype);
 }
 
 template <class S>

@@ -144,6 +144,8 @@ const Kernel amx = {
     .downsample_bytes = amx_downsample_bytes,
     .prepare_downsample = amx_prepare_downsample,
     .downsample = amx_downsample<Tiles>,
+    .stem_room = avx512.stem_room,
+    .stem = avx512.stem,
     .binary_ceiling = binary_ceiling,
     .float_ceiling = avx512.float_ceiling,
 };

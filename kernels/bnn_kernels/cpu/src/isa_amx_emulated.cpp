@@ -86,6 +86,8 @@ const Kernel amx_emulated = {
     .downsample_bytes = portable.downsample_bytes,
     .prepare_downsample = portable.prepare_downsample,
     .downsample = portable.downsample,
+    .stem_room = portable.stem_room,
+    .stem = portable.stem,
     .binary_ceiling = nullptr,
     .float_ceiling = nullptr,
 };

@@ -19,6 +19,7 @@ BNN_TARGET("avx2,fma,f16c,popcnt")
 #include "downsample.hpp"
 #include "epilogue.hpp"
 #include "simd_avx2.hpp"
+#include "stem.hpp"
 
 namespace bnn {
 namespace {
@@ -213,6 +214,8 @@ const Kernel avx2 = {
     .downsample_bytes = downsample_bytes,
     .prepare_downsample = prepare_downsample,
     .downsample = downsample<Avx2>,
+    .stem_room = stem_room<Avx2>,
+    .stem = stem<Avx2>,
     .binary_ceiling = binary_ceiling,
     .float_ceiling = multiply_add_ceiling<Avx2>,
 };

@@ -18,6 +18,7 @@ BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512v
 #include "downsample.hpp"
 #include "epilogue.hpp"
 #include "simd_avx512.hpp"
+#include "stem.hpp"
 
 namespace bnn {
 namespace {
@@ -119,6 +120,8 @@ const Kernel avx512 = {
     .downsample_bytes = downsample_bytes,
     .prepare_downsample = prepare_downsample,
     .downsample = downsample<Avx512>,
+    .stem_room = stem_room<Avx512>,
+    .stem = stem<Avx512>,
     .binary_ceiling = binary_ceiling,
     .float_ceiling = multiply_add_ceiling<Avx512>,
 };

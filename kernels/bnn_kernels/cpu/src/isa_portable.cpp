@@ -6,6 +6,7 @@
 #include "epilogue.hpp"
 #include "isa.hpp"
 #include "simd_portable.hpp"
+#include "stem.hpp"
 
 namespace bnn {
 namespace {
@@ -69,6 +70,8 @@ const Kernel portable = {
     .downsample_bytes = downsample_bytes,
     .prepare_downsample = prepare_downsample,
     .downsample = downsample<Portable>,
+    .stem_room = stem_room<Portable>,
+    .stem = stem<Portable>,
     .binary_ceiling = binary_ceiling,
     .float_ceiling = multiply_add_ceiling<Portable>,
 };

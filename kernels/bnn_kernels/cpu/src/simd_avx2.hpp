@@ -53,6 +53,9 @@ struct Avx2 {
   static Float scale_unless_positive(Float v, Float factor) { return positive(v, mul(factor, v)); }
   static Float at_least(float low, Float v) { return _mm256_max_ps(set(low), v); }  // the second operand where one is NaN
   static Float at_most(float high, Float v) { return _mm256_min_ps(set(high), v); }
+  static Float larger(Float most, Float v) {  // NaN stays, in whichever it is
+    return _mm256_blendv_ps(_mm256_max_ps(most, v), most, _mm256_cmp_ps(most, most, _CMP_UNORD_Q));
+  }
   static Float ge(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
   static uint32_t mask_ge(Float a, Float b) { return (uint32_t)_mm256_movemask_ps(ge(a, b)); }
   static uint32_t mask_ge(const int32_t* a, const int32_t* b) {

@@ -48,6 +48,9 @@ struct Avx512 {
   }
   static Float at_least(float low, Float v) { return _mm512_max_ps(set(low), v); }  // the second operand where one is NaN
   static Float at_most(float high, Float v) { return _mm512_min_ps(set(high), v); }
+  static Float larger(Float most, Float v) {  // NaN stays, in whichever it is
+    return _mm512_mask_max_ps(most, _mm512_cmp_ps_mask(most, most, _CMP_ORD_Q), most, v);
+  }
   static uint32_t mask_ge(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
   static uint32_t mask_ge(const int32_t* a, const int32_t* b) {
     return _mm512_cmpge_epi32_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b));

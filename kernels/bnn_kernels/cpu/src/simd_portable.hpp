@@ -116,6 +116,7 @@ struct Portable {
   static Float scale_unless_positive(Float v, Float factor) { return positive(v, mul(factor, v)); }
   static Float at_least(float low, Float v) { return v < low ? set(low) : v; }
   static Float at_most(float high, Float v) { return v > high ? set(high) : v; }
+  static Float larger(Float most, Float v) { return (most >= v) | (most != most) ? most : v; }  // NaN stays
   static uint32_t bits(Int mask) {
     mask &= Int{1, 2, 4, 8};
     return static_cast<uint32_t>(mask[0] | mask[1] | mask[2] | mask[3]);
