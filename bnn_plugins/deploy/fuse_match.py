@@ -33,7 +33,7 @@ from .fuse_ops import (
     symmetric_padding,
 )
 from .packed import PackedConv2d, PackedLayer, PackedLinear
-from .trace import constants_of, graph_module, module_of, mutates, storage_of
+from .trace import constants_of, graph_module, module_of, mutates, name_of, storage_of
 
 LOPSIDED = "padding='same' with an even kernel pads one side more than the other"
 ADDS = (operator.add, operator.iadd, torch.add)
@@ -245,8 +245,8 @@ class Matcher:
         if not is_float_conv(conv) or conv.in_channels > IMAGE_CHANNELS or len(node.args) != 1:
             return
         stem, reason = Stem(conv, [node]), stem_refusal(conv)
-        while not reason and (reader := self.next(stem.nodes[-1])) is not None and self.extend_stem(stem, reader):
-            stem.nodes.append(reader)
+        while not reason and self.extend_stem(stem):
+            pass
         result = stem.nodes[-1]
         if not reason and not any(c.input is result and isinstance(c.layer, PackedConv2d) for c in self.chains.values()):
             follower = self.next(result)
@@ -258,10 +258,11 @@ class Matcher:
         self.take(stem.nodes)
         self.stems[result] = stem
 
-    def extend_stem(self, stem: Stem, reader: fx.Node) -> bool:
-        """Whether ``reader`` can be the next part of the stem; notes it. Pooling comes first: so do the native networks."""
-        module = module_of(self.root, reader)
-        if stem.act is not None or (module is not None and not quiet(module)):
+    def extend_stem(self, stem: Stem) -> bool:
+        """Whether what follows can be the next part of the stem; notes it. Pooling comes first: so do the native networks."""
+        reader = self.next(stem.nodes[-1]) or self.copying(stem.nodes[-1])
+        module = None if reader is None else module_of(self.root, reader)
+        if reader is None or stem.act is not None or (module is not None and not quiet(module)):
             return False
         if is_plain_pool(module) and stem.pool is None and not stem.affines:
             stem.pool = module
@@ -272,12 +273,22 @@ class Matcher:
         elif isinstance(module, Tile) and module.channel_dim == 1:
             stem.affines.append(module)
             stem.parts.append('tile')
+        elif name_of(reader) == 'cat':  # a tile that a forward has made
+            stem.affines.append(Tile(len(reader.args[0])))
+            stem.parts.append('tile')
         elif (act := self.act_of(reader, None)) is not None:
             stem.act = act
             stem.parts.append(type(act).__name__ if isinstance(act, nn.Module) else act)
         else:
             return False
+        stem.nodes.append(reader)
         return True
+
+    def copying(self, node: fx.Node) -> fx.Node | None:
+        """The only reader of ``node``, where it repeats its channels (:func:`bnn_plugins.layers.expand.tile`)."""
+        reader = next(iter(node.users), None)
+        copies = len(node.users) == 1 and name_of(reader) == 'cat' and reader.args == ([node] * len(reader.args[0]), 1)
+        return reader if copies and reader not in self.taken else None
 
     def add_downsample(self, result: fx.Node) -> None:
         """Pooling, 1x1 convolution and norm that end at ``result``."""

@@ -340,6 +340,8 @@ def words(*shape):
     (lambda: bnn_kernels.binary_block2d_(torch.zeros(2, 6, 5, 7).contiguous(memory_format=torch.channels_last),
                                          words(2, 5, 7, 2), words(6, 1, 1, 2), 40, bnn_kernels.Epilogue(
         torch.ones(6), torch.zeros(6)), pack=False), 2 * 5 * 7 * 6 * 40),
+    (lambda: bnn_kernels.stem2d(torch.zeros(2, 3, 9, 8), torch.zeros(5, 3, 3, 3), bnn_kernels.Epilogue(
+        torch.ones(10), torch.zeros(10)), stride=2, padding=1, window=2), 2 * 5 * 4 * 5 * 3 * 9),
     (lambda: bnn_kernels.downsample2d(torch.zeros(2, 6, 5, 7), torch.zeros(3, 6), torch.zeros(3), 2), 2 * 3 * 3 * 4 * 6),
 ])
 def test_multiply_accumulates(call, macs):
