@@ -13,6 +13,11 @@ def read(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open(newline=''))) if path.exists() else []
 
 
+def machine(rows: list[dict[str, str]]) -> str:
+    names = sorted({f'{row["processor"]}, torch {row["torch"]}' for row in rows})
+    return f'Minutes of one training (threads). Machine: {"; ".join(names)}.'
+
+
 def text() -> str:
     """Bits per character of each model, and what it costs over the float one."""
     rows = read('text.csv')
@@ -30,8 +35,7 @@ def text() -> str:
         cells = [row['config'], KINDS[row['config']], row['seed'], row['iterations'], f'{bpc:.3f}', more, packed,
                  f'{int(row["bytes_float"]) / 1e6:.2f}', size, f'{row["minutes"]} ({row["threads"]})']
         lines.append(f'| {" | ".join(cells)} |')
-    machine = sorted({f'{row["processor"]}, torch {row["torch"]}' for row in rows})
-    return '\n'.join([*lines, '', f'Minutes of one training (threads). Machine: {"; ".join(machine)}.', ''])
+    return '\n'.join([*lines, '', machine(rows), ''])
 
 
 def samples() -> str:
@@ -53,7 +57,7 @@ def detectors() -> str:
                                                                                          'packed_map50')),
                  f'{int(row["bytes_packed"]) / 1e6:.2f}', f'{row["minutes"]} ({row["threads"]})']
         lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join([*lines, ''])
+    return '\n'.join([*lines, '', machine(rows), ''])
 
 
 TABLES = {'sequence_text': text, 'sequence_samples': samples, 'sequence_detectors': detectors}

@@ -4,7 +4,7 @@ A product is a binary linear layer or a binary convolution whose outputs are the
 a norm behind it:
 
 - ``'static'``: :math:`g_j\,S_j / \sqrt{2n}` with the sum of signs :math:`S`, its number of terms :math:`n` and a learned
-  gain :math:`g` that starts at 1: unit variance for the sum of two products, no statistics, the same for every batch.
+  gain :math:`g`: where it starts at 1, unit variance for the sum of two products; no statistics, the same for every batch.
 - ``'ln'``: layer norm over the units of each gate (and over the positions of a map), with a gain, without a bias.
 - ``'none'``: only the scale of the method. A mean magnitude of the weights is left out in front of the others.
 
@@ -57,13 +57,13 @@ class GateProduct(nn.Module):
     """What the two products share; lists no weights of its own.
 
     Attributes:
-        gates (int): how many. norm_name (str): see :data:`NORMS`.
+        gates (int): how many. norm_name (str): see :data:`NORMS`. first_gain (float): where the gains of the norm start.
     """
 
-    def _init_gates(self, gates: int, norm: str, binary_input: bool, real_input: bool) -> None:
+    def _init_gates(self, gates: int, norm: str, gain: float, binary_input: bool, real_input: bool) -> None:
         if norm not in NORMS:
             raise ValueError(unknown('norm', norm, NORMS))
-        self.gates, self.norm_name = gates, norm
+        self.gates, self.norm_name, self.first_gain = gates, norm, gain
         if real_input:
             self.activation = FloatActivation()
         elif binary_input and self.activation.bits < 32:
@@ -84,11 +84,11 @@ class GateProduct(nn.Module):
 
     @torch.no_grad()
     def draw_(self, bound: float) -> None:
-        """New weights, uniform within ``bound``, and gains that begin by undoing the scale that the method gives them."""
+        """New weights, uniform within ``bound``, and gains; static ones begin by undoing the scale that the method gives."""
         self.weight.uniform_(-bound, bound)
-        if self.norm_name == 'static':
-            scale = self.weight_binarizer(self.weight)[1]
-            self.norm.weight.fill_(1.0 if scale is None or scale.is_meta else 1 / float(scale.mean()))
+        if self.norm_name != 'none':
+            scale = self.weight_binarizer(self.weight)[1] if self.norm_name == 'static' else None
+            self.norm.weight.fill_(self.first_gain / (1.0 if scale is None or scale.is_meta else float(scale.mean())))
 
     def binarized(self) -> tuple[Tensor, Tensor | None]:
         """Levels and scale of the weights."""
@@ -112,15 +112,16 @@ class GateLinear(GateProduct, BinaryLinear, nn.Linear):
     """``[..., in_features]`` -> pre-activations ``[..., gates * units]``.
 
     Args:
+        gain: where the gains of the norm start.
         binary_input: the input is -1/+1 already and is taken as it is: an estimator could stop its gradient there.
         real_input: the input stays real, only the weights are binary.
     """
 
     def __init__(self, in_features: int, units: int, gates: int = 4, method: str | dict = 'reactnet', norm: str = 'static',
-                 binary_input: bool = False, real_input: bool = False, expand: dict | Expansion | None = None,
-                 device=None, dtype=None):
+                 gain: float = 1.0, binary_input: bool = False, real_input: bool = False,
+                 expand: dict | Expansion | None = None, device=None, dtype=None):
         super().__init__(in_features, gates * units, False, method=method, expand=expand)
-        self._init_gates(gates, norm, binary_input, real_input)
+        self._init_gates(gates, norm, gain, binary_input, real_input)
         self.to(device=device, dtype=dtype)
 
     def forward(self, input: Tensor, binarized: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
@@ -134,11 +135,11 @@ class GateConv2d(GateProduct, BinaryConv2d, nn.Conv2d):
     """``[N, in_channels, H, W]`` -> pre-activations ``[N, gates * units, H, W]``, 'same' padding. Arguments as above."""
 
     def __init__(self, in_channels: int, units: int, kernel_size: int, gates: int = 4, method: str | dict = 'reactnet',
-                 norm: str = 'static', binary_input: bool = False, real_input: bool = False,
+                 norm: str = 'static', gain: float = 1.0, binary_input: bool = False, real_input: bool = False,
                  expand: dict | Expansion | None = None, pad_value: int = 0, device=None, dtype=None):
         super().__init__(in_channels, gates * units, kernel_size, 1, kernel_size // 2, bias=False, method=method,
                          pad_value=pad_value, expand=expand)
-        self._init_gates(gates, norm, binary_input, real_input)
+        self._init_gates(gates, norm, gain, binary_input, real_input)
         self.to(device=device, dtype=dtype)
 
     def forward(self, input: Tensor, binarized: tuple[Tensor, Tensor | None] | None = None) -> Tensor:

@@ -107,6 +107,16 @@ def test_pre_activations_start_with_unit_variance(method):
     assert 0.7 < z.std() < 1.3
 
 
+@pytest.mark.parametrize('options', [dict(), dict(norm='ln'), dict(cell='gated_linear'), dict(method='recu')], ids=str)
+def test_gain_is_where_the_norms_start(options):
+    x = torch.randn(5, 3, 12)
+    torch.manual_seed(0)
+    one = BinaryLSTM(12, 8, **options).cells[0]
+    torch.manual_seed(0)
+    three = BinaryLSTM(12, 8, gain=3.0, **options).cells[0]
+    torch.testing.assert_close(three.input(x), 3 * one.input(x))
+
+
 def test_gates_are_bits():
     z, c = torch.randn(50, 32), torch.randn(50, 8)
     z[:, ::3] = 0  # the tie: a gate of 0 is open

@@ -1,5 +1,5 @@
 # Adam with a short warm-up and cosine; the steps of the recurrence under bfloat16, which needs no loss scale.
-max_iters = 1000
+max_iters = 2000
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=500)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
