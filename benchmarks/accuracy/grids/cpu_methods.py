@@ -1,7 +1,10 @@
-# Which methods are better after equal numbers of steps? A reduced network (ResNet-8 of width 16 with Bi-Real shortcuts),
-# 20 000 images of CIFAR-10 at 16x16, Adam, one cycle; everything but the method is the same. Minutes of one core per run.
+# Which methods are better after equal numbers of steps? A reduced network (ResNet-8 of width 16), 20 000 images of CIFAR-10
+# at 16x16, Adam, one cycle; minutes of one core per run. Once in the network of Bi-Real Net, with a shortcut around each
+# convolution, everything but the method the same; and the methods that were published before it in the network of their time,
+# with a shortcut around two.
 config = 'configs/classification/resnet20_reactnet_cifar10.py'
-networks = dict(resnet8=dict(type='bnn_plugins.BNNCifarResNet', depth=8, base_channels=16))
+resnet8 = dict(type='bnn_plugins.BNNCifarResNet', depth=8, base_channels=16)
+networks = {'resnet8': resnet8, 'resnet8-single': dict(**resnet8, skips='single')}
 options = {
     'train_dataloader.batch_size': 128,
     'train_dataloader.drop_last': True,
@@ -14,9 +17,12 @@ options = {
 }
 peak_lr = 5e-3
 validations = 4
-epochs = [8]
+epochs = [24]
+common = dict(expansions=[None], epochs=epochs)
 blocks = [
-    dict(networks=['resnet8'], expansions=[None], epochs=epochs, seeds=[0],
+    dict(networks=['resnet8'], seeds=[0], **common,
          methods=['binarynet', 'reactnet', 'xnor', 'bireal', 'recu', 'irnet', 'xnorpp', 'dorefa']),
-    dict(networks=['resnet8'], expansions=[None], epochs=epochs, seeds=[1, 2], methods=['binarynet', 'reactnet']),
+    dict(networks=['resnet8-single'], seeds=[0], methods=['binarynet', 'xnor', 'dorefa'], **common),
+    dict(networks=['resnet8-single'], seeds=[1, 2], methods=['binarynet'], **common),
+    dict(networks=['resnet8'], seeds=[1, 2], methods=['reactnet', 'recu'], **common),
 ]
