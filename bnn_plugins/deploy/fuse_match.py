@@ -2,6 +2,7 @@
 
 A *chain* is a packed layer and what follows it as long as each value has one reader and the epilogue of ``bnn_kernels`` can
 express it: tile, norms, one shortcut, one non-linearity. The sign of the layer that reads its result goes into the same step.
+A *stem* is a real convolution of an image and what lies between it and a binary convolution.
 """
 
 import operator
@@ -124,7 +125,7 @@ class Place(NamedTuple):
 
 
 class Matcher:
-    """Finds chains, downsamples and norms in a traced graph.
+    """Finds chains, stems, downsamples and norms in a traced graph.
 
     Attributes:
         chains: ``{first node: Chain}``. others: ``{last node: (nodes, make)}`` for float parts, ``make()`` builds the step.

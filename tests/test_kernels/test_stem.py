@@ -153,8 +153,8 @@ def test_bound_follows_what_is_written_to_its_weight(call, backend):
 
 def test_it_passes_opcheck_and_compiles(call):
     op = torch.ops.bnn_kernels.stem2d.default
-    for pack in (True, False):
-        torch.library.opcheck(op, tuple((call | dict(pack=pack))[argument.name] for argument in op._schema.arguments))
+    call['x'] = call['x'][:, :, :9, :9]
+    torch.library.opcheck(op, tuple(call[argument.name] for argument in op._schema.arguments))
     compiled = torch.compile(lambda x: op(**(call | dict(x=x + 1))), fullgraph=True)
     assert all(map(torch.equal, compiled(call['x']), op(**(call | dict(x=call['x'] + 1)))))
 

@@ -162,7 +162,7 @@ class Cpu(SequenceOperators, Backend):
                                       pack)
         words, stream = torch.empty(words, dtype=torch.int32), _images(stream, dtype)
         x = x.clone() if x.data_ptr() % x.element_size() else x
-        weights = engine.prepared.get(weight, ('stem',), prepare_stem)
+        weights = stem_weight(weight, is_interleaved(x))
         vectors = [None if v is None else dense(v) for v in (scale, bias, gamma, slope, zeta, threshold)]
         stem = stem_struct(x, weight.shape, *geometry)
         stem[-2:] = struct(x.data_ptr(), weights.data_ptr())
@@ -228,17 +228,30 @@ def prepare_downsample(weight: Tensor, isa: int) -> Tensor:
 def stem_struct(x: Tensor, weight: Sequence[int], stride: Sequence[int], padding: Sequence[int], window: Sequence[int],
                 window_stride: Sequence[int], window_padding: Sequence[int]) -> array:
     """The struct for images like `x` and a weight of this shape; its last two fields, the addresses, are 0."""
+    batch, channels, height, width = x.shape
     outputs, _, *kernel = weight
     sizes = [(i + 2 * p - k) // s + 1 for i, p, k, s in zip(x.shape[2:], padding, kernel, stride, strict=True)]
     pooled = [(i + 2 * p - k) // s + 1 for i, p, k, s in zip(sizes, window_padding, window, window_stride, strict=True)]
     steps = [s if size > 1 else 1 for s, size in zip(stride, sizes, strict=True)]  # rows are laid out by their step
-    return struct(*x.shape, *x.stride(), DTYPES[x.dtype], outputs, *kernel, *steps, *padding, *sizes, *window, *window_stride,
-                  *window_padding, *pooled, 0, 0)
+    inner, pixel_step = (channels, 1) if is_interleaved(x) else (1, x.stride(3))
+    return struct(batch, channels // inner, height, width * inner, *x.stride()[:3], pixel_step, DTYPES[x.dtype], outputs,
+                  kernel[0], kernel[1] * inner, steps[0], steps[1] * inner, padding[0], padding[1] * inner, *sizes, *window,
+                  *window_stride, *window_padding, *pooled, 0, 0)
 
 
-def prepare_stem(weight: Tensor) -> Tensor:
-    """[O, C, kH, kW] to [panels, taps, PANEL]."""
-    taps = F.pad(weight.detach().flatten(1), (0, 0, 0, -weight.shape[0] % PANEL))
+def is_interleaved(x: Tensor) -> bool:
+    """Whether a row of pixels lies in memory like a longer one of a single channel: that is how a stem then reads it."""
+    return x.shape[1] > 1 and x.stride(1) == 1 and x.stride(3) == x.shape[1]
+
+
+def stem_weight(weight: Tensor, interleaved: bool) -> Tensor:
+    return engine.prepared.get(weight, ('stem', interleaved), prepare_stem, interleaved)
+
+
+def prepare_stem(weight: Tensor, interleaved: bool) -> Tensor:
+    """[O, C, kH, kW] to [panels, taps, PANEL], taps in the order in which an image is read."""
+    weight = weight.detach().movedim(1, -1) if interleaved else weight.detach()
+    taps = F.pad(weight.flatten(1), (0, 0, 0, -weight.shape[0] % PANEL))
     return taps.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
 
 

@@ -230,15 +230,17 @@ def bind_downsample2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
 
 
 def bind_stem2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
-    from .backend import ACTS, NO_SHORTCUT, prepare_stem, stem_struct
+    from .backend import ACTS, NO_SHORTCUT, is_interleaved, stem_struct, stem_weight
     call = fixed | inputs
     x, weight, dtype = call['x'], call['weight'], call['dtype']
     vectors = [call[name] for name in ('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold')]
     if set(inputs) != {'x'} or not (has_version(weight) and all(map(is_vector, vectors))):
         return None
 
+    interleaved = is_interleaved(x)
+
     def make(weight: Tensor, isa: int, threads: int) -> tuple:
-        made = engine.prepared.get(weight, ('stem',), prepare_stem)
+        made = stem_weight(weight, interleaved)
         return made.data_ptr(), made
 
     kept, misaligned = Kept(make), x.element_size() - 1

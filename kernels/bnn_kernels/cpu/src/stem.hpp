@@ -36,6 +36,10 @@ int64_t stem_room(const Stem& s) {
   return s.kernel_h * s.channels * round_up(stem_length<S>(s), PANEL) + (s.ring() * stem_pitch<S>(s) + s.pooled_w) * channels;
 }
 
+inline void prefetch(int64_t dtype, const void* x, int64_t i) {
+  __builtin_prefetch(static_cast<const char*>(x) + i * (dtype == FLOAT32 ? 4 : 2));
+}
+
 // Row `y` of an image, which may lie outside, between zeros.
 template <class S>
 void stem_stage(const Stem& s, int64_t image, int64_t y, int64_t pitch, float* to) {
@@ -46,44 +50,46 @@ void stem_stage(const Stem& s, int64_t image, int64_t y, int64_t pitch, float* t
       continue;
     }
     const int64_t from = image * s.image_step + c * s.channel_step + y * s.row_step;
+    const int64_t next = y + s.stride_h < s.height ? from + s.stride_h * s.row_step : from;  // that is read a row later
     float* row = to + left;
     std::fill_n(to, left, 0.0F);
     int64_t x = 0;
     if (s.pixel_step == 1)
-      for (; x + S::lanes <= count; x += S::lanes) S::store(row + x, load<S>(s.dtype, s.x, from + x));
+      for (; x + S::lanes <= count; x += S::lanes) {
+        S::store(row + x, load<S>(s.dtype, s.x, from + x));
+        prefetch(s.dtype, s.x, next + x);
+      }
     for (; x < count; x++) row[x] = load<Scalar>(s.dtype, s.x, from + x * s.pixel_step);
     std::fill_n(row + count, length - left - count, 0.0F);
   }
 }
 
-// One tile of a row: stem_pixels pixels times PANELS panels of channels. `slot` is where the ring has the first row it reads.
+// One tile of a row: stem_pixels pixels, of which the first reads `rows` from `x` on, times PANELS panels of channels. `slot` is
+// where the ring has the first row. Not inline: the loop needs all registers for itself.
 template <class S, int PANELS>
-void stem_tile(const Stem& s, const float* rows, int64_t pitch, int64_t slot, int64_t pixel, int64_t panel, float* to,
-               int64_t stride) {
+[[gnu::noinline]] void stem_tile(const Stem& s, const float* rows, int64_t pitch, int64_t slot, int64_t x, int64_t panel, float* to,
+                                 int64_t stride) {
   constexpr int PIXELS = stem_pixels<S, PANELS>, VECTORS = PANELS * (PANEL / S::lanes);
-  const int64_t taps = s.channels * s.kernel_h * s.kernel_w, slots = s.kernel_h;
+  const int64_t taps = s.channels * s.kernel_h * s.kernel_w, kernel_w = s.kernel_w, step = s.stride_w;
+  const float* weight = s.weight + panel * taps * PANEL;
   typename S::Float sum[PIXELS][VECTORS];
-  const float* weight[PANELS];
-#pragma GCC unroll 16
-  for (int v = 0; v < PANELS; v++) weight[v] = s.weight + (panel + v) * taps * PANEL;
 #pragma GCC unroll 16
   for (int p = 0; p < PIXELS; p++)
 #pragma GCC unroll 16
     for (int v = 0; v < VECTORS; v++) sum[p][v] = S::set(0.0F);
-  int64_t tap = 0;
   for (int64_t c = 0; c < s.channels; c++) {
-    for (int64_t y = 0; y < slots; y++) {
-      const int64_t place = slot + y < slots ? slot + y : slot + y - slots;
-      const float* x[PIXELS];
+    for (int64_t y = 0; y < s.kernel_h; y++) {
+      const int64_t place = slot + y < s.kernel_h ? slot + y : slot + y - s.kernel_h;
+      const float* pixel[PIXELS];
 #pragma GCC unroll 16
-      for (int p = 0; p < PIXELS; p++) x[p] = rows + (place * s.channels + c) * pitch + (pixel + p) * s.stride_w;
-      for (int64_t k = 0; k < s.kernel_w; k++, tap++) {
+      for (int p = 0; p < PIXELS; p++) pixel[p] = rows + (place * s.channels + c) * pitch + x + p * step;
+      for (int64_t k = 0; k < kernel_w; k++, weight += PANEL) {
         typename S::Float w[VECTORS];
 #pragma GCC unroll 16
-        for (int v = 0; v < VECTORS; v++) w[v] = S::load(weight[v * S::lanes / PANEL] + tap * PANEL + v * S::lanes % PANEL);
+        for (int v = 0; v < VECTORS; v++) w[v] = S::load(weight + v * S::lanes / PANEL * taps * PANEL + v * S::lanes % PANEL);
 #pragma GCC unroll 16
         for (int p = 0; p < PIXELS; p++) {
-          const typename S::Float value = S::set(x[p][k]);
+          const typename S::Float value = S::set(pixel[p][k]);
 #pragma GCC unroll 16
           for (int v = 0; v < VECTORS; v++) sum[p][v] = S::multiply_add(value, w[v], sum[p][v]);
         }
@@ -93,7 +99,7 @@ void stem_tile(const Stem& s, const float* rows, int64_t pitch, int64_t slot, in
 #pragma GCC unroll 16
   for (int p = 0; p < PIXELS; p++)
 #pragma GCC unroll 16
-    for (int v = 0; v < VECTORS; v++) S::store(to + (pixel + p) * stride + panel * PANEL + v * S::lanes, sum[p][v]);
+    for (int v = 0; v < VECTORS; v++) S::store(to + p * stride + v * S::lanes, sum[p][v]);
 }
 
 // PANELS panels of all pixels of a pooled row: the largest value of each window, NaN where it holds one.
@@ -150,8 +156,8 @@ void stem(const Stem& s, const Fused& f, int64_t first, int64_t last, float* roo
         stem_stage<S>(s, image, staged, length, rows + (staged + s.pad_h) % s.kernel_h * s.channels * length);
       for_panels<S>(panels, [&]<int PANELS>(std::integral_constant<int, PANELS>, int64_t panel) {
         for (int64_t x = 0; x < s.out_w; x += stem_pixels<S, PANELS>)
-          stem_tile<S, PANELS>(s, rows, length, made * s.stride_h % s.kernel_h, x, panel, ring + made % s.ring() * pitch * channels,
-                               channels);
+          stem_tile<S, PANELS>(s, rows, length, made * s.stride_h % s.kernel_h, x * s.stride_w, panel,
+                               ring + (made % s.ring() * pitch + x) * channels + panel * PANEL, channels);
       });
     }
     if (pools)
