@@ -14,11 +14,10 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-import bnn_kernels
-
 from ..layers.base import input_copies
 from ..layers.expand import Tile
 from .fuse_ops import (
+    LOPSIDED,
     NORMS,
     AffineStep,
     BlockStep,
@@ -26,20 +25,18 @@ from .fuse_ops import (
     ConvStep,
     DownsampleStep,
     PackStep,
-    StemStep,
     Step,
     act_kind,
     depends_on_input,
     pair,
     symmetric_padding,
 )
+from .fuse_stem import Stem, StemStep, is_plain_pool, may_begin_stem, stem_refusal
 from .packed import PackedConv2d, PackedLayer, PackedLinear
 from .trace import constants_of, graph_module, module_of, mutates, name_of, storage_of
 
-LOPSIDED = "padding='same' with an even kernel pads one side more than the other"
 ADDS = (operator.add, operator.iadd, torch.add)
 ACTS = {F.relu: 'relu', torch.relu: 'relu', 'relu': 'relu', 'relu_': 'relu', F.hardtanh: 'hardtanh', torch.tanh: None}
-IMAGE_CHANNELS = 4  # at most, of a convolution that begins a stem
 FRESH = (BlockStep, DownsampleStep, AffineStep, ConvStep, StemStep)  # steps whose stream is theirs and channels-last
 
 
@@ -66,18 +63,6 @@ class Chain:
         return self.nodes[-1]
 
 
-@dataclass
-class Stem:
-    """A real convolution of an image at ``nodes[0]``, and what of its followers is fused with it."""
-
-    conv: nn.Conv2d
-    nodes: list[fx.Node]
-    pool: nn.MaxPool2d | None = None
-    affines: list[nn.Module] = field(default_factory=list)
-    act: nn.Module | str | None = None
-    parts: list[str] = field(default_factory=lambda: ['conv'])
-
-
 def refusal(layer: PackedLayer) -> str:
     """Why a packed layer cannot be fused at all; ''."""
     activation = layer.activation
@@ -99,20 +84,6 @@ def refusal(layer: PackedLayer) -> str:
     if any(t.dtype == torch.float64 for t in (*layer.parameters(), *layer.buffers())):
         return 'float64: the fused operators compute in float32'
     return ''
-
-
-def stem_refusal(conv: nn.Conv2d) -> str:
-    """Why a real convolution of an image cannot begin a fused stem; ''."""
-    if not quiet(conv):
-        return 'has forward hooks'
-    if conv.groups != 1 or conv.dilation != (1, 1):
-        return 'has groups or a dilation'
-    if symmetric_padding(conv) is None:
-        return LOPSIDED
-    if conv.weight.dtype == torch.float64:
-        return 'float64: the fused operators compute in float32'
-    able = bnn_kernels.selection('stem2d', x=conv.weight, weight=conv.weight, padding=symmetric_padding(conv)).backend
-    return f'no backend but the reference has stem2d on {conv.weight.device}' if able in (None, 'reference') else ''
 
 
 class Place(NamedTuple):
@@ -243,7 +214,7 @@ class Matcher:
     def add_stem(self, node: fx.Node) -> None:
         """A real convolution of an image, and what lies between it and a binary convolution."""
         conv = module_of(self.root, node)
-        if not is_float_conv(conv) or conv.in_channels > IMAGE_CHANNELS or len(node.args) != 1:
+        if not is_float_conv(conv) or not may_begin_stem(conv) or len(node.args) != 1:
             return
         stem, reason = Stem(conv, [node]), stem_refusal(conv)
         while not reason and self.extend_stem(stem):
@@ -530,11 +501,6 @@ def pool_size(pool: nn.AvgPool2d) -> int:
     sizes = {*pair(pool.kernel_size), *pair(pool.stride)}
     known = len(sizes) == 1 and pair(pool.padding) == (0, 0) and pool.ceil_mode and not pool.count_include_pad
     return sizes.pop() if known and pool.divisor_override is None else 0
-
-
-def is_plain_pool(pool: nn.Module | None) -> bool:
-    """Whether ``stem2d`` knows a pooling."""
-    return type(pool) is nn.MaxPool2d and pair(pool.dilation) == (1, 1) and not (pool.ceil_mode or pool.return_indices)
 
 
 def quiet(module: nn.Module) -> bool:

@@ -15,9 +15,10 @@ from bnn_kernels.epilogue import stream_of
 from ..binarize import ActivationBinarizer
 from ..layers import RPReLU
 from ..layers.base import input_copies
-from ..layers.expand import Tile, tile
+from ..layers.expand import tile
 from .packed import PackedConv2d, PackedLayer
 
+LOPSIDED = "padding='same' with an even kernel pads one side more than the other"
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -235,58 +236,6 @@ class DownsampleStep(Step):
         if Bound.direct(x):
             return self.bound(x=x)
         return bnn_kernels.downsample2d(x, self.weight, self.bias, self.pool)
-
-
-class StemStep(Step):
-    """The real-valued stem of a network: image -> stream, or ``(words, stream)``.
-
-    Args:
-        conv: a convolution of few channels. pool: what follows it, or ``None``. affines: the norms and tiles behind, in order.
-        act: their non-linearity: a module, the name of a parameterless one, or ``None``.
-        consumer: the packed layer that reads the words; ``None`` for no words.
-    """
-
-    def __init__(self, conv: nn.Conv2d, pool: nn.MaxPool2d | None, affines: list[nn.Module], act: nn.Module | str | None,
-                 consumer: PackedLayer | None):
-        super().__init__()
-        self.held = Held([conv, *affines, *([act] if isinstance(act, nn.Module) else [])])
-        self.affines, self.acts, self.consumers = Held(affines), Held([act]), Held([] if consumer is None else [consumer])
-        self.pack, self.keep = consumer is not None, True
-        window = (1, 1, 0) if pool is None else (pool.kernel_size, pool.stride, pool.padding)
-        window, window_stride, window_padding = map(pair, window)
-        self.geometry = dict(stride=conv.stride, padding=symmetric_padding(conv), window=window, window_stride=window_stride,
-                             window_padding=window_padding)
-
-    def layers(self) -> list[nn.Module]:
-        return [*self.held, *(m for consumer in self.consumers for m in sign_modules(consumer))]
-
-    def affine(self, sizes: bool = False) -> tuple[Tensor, Tensor]:
-        """As :func:`affine`, behind the convolution without its bias."""
-        conv = self.held[0]
-        scale = torch.ones(conv.out_channels, dtype=torch.float64, device=conv.weight.device)
-        bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.double()  # pooling keeps it as it is
-        scale, bias = through_norms(scale, bias, [], sizes)
-        for module in self.affines:
-            if isinstance(module, Tile):
-                scale, bias = scale.repeat(module.times), bias.repeat(module.times)
-            else:
-                scale, bias = through_norms(scale, bias, [module], sizes)
-        return scale, bias
-
-    def prepare(self) -> None:
-        weight = self.held[0].weight
-        self._keep('weight', weight.float().contiguous())
-        self._fold_epilogue(*self.affine(), self.acts[0], self.consumers[0] if self.consumers else None, weight.device)
-        self.bound = Bound('stem2d', weight=self.weight, **self.geometry, **self.epilogue._asdict(), dtype=self.stream,
-                           pack=self.pack)
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        if Bound.direct(x):
-            words, stream = self.bound(x=x)
-        else:
-            words, stream = bnn_kernels.stem2d(x, self.weight, self.epilogue, **self.geometry, dtype=self.stream,
-                                               pack=self.pack)
-        return (words, stream) if self.pack else stream
 
 
 class ConvStep(Step):

@@ -29,7 +29,6 @@ from .fuse_ops import (
     BlockStep,
     ConvStep,
     PackStep,
-    StemStep,
     Step,
     act_vectors,
     affine,
@@ -37,6 +36,7 @@ from .fuse_ops import (
     sign_threshold,
     through_norms,
 )
+from .fuse_stem import StemStep
 from .packed import PackedConv2d, PackedLayer
 from .trace import constants_of, graph_module, trace_region
 

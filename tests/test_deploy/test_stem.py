@@ -9,7 +9,7 @@ from torch import nn
 import bnn_kernels
 from bnn_plugins import fuse_, load_packed_, pack_, save_packed, unfuse_, verify
 from bnn_plugins.deploy import fused_steps
-from bnn_plugins.deploy.fuse_ops import StemStep
+from bnn_plugins.deploy.fuse_stem import StemStep
 from bnn_plugins.layers import BinaryConv2d, RPReLU
 from bnn_plugins.layers.expand import Tile
 

@@ -287,10 +287,12 @@ def test_sizes_are_no_part_of_what_is_compiled():
     assert (after.misses - before.misses, after.hits - before.hits) == (1, 2)
 
 
-def test_downsample2d_is_left_to_torch():
+def test_real_sums_are_left_to_torch():
     x, weight, bias = torch.randn(1, 4, 4, 4), torch.randn(3, 4), torch.randn(3)
     with pytest.raises(RuntimeError, match=f'{BACKEND}: the Triton backends leave downsample2d to torch'):
         bk.downsample2d(x, weight, bias, 2)
+    with pytest.raises(RuntimeError, match=f'{BACKEND}: the Triton backends leave stem2d to torch'):
+        bk.stem2d(x, weight[..., None, None], bk.Epilogue(bias, bias))
 
 
 @pytest.mark.parametrize(('change', 'error', 'sentence'), [

@@ -1,0 +1,104 @@
+"""The real stem of a network as one step: a convolution of an image, and what lies between it and a binary convolution."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+import bnn_kernels
+from bnn_kernels import Bound
+
+from ..layers.expand import Tile
+from .fuse_ops import LOPSIDED, Held, Step, pair, sign_modules, symmetric_padding, through_norms
+from .packed import PackedLayer
+from .trace import has_hooks
+
+IMAGE_CHANNELS = 4  # at most, of a convolution that begins a stem
+
+
+@dataclass
+class Stem:
+    """A real convolution of an image at ``nodes[0]``, and what of its followers is fused with it."""
+
+    conv: nn.Conv2d
+    nodes: list[fx.Node]
+    pool: nn.MaxPool2d | None = None
+    affines: list[nn.Module] = field(default_factory=list)
+    act: nn.Module | str | None = None
+    parts: list[str] = field(default_factory=lambda: ['conv'])
+
+
+class StemStep(Step):
+    """The real-valued stem of a network: image -> stream, or ``(words, stream)``.
+
+    Args:
+        conv: a convolution of few channels. pool: what follows it, or ``None``. affines: the norms and tiles behind, in order.
+        act: their non-linearity: a module, the name of a parameterless one, or ``None``.
+        consumer: the packed layer that reads the words; ``None`` for no words.
+    """
+
+    def __init__(self, conv: nn.Conv2d, pool: nn.MaxPool2d | None, affines: list[nn.Module], act: nn.Module | str | None,
+                 consumer: PackedLayer | None):
+        super().__init__()
+        self.held = Held([conv, *affines, *([act] if isinstance(act, nn.Module) else [])])
+        self.affines, self.acts, self.consumers = Held(affines), Held([act]), Held([] if consumer is None else [consumer])
+        self.pack, self.keep = consumer is not None, True
+        window = (1, 1, 0) if pool is None else (pool.kernel_size, pool.stride, pool.padding)
+        window, window_stride, window_padding = map(pair, window)
+        self.geometry = dict(stride=conv.stride, padding=symmetric_padding(conv), window=window, window_stride=window_stride,
+                             window_padding=window_padding)
+
+    def layers(self) -> list[nn.Module]:
+        return [*self.held, *(m for consumer in self.consumers for m in sign_modules(consumer))]
+
+    def affine(self, sizes: bool = False) -> tuple[Tensor, Tensor]:
+        """As ``affine`` of a packed layer, behind the convolution without its bias."""
+        conv = self.held[0]
+        scale = torch.ones(conv.out_channels, dtype=torch.float64, device=conv.weight.device)
+        bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.double()  # pooling keeps it as it is
+        scale, bias = through_norms(scale, bias, [], sizes)
+        for module in self.affines:
+            if isinstance(module, Tile):
+                scale, bias = scale.repeat(module.times), bias.repeat(module.times)
+            else:
+                scale, bias = through_norms(scale, bias, [module], sizes)
+        return scale, bias
+
+    def prepare(self) -> None:
+        weight = self.held[0].weight
+        self._keep('weight', weight.float().contiguous())
+        self._fold_epilogue(*self.affine(), self.acts[0], self.consumers[0] if self.consumers else None, weight.device)
+        self.bound = Bound('stem2d', weight=self.weight, **self.geometry, **self.epilogue._asdict(), dtype=self.stream,
+                           pack=self.pack)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if Bound.direct(x):
+            words, stream = self.bound(x=x)
+        else:
+            words, stream = bnn_kernels.stem2d(x, self.weight, self.epilogue, **self.geometry, dtype=self.stream,
+                                               pack=self.pack)
+        return (words, stream) if self.pack else stream
+
+
+def may_begin_stem(conv: nn.Conv2d) -> bool:
+    """Whether a real convolution reads an image."""
+    return conv.in_channels <= IMAGE_CHANNELS
+
+
+def stem_refusal(conv: nn.Conv2d) -> str:
+    """Why a real convolution of an image cannot begin a fused stem; ''."""
+    if has_hooks(conv):
+        return 'has forward hooks'
+    if conv.groups != 1 or conv.dilation != (1, 1):
+        return 'has groups or a dilation'
+    if symmetric_padding(conv) is None:
+        return LOPSIDED
+    if conv.weight.dtype == torch.float64:
+        return 'float64: the fused operators compute in float32'
+    able = bnn_kernels.selection('stem2d', x=conv.weight, weight=conv.weight, padding=symmetric_padding(conv)).backend
+    return f'no backend but the reference has stem2d on {conv.weight.device}' if able in (None, 'reference') else ''
+
+
+def is_plain_pool(pool: nn.Module | None) -> bool:
+    """Whether ``stem2d`` knows a pooling."""
+    return type(pool) is nn.MaxPool2d and pair(pool.dilation) == (1, 1) and not (pool.ceil_mode or pool.return_indices)
