@@ -9,6 +9,7 @@ from torch import nn
 import bnn_kernels
 from bnn_plugins import fuse_, load_packed_, pack_, save_packed, unfuse_, verify
 from bnn_plugins.deploy import fused_steps
+from bnn_plugins.deploy.fuse_ops import ConvStep
 from bnn_plugins.deploy.fuse_stem import StemStep
 from bnn_plugins.layers import BinaryConv2d, RPReLU
 from bnn_plugins.layers.expand import Tile
@@ -93,7 +94,10 @@ def test_it_follows_its_parameters():
         assert not torch.equal(step(x)[1], before)
         model.bfloat16()
         assert model(x.bfloat16())[0].dtype == torch.bfloat16
-    assert type(next(fused_steps(model))[1]) is StemStep
+        assert type(next(fused_steps(model))[1]) is StemStep
+        with bnn_kernels.set_backend('reference'):  # as on a device that the engine does not run on
+            model.float()(x)
+        assert type(next(fused_steps(model))[1]) is ConvStep
 
 
 @pytest.mark.parametrize(('parts', 'text'), [
