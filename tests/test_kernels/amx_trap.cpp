@@ -1,7 +1,8 @@
 // A processor without AMX runs the engine's real AMX code: it traps at every tile instruction, and a handler does what the
 // instruction would. Written after Intel's manual, not after the engine, so that wrong encodings, operands, strides and tile
-// configurations show. Linked with api.cpp, driver.cpp, plan.cpp and isa_amx.cpp in place of the other instruction sets.
+// configurations show. Linked with the engine's files for AMX and AVX-512 in place of isa.cpp.
 
+#include <cmath>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
@@ -24,7 +25,20 @@ static_assert(sizeof(Configuration) == 64);
 
 thread_local Configuration configuration;
 thread_local int8_t tiles[8][16][64];
-uint64_t executed = 0;
+
+// In the order of `names` in amx_trap.py.
+enum Operation { LDTILECFG, STTILECFG, TILEZERO, TILELOADD, TILESTORED, TDPBSSD, TDPBF16PS, OPERATIONS };
+uint64_t executed[OPERATIONS] = {};
+
+// Subnormal numbers count as zero, as operands and as results; the processor asks no rounding mode.
+float flush(float v) { return std::fpclassify(v) == FP_SUBNORMAL ? std::copysign(0.0F, v) : v; }
+float bfloat16(const int8_t* bytes) {
+  const uint32_t bits = static_cast<uint32_t>(static_cast<uint8_t>(bytes[0])) << 16 |
+                        static_cast<uint32_t>(static_cast<uint8_t>(bytes[1])) << 24;
+  float v;
+  std::memcpy(&v, &bits, 4);
+  return flush(v);
+}
 
 [[noreturn]] void fault(const char* why, const uint8_t* at) {
   std::fprintf(stderr, "amx_trap: %s at %02x %02x %02x %02x %02x\n", why, at[0], at[1], at[2], at[3], at[4]);
@@ -93,7 +107,9 @@ struct Instruction {
     }
   }
 
-  void multiply_add(int sums, int a, int b) const {
+  // `add(sum, row, column)` adds the products of a row of A, four bytes at a time, with a column of B, four bytes of each row.
+  template <class Number, class Add>
+  void multiply_add(int sums, int a, int b, const Add& add) const {
     check(sums), check(a), check(b);
     if (sums == a || sums == b || a == b) fault("tiles of a product must differ", at);
     const int depth = configuration.row_bytes[a] / 4;
@@ -102,41 +118,65 @@ struct Instruction {
       fault("sizes of the tiles do not fit", at);
     for (int m = 0; m < configuration.rows[sums]; m++)
       for (int n = 0; n < configuration.row_bytes[sums] / 4; n++) {
-        int32_t sum;
+        Number sum;
         std::memcpy(&sum, &tiles[sums][m][4 * n], 4);
-        for (int k = 0; k < depth; k++)
-          for (int i = 0; i < 4; i++) sum += tiles[a][m][4 * k + i] * tiles[b][k][4 * n + i];
+        sum = add(sum, depth, tiles[a][m], &tiles[b][0][4 * n]);
         std::memcpy(&tiles[sums][m][4 * n], &sum, 4);
       }
   }
 
-  void run() const {
+  static int32_t add_bytes(int32_t sum, int depth, const int8_t* row, const int8_t* column) {
+    for (int k = 0; k < depth; k++)
+      for (int i = 0; i < 4; i++) sum += row[4 * k + i] * column[64 * k + i];
+    return sum;
+  }
+
+  static float add_bfloat16(float sum, int depth, const int8_t* row, const int8_t* column) {
+    float part[2] = {};  // of even and of odd terms
+    for (int k = 0; k < depth; k++)
+      for (int i = 0; i < 2; i++)
+        part[i] = flush(std::fma(bfloat16(row + 4 * k + 2 * i), bfloat16(column + 64 * k + 2 * i), part[i]));
+    return flush(flush(sum) + flush(part[0] + part[1]));
+  }
+
+  Operation run() const {
     constexpr int none = 0, x66 = 1, xf3 = 2, xf2 = 3;
-    if (opcode == 0x49 && prefix == none && memory) {  // ldtilecfg
+    if (opcode == 0x49 && prefix == none && memory) {
       std::memcpy(&configuration, reinterpret_cast<void*>(base), 64);
       std::memset(tiles, 0, sizeof(tiles));
       if (configuration.palette > 1) fault("unknown palette", at);
-    } else if (opcode == 0x49 && prefix == x66 && memory) {  // sttilecfg
+      return LDTILECFG;
+    }
+    if (opcode == 0x49 && prefix == x66 && memory) {
       std::memcpy(reinterpret_cast<void*>(base), &configuration, 64);
-    } else if (opcode == 0x49 && prefix == xf2 && !memory) {  // tilezero
+      return STTILECFG;
+    }
+    if (opcode == 0x49 && prefix == xf2 && !memory) {
       check(reg);
       std::memset(tiles[reg], 0, sizeof(tiles[reg]));
-    } else if (opcode == 0x4b && memory && rm == 4 && (prefix == xf2 || prefix == xf3)) {  // tileloadd, tilestored
-      copy(reg, prefix == xf2);
-    } else if (opcode == 0x5e && prefix == xf2 && !memory) {  // tdpbssd
-      multiply_add(reg, rm, vvvv);
-    } else {
-      fault("not one of the six tile instructions", at);
+      return TILEZERO;
     }
+    if (opcode == 0x4b && memory && rm == 4 && (prefix == xf2 || prefix == xf3)) {
+      copy(reg, prefix == xf2);
+      return prefix == xf2 ? TILELOADD : TILESTORED;
+    }
+    if (opcode == 0x5e && prefix == xf2 && !memory) {
+      multiply_add<int32_t>(reg, rm, vvvv, add_bytes);
+      return TDPBSSD;
+    }
+    if (opcode == 0x5c && prefix == xf3 && !memory) {
+      multiply_add<float>(reg, rm, vvvv, add_bfloat16);
+      return TDPBF16PS;
+    }
+    fault("not one of the seven tile instructions", at);
   }
 };
 
 void handle(int, siginfo_t*, void* context) {
   greg_t* registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
   const Instruction instruction(reinterpret_cast<const uint8_t*>(registers[REG_RIP]), registers);
-  instruction.run();
+  __atomic_fetch_add(&executed[instruction.run()], 1, __ATOMIC_RELAXED);
   registers[REG_RIP] += instruction.length;
-  __atomic_fetch_add(&executed, 1, __ATOMIC_RELAXED);
 }
 
 const int installed = [] {
@@ -150,13 +190,12 @@ const int installed = [] {
 
 namespace bnn {
 
-extern const Kernel avx512 = {};
 extern const SequenceKernel sequence_portable = {}, sequence_avx2 = {}, sequence_avx512 = {};
 bool has_avx512() { return true; }
 const Kernel* kernel(int64_t) { return &amx; }
 
 }  // namespace bnn
 
-// Tile instructions that trapped so far, and whether this thread's tiles are configured.
-extern "C" __attribute__((visibility("default"))) uint64_t amx_trap_executed() { return executed; }
+// How often an instruction trapped so far, and whether this thread's tiles are configured.
+extern "C" __attribute__((visibility("default"))) uint64_t amx_trap_executed(int operation) { return executed[operation]; }
 extern "C" __attribute__((visibility("default"))) int amx_trap_configured() { return configuration.palette; }

@@ -1,6 +1,6 @@
 """Runs the engine's real AMX code under amx_trap.cpp: `python -m test_kernels.amx_trap LIBRARY CASES`, see test_amx.py.
 
-A process of its own, because the handler of illegal instructions stays.
+Prints how often each instruction ran. A process of its own, because the handler of illegal instructions stays.
 """
 
 import sys
@@ -16,22 +16,43 @@ from bnn_kernels.reference import Reference
 
 from . import cases
 
+OPERATIONS = ('ldtilecfg', 'sttilecfg', 'tilezero', 'tileloadd', 'tilestored', 'tdpbssd', 'tdpbf16ps')
+SMALL = cases.convolutions(outputs=st.integers(1, 33), batch=1)
+
 
 def main(library: str, examples: int) -> None:
     engine.LIBRARY = Path(library)
     engine.set_isa('amx')
     cpu, reference = Cpu(), Reference()
     trap = engine.library()
+    given_back = lambda: not trap.amx_trap_configured()  # noqa: E731
+    some = settings(deadline=None, max_examples=examples, database=None, derandomize=True)
 
-    @settings(deadline=None, max_examples=examples, database=None, derandomize=True)
-    @given(call=st.one_of(cases.convolutions(outputs=st.integers(1, 33), batch=1), cases.transposed()))
-    def run(call):
+    @some
+    @given(call=st.one_of(SMALL, cases.transposed()))
+    def sums(call):
         op = 'binary_conv2d' if 'pad_value' in call else 'binary_conv_transpose2d'
         assert torch.equal(getattr(cpu, op)(**call), getattr(reference, op)(**call))
-        assert not trap.amx_trap_configured()  # tiles are given back
+        assert given_back()
 
-    run()
-    print(trap.amx_trap_executed())
+    @some
+    @given(call=st.one_of(cases.blocks(SMALL), cases.signs(SMALL)))
+    def epilogues(call):
+        if 'act' in call:
+            for result, expected in zip(cases.run_block(cpu, call), cases.run_block(reference, call), strict=True):
+                assert torch.equal(result, expected)
+        else:
+            assert torch.equal(cpu.binary_conv2d_sign(**call), reference.binary_conv2d_sign(**call))
+        assert given_back()
+
+    @some
+    @given(call=cases.downsamples())
+    def downsamples(call):
+        cases.check_downsample(cpu.downsample2d(**call), call)
+        assert given_back()
+
+    sums(), epilogues(), downsamples()
+    print(*(f'{name}={trap.amx_trap_executed(number)}' for number, name in enumerate(OPERATIONS)))
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from bnn_kernels import attention, checks, layout, recurrence
 from bnn_kernels.epilogue import ACTS
@@ -105,6 +106,31 @@ def run_block(backend, call: dict) -> tuple[torch.Tensor, torch.Tensor]:
 def same(result: torch.Tensor, expected: torch.Tensor, memory_format=torch.contiguous_format) -> bool:
     return (result.dtype == expected.dtype and torch.equal(result, expected)
             and result.is_contiguous(memory_format=memory_format))
+
+
+@st.composite
+def downsamples(draw):
+    """Arguments of downsample2d."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    batch, channels, outputs, image = draw(st.integers(0, 2)), draw(CHANNELS), draw(OUTPUTS), draw(pairs(1, 15))
+    x, weight, bias = (torch.from_numpy(random.normal(size=shape).astype(np.float32))
+                       for shape in ((batch, channels, *image), (outputs, channels), outputs))
+    return dict(x=x.to(draw(st.sampled_from(STREAMS))), weight=weight, bias=bias, pool=draw(st.integers(1, 5)))
+
+
+def check_downsample(result: torch.Tensor, call: dict) -> None:
+    """Against float64, within what float32 sums in any order may lose, and the rounding of the result."""
+    x, weight, bias = (call[name].double() for name in ('x', 'weight', 'bias'))
+
+    def downsample(x, weight, bias):
+        pooled = F.avg_pool2d(x, call['pool'], call['pool'], ceil_mode=True, count_include_pad=False)
+        return torch.einsum('oc, nchw -> nohw', weight, pooled) + bias[:, None, None]
+
+    exact, sizes = downsample(x, weight, bias), downsample(x.abs(), weight.abs(), bias.abs())
+    roundings = weight.shape[1] + call['pool']**2 + 4
+    bound = roundings * 2**-24 * sizes + torch.finfo(result.dtype).eps / 2 * exact.abs() * 1.01 + 2**-25
+    assert (result.dtype, result.shape) == (call['x'].dtype, exact.shape)
+    assert (result.double() - exact).abs().le(bound).all()
 
 
 # --- sequences -----------------------------------------------------------------------------------------------------------

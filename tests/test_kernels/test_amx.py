@@ -22,6 +22,7 @@ from . import cases
 SOURCES, TESTS = Path(engine.__file__).with_name('src'), Path(__file__).parent
 COMPILER = os.environ.get('CXX') or shutil.which('c++') or shutil.which('g++')
 CPU, REFERENCE = Cpu(), Reference()
+INSTRUCTIONS = {'ldtilecfg', 'sttilecfg', 'tilezero', 'tileloadd', 'tilestored', 'tdpbssd', 'tdpbf16ps'}
 try:
     AVAILABLE = engine.available_isas()
 except RuntimeError as error:
@@ -88,6 +89,13 @@ def test_binary_conv2d_sign(call):
 
 
 @uses_isa
+@examples(200)
+@given(call=cases.downsamples())
+def test_downsample2d(call):
+    cases.check_downsample(CPU.downsample2d(**call), call)
+
+
+@uses_isa
 @pytest.mark.parametrize('pad_value', [0, -1, 1])
 @pytest.mark.parametrize(('far', 'near'), [(10**6, 20), (50, 50)])
 def test_wide_dilation(far, near, pad_value):
@@ -115,13 +123,15 @@ def test_threads(threads, monkeypatch):
 def test_machine_code_under_a_trap_handler(tmp_path):
     """On a processor without AMX every tile instruction traps; a handler that knows the manual executes it."""
     library = tmp_path / 'trap.so'
-    sources = [SOURCES / name for name in ('api.cpp', 'driver.cpp', 'plan.cpp', 'sequence.cpp', 'isa_amx.cpp')]
-    subprocess.run([COMPILER, '-std=c++20', '-O2', '-fPIC', '-shared', '-fopenmp', '-fvisibility=hidden', f'-I{SOURCES}',
-                    *sources, TESTS / 'amx_trap.cpp', '-o', library], check=True)
+    sources = [SOURCES / f'{name}.cpp' for name in ('api', 'driver', 'plan', 'sequence', 'isa_amx', 'isa_avx512')]
+    subprocess.run([COMPILER, '-std=c++20', '-O2', '-fPIC', '-shared', '-fopenmp', '-fvisibility=hidden', '-ffp-contract=off',
+                    f'-I{SOURCES}', *sources, TESTS / 'amx_trap.cpp', '-o', library], check=True)
     run = subprocess.run([sys.executable, '-m', f'{__package__}.amx_trap', library, '300'], cwd=TESTS.parent,
                          capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) > 1000
+    ran = dict(pair.split('=') for pair in run.stdout.split())
+    assert ran.keys() == INSTRUCTIONS
+    assert all(int(times) > 200 for times in ran.values()), ran
 
 
 @pytest.mark.skipif(platform.machine() != 'x86_64' or sys.platform != 'linux', reason='AMX is for x86-64 and Linux')
@@ -129,7 +139,7 @@ def test_machine_code_under_a_trap_handler(tmp_path):
 def test_the_engine_holds_these_instructions_and_no_other():
     code = subprocess.run(['objdump', '-d', '--no-show-raw-insn', engine.LIBRARY], check=True, capture_output=True, text=True)
     found = set(re.findall(r'\b((?:ld|st)tilecfg|tile\w+|tdp\w+)\b', code.stdout))
-    assert found == {'ldtilecfg', 'sttilecfg', 'tilezero', 'tileloadd', 'tilestored', 'tdpbssd', 'tdpbf16ps'}
+    assert found == INSTRUCTIONS
 
 
 def test_emulation_is_never_chosen_by_itself(monkeypatch):

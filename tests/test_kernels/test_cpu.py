@@ -118,19 +118,14 @@ def test_pack_features(lead, features, kind, seed):
     assert agree('pack_features', call)
 
 
-@examples(100)
-@given(batch=st.integers(0, 2), channels=cases.CHANNELS, outputs=cases.OUTPUTS, image=cases.pairs(1, 15),
-       pool=st.integers(1, 5), kind=st.sampled_from(cases.STREAMS), seed=st.integers(0, 99))
-def test_downsample2d(batch, channels, outputs, image, pool, kind, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, channels, *image, generator=generator).to(kind)
-    weight, bias = torch.randn(outputs, channels, generator=generator), torch.randn(outputs, generator=generator)
-    expected = REFERENCE.downsample2d(x, weight, bias, pool)
+@examples(150)
+@given(call=cases.downsamples())
+def test_downsample2d(call):
     for isa in ISAS:
         with cpu.set_isa(isa):
-            result = CPU.downsample2d(x, weight, bias, pool)
+            result = CPU.downsample2d(**call)
         assert result.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(result, expected, rtol=2e-2 if kind == torch.bfloat16 else 2e-3, atol=1e-3)
+        cases.check_downsample(result, call)
 
 
 @pytest.mark.parametrize('act', ['identity', 'relu', 'hardtanh', 'prelu'])

@@ -1,7 +1,7 @@
 // The 1x1 convolution of the downsample in AMX tiles of bfloat16, as exact as in float32: a float is the sum of three bfloat16,
 // and six of the nine products of two such sums matter; the others are below the last bit of the float32 sum.
 //
-// Include it behind BNN_TARGET, for a T with tiles as in amx.hpp and T::multiply_add_bfloat16.
+// For a T with tiles as in amx.hpp and T::multiply_add_bfloat16, and the instruction set S around them.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,6 @@
 
 #include "amx.hpp"
 #include "downsample.hpp"
-#include "simd_avx512.hpp"
 
 namespace bnn {
 namespace {
@@ -40,12 +39,19 @@ inline void amx_prepare_downsample(int64_t channels, int64_t outputs, const floa
   }
 }
 
-// Sixteen floats as three times sixteen bfloat16, `stride` bfloat16 apart.
-inline void split(__m512 v, uint16_t* to, int64_t stride) {
-  for (int64_t part = 0; part < PARTS; part++) v = _mm512_sub_ps(v, Avx512::store_bfloat16(to + part * stride, v));
+// A row of floats as three rows of bfloat16, `stride` bfloat16 apart, with zeros up to `width`.
+template <class S>
+void split(const float* row, int64_t channels, int64_t width, uint16_t* to, int64_t stride) {
+  for (int64_t c = 0; c < width; c += S::lanes) {
+    alignas(ALIGNMENT) float last[S::lanes] = {};
+    const int64_t left = std::clamp<int64_t>(channels - c, 0, S::lanes);
+    if (left < S::lanes) std::copy_n(row + c, left, last);
+    typename S::Float rest = S::load(left < S::lanes ? last : row + c);
+    for (int64_t part = 0; part < PARTS; part++) rest = S::sub(rest, S::store_bfloat16(to + part * stride + c, rest));
+  }
 }
 
-template <class T, int TILES>
+template <class T, class S, int TILES>
 void multiply_parts(const Downsample& d, const uint16_t* parts, int64_t stride, int64_t pixel, int64_t pixels) {
   const int64_t steps = part_steps(d.channels), row = steps * PART_TERMS * 2;
   const int8_t* weight = static_cast<const int8_t*>(d.weight);
@@ -81,31 +87,26 @@ void multiply_parts(const Downsample& d, const uint16_t* parts, int64_t stride, 
     if constexpr (TILES > 1) T::template store<1>(sums[ROWS], DEPTH);
     if constexpr (TILES > 2) T::template store<2>(sums[2 * ROWS], DEPTH);
     if constexpr (TILES > 3) T::template store<3>(sums[3 * ROWS], DEPTH);
-    const __m512 bias = Avx512::load(d.bias + channel);
     for (int64_t p = 0; p < pixels; p++) {
-      Avx512::store(sums[p], Avx512::add(Avx512::load(sums[p]), bias));
-      write<Avx512>(d, pixel + p, channel, sums[p]);
+      for (int64_t i = 0; i < PANEL; i += S::lanes)
+        S::store(sums[p] + i, S::add(S::load(sums[p] + i), S::load(d.bias + channel + i)));
+      write<S>(d, pixel + p, channel, sums[p]);
     }
   }
 }
 
-template <class T>
+template <class T, class S>
 void amx_downsample(const Downsample& d, int64_t pixel, int64_t pixels, float* room) {
   const int64_t width = part_steps(d.channels) * PART_TERMS, stride = DOWNSAMPLE_PIXELS * width;
   uint16_t* parts = reinterpret_cast<uint16_t*>(room + DOWNSAMPLE_PIXELS * width);
-  pool<Avx512>(d, pixel, pixels, room);
-  for (int64_t p = 0; p < pixels; p++) {
-    for (int64_t c = 0; c < width; c += Avx512::lanes) {
-      const int64_t lanes = std::clamp<int64_t>(d.channels - c, 0, Avx512::lanes);
-      split(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << lanes) - 1), room + p * d.channels + c), parts + p * width + c, stride);
-    }
-  }
+  pool<S>(d, pixel, pixels, room);
+  for (int64_t p = 0; p < pixels; p++) split<S>(room + p * d.channels, d.channels, width, parts + p * width, stride);
   const typename T::Configuration configuration;
   switch (divide_up(pixels, ROWS)) {
-    case 1: return multiply_parts<T, 1>(d, parts, stride, pixel, pixels);
-    case 2: return multiply_parts<T, 2>(d, parts, stride, pixel, pixels);
-    case 3: return multiply_parts<T, 3>(d, parts, stride, pixel, pixels);
-    default: return multiply_parts<T, 4>(d, parts, stride, pixel, pixels);
+    case 1: return multiply_parts<T, S, 1>(d, parts, stride, pixel, pixels);
+    case 2: return multiply_parts<T, S, 2>(d, parts, stride, pixel, pixels);
+    case 3: return multiply_parts<T, S, 3>(d, parts, stride, pixel, pixels);
+    default: return multiply_parts<T, S, 4>(d, parts, stride, pixel, pixels);
   }
 }
 

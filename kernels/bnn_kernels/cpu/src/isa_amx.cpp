@@ -21,6 +21,7 @@ BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512v
 #include "amx.hpp"
 #include "ceiling.hpp"
 #include "downsample_amx.hpp"
+#include "simd_avx512.hpp"
 
 namespace bnn {
 namespace {
@@ -143,7 +144,7 @@ const Kernel amx = {
     .downsample_pixels = DOWNSAMPLE_PIXELS,
     .downsample_bytes = amx_downsample_bytes,
     .prepare_downsample = amx_prepare_downsample,
-    .downsample = amx_downsample<Tiles>,
+    .downsample = amx_downsample<Tiles, Avx512>,
     .stem_room = avx512.stem_room,
     .stem = avx512.stem,
     .binary_ceiling = binary_ceiling,

@@ -4,7 +4,9 @@
 #include <cstring>
 
 #include "amx.hpp"
+#include "downsample_amx.hpp"
 #include "isa.hpp"
+#include "simd_portable.hpp"
 
 namespace bnn {
 namespace {
@@ -59,6 +61,31 @@ struct EmulatedTiles {
     }
   }
 
+  // Pairs of bfloat16, A[m][2 k ...] and B[k][2 n ...]: the even and the odd products apart. Every product is exact in float32.
+  // The processor also takes subnormal numbers for zero.
+  template <int SUMS, int A, int B>
+  static void multiply_add_bfloat16() {
+    const auto &a = tile(A), &b = tile(B);
+    const auto number = [](const int8_t* at) {
+      uint16_t half;
+      std::memcpy(&half, at, sizeof(half));
+      return bfloat16_to_float(half);
+    };
+    for (int m = 0; m < 16; m++) {
+      float sums[16];
+      std::memcpy(sums, tile(SUMS)[m], sizeof(sums));
+      for (int n = 0; n < 16; n++) {
+        float even = 0, odd = 0;
+        for (int k = 0; k < 16; k++) {
+          even += number(&a[m][4 * k]) * number(&b[k][4 * n]);
+          odd += number(&a[m][4 * k + 2]) * number(&b[k][4 * n + 2]);
+        }
+        sums[n] += even + odd;
+      }
+      std::memcpy(tile(SUMS)[m], sums, sizeof(sums));
+    }
+  }
+
   static void signs(uint64_t bits, uint64_t channels, int8_t* bytes) {
     for (int i = 0; i < 64; i++) bytes[i] = (channels >> i & 1) == 0 ? 0 : (bits >> i & 1) != 0 ? 1 : -1;
   }
@@ -82,10 +109,10 @@ const Kernel amx_emulated = {
     .fused = portable.fused,
     .signs = portable.signs,
     .pack = portable.pack,
-    .downsample_pixels = portable.downsample_pixels,
-    .downsample_bytes = portable.downsample_bytes,
-    .prepare_downsample = portable.prepare_downsample,
-    .downsample = portable.downsample,
+    .downsample_pixels = DOWNSAMPLE_PIXELS,
+    .downsample_bytes = amx_downsample_bytes,
+    .prepare_downsample = amx_prepare_downsample,
+    .downsample = amx_downsample<EmulatedTiles, Portable>,
     .stem_room = portable.stem_room,
     .stem = portable.stem,
     .binary_ceiling = nullptr,
