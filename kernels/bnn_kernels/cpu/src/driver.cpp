@@ -24,12 +24,12 @@ struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
 
-// Cuts one image into blocks: as many whole rows as fit, or equal pieces of a row.
+// Cuts one image into blocks of about one size: whole rows, or pieces of a row.
 class Blocks {
  public:
   Blocks(const Conv& c, int64_t pixels)
       : conv_(c),
-        rows_(std::max<int64_t>(1, pixels / c.out_w)),
+        rows_(divide_up(c.out_h, divide_up(c.out_h, std::max<int64_t>(1, pixels / c.out_w)))),
         pieces_(divide_up(c.out_w, pixels)),
         bands_(divide_up(c.out_h, rows_)) {}
 
@@ -234,12 +234,13 @@ void pack(const Kernel& kernel, const Packing& packing, int64_t threads) {
 
 void downsample(const Kernel& kernel, const Downsample& d, int64_t threads) {
   const int64_t step = kernel.downsample_pixels, pixels = d.batch * d.out_h() * d.out_w();
-  const bool serial = pixels * d.outputs * d.channels < SERIAL_WORK / 32;
-  parallel(divide_up(pixels, step), serial ? 1 : threads, [&](int64_t first, int64_t last) {
+  if (pixels * d.outputs * d.channels < SERIAL_WORK / 32) threads = 1;
+  const int64_t blocks = std::min(pixels, round_up(divide_up(pixels, step), threads));  // of equal size
+  parallel(blocks, threads, [&](int64_t first, int64_t last) {
     const int64_t room = step * round_up(d.channels, WORD_BITS) * DOWNSAMPLE_ROOM * static_cast<int64_t>(sizeof(float));
     float* pooled = static_cast<float*>(scratch(POOLED, room));
     for (int64_t i = first; i < last; i++)
-      kernel.downsample(d, i * step, std::min(pixels, (i + 1) * step) - i * step, pooled);
+      kernel.downsample(d, pixels * i / blocks, pixels * (i + 1) / blocks - pixels * i / blocks, pooled);
   });
 }
 

@@ -108,7 +108,7 @@ using Count = Counting<Avx512Count>;
 
 const Kernel avx512 = {
     .name = "avx512",
-    .block_pixels = 64,
+    .block_pixels = 128,
     .lanes = Avx512Count::lanes,
     .prepared_bytes = Count::prepared_bytes,
     .prepare = Count::prepare,
@@ -116,7 +116,7 @@ const Kernel avx512 = {
     .fused = fused<Avx512>,
     .signs = signs<Avx512>,
     .pack = pack<Avx512>,
-    .downsample_pixels = 48,  // a multiple of the pixels of a tile
+    .downsample_pixels = 64,
     .downsample_bytes = downsample_bytes,
     .prepare_downsample = prepare_downsample,
     .downsample = downsample<Avx512>,
