@@ -16,6 +16,7 @@ class Bound:
     go straight to the backend that was chosen, until `set_backend` changes the choice: in eager code checks and dispatch cost
     more than the arithmetic of a small layer. Bound tensors may change their values, not their shapes or where they lie. Use
     it where `direct` is True; else call the public function, which torch.compile, torch.export and dispatch modes can see.
+    Copies and unpickled ones choose anew, for the tensors that they have.
 
     Raises, when called, what the public function raises.
     """
@@ -25,6 +26,9 @@ class Bound:
         self.check = getattr(checks, op)
         self.chosen: dict[tuple, Callable] = {}
 
+    def __getstate__(self) -> dict:
+        return {**vars(self), 'chosen': {}}
+
     @staticmethod
     def direct(x: Tensor) -> bool:
         """Whether `x` is an ordinary tensor of eager code that nobody watches."""
@@ -32,16 +36,15 @@ class Bound:
                 and not torch._C._len_torch_dispatch_stack())
 
     def __call__(self, **inputs) -> Tensor | tuple[Tensor, ...]:
-        key = (dispatch.forced(), *[None if x is None else (x.shape, x.stride(), x.dtype, x.device, x.is_inference())
-                                    for x in inputs.values()])
+        key = (dispatch.forced(), *inputs, *[None if x is None else (x.shape, x.stride(), x.dtype, x.device, x.is_inference())
+                                             for x in inputs.values()])
         call = self.chosen.get(key)
         if call is None:
             call = self._choose(key, inputs)
         return call(**inputs)
 
     def _choose(self, key: tuple, inputs: dict) -> Callable:
-        call = self.fixed | inputs
-        self.check(**{name: value for name, value in call.items() if name != 'out'})
+        self.check(**self.fixed, **inputs)
         if len(self.chosen) >= MOST_KINDS:
             self.chosen.clear()
         self.chosen[key] = chosen = dispatch.bound(self.op, self.fixed, inputs)

@@ -67,10 +67,11 @@ def binary_conv2d_sign(x_words: Tensor, w_words: Tensor, channels: int, stride: 
 def binary_block2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
                    dilation: Sequence[int], groups: int, pad_value: int, scale: Tensor, bias: Tensor, shortcut: Tensor | None,
                    act: str, gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None, threshold: Tensor | None,
-                   out_groups: int, dtype: torch.dtype, pack: bool, keep: bool) -> tuple[Shape, Shape]:
+                   out_groups: int, dtype: torch.dtype, pack: bool, keep: bool,
+                   out: Tensor | None = None) -> tuple[Shape, Shape]:
     """[N, H, W, groups * words], [O, kH, kW, words] -> words [N, H', W', out_groups * words] and stream [N, P, H', W'].
 
-    The shape of a result that is not asked for is [0].
+    The shape of a result that is not asked for is [0]; `out` takes the stream.
     """
     batch, outputs, *sizes = binary_conv2d(x_words, w_words, channels, stride, padding, dilation, groups, pad_value)
     _check_replicas('scale', scale, outputs)
@@ -90,6 +91,13 @@ def binary_block2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequ
             raise ValueError(f'shortcut must have the shape of the output, {list(stream)}, got {list(shortcut.shape)}.')
         _check_dense('shortcut', shortcut)
         _check_device(x_words, shortcut, 'shortcut')
+    if out is not None:
+        if (out.dtype, tuple(out.shape), keep) != (dtype, stream, True):
+            raise ValueError(f'out takes the stream, {dtype} {list(stream)} with keep=True, got {out.dtype} {list(out.shape)} '
+                             f'with keep={keep}.')
+        if not out.is_contiguous(memory_format=torch.channels_last):
+            raise ValueError('out must be in channels-last memory.')
+        _check_device(x_words, out, 'out')
     words = out_groups * words_per_group(width, out_groups)
     return (batch, *sizes, words) if pack else (0,), stream if keep else (0,)
 

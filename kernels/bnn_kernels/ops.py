@@ -291,7 +291,7 @@ def _fake_stem(*arguments):
             torch.empty(stream, dtype=call['dtype'], device=call['x'].device, memory_format=torch.channels_last))
 
 
-_BLOCK = tuple(inspect.signature(checks.binary_block2d).parameters)
+_BLOCK = tuple(inspect.signature(checks.binary_block2d).parameters)[:-1]  # without `out`, which the operator in place has
 _BLOCK_ = tuple(inspect.signature(checks.binary_block2d_).parameters)[1:]
 _STEM = tuple(inspect.signature(checks.stem2d).parameters)
 _CONV = ('Tensor x_words, Tensor w_words, SymInt channels, SymInt[] stride, SymInt[] padding, SymInt[] dilation, '

@@ -65,6 +65,11 @@ def is_image(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
+def pinned(v: Tensor | None) -> Tensor | None:
+    """The same values under another name, so that their memory stays although `v.data` be replaced."""
+    return None if v is None else v.detach()
+
+
 def is_vector(v: Tensor | None) -> bool:
     """Whether the engine can read it where it lies."""
     return v is None or (v.is_contiguous() and not v.data_ptr() & WORD_ALIGNED)
@@ -108,7 +113,7 @@ def bind_conv2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
 def bind_block2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
     from .backend import ACTS, NO_SHORTCUT
     call = fixed | inputs
-    vectors = [call[name] for name in ('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold')]
+    vectors = [pinned(call[name]) for name in ('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold')]
     shortcut, w_words, dtype = call['shortcut'], call['w_words'], call['dtype']
     images = [x for x in (shortcut, call['out']) if x is not None]
     if set(inputs) != {'x_words', 'shortcut', 'out'} or not (
@@ -116,7 +121,7 @@ def bind_block2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
             all(map(is_image, images))):
         return None
     kept = Convolution(cpu, call).kept
-    words_shape, stream_shape = checks.binary_block2d(**{k: v for k, v in call.items() if k != 'out'})
+    words_shape, stream_shape = checks.binary_block2d(**call)
     words_stride = words_strides(words_shape) if call['pack'] else (1,)
     stream_stride = image_strides(stream_shape) if call['keep'] else (1,)
     template = engine.struct(
@@ -140,12 +145,13 @@ def bind_block2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
         raise_sentence(function(geometry, at, weight, fused.buffer_info()[0]))
         return words, stream
 
+    run.holds = vectors
     return run
 
 
 def bind_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Callable | None:
     call = fixed | inputs
-    threshold, flip, w_words = call['threshold'], call['flip'], call['w_words']
+    threshold, flip, w_words = pinned(call['threshold']), call['flip'], call['w_words']
     flip = torch.zeros_like(threshold) if flip is None else flip
     if set(inputs) != {'x_words'} or not (
             call['x_words'].is_contiguous() and has_version(w_words, flip) and is_vector(threshold)):
@@ -167,6 +173,7 @@ def bind_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Callable | None:
         raise_sentence(function(geometry, at, weight, signs.buffer_info()[0]))
         return words
 
+    run.holds = threshold
     return run
 
 
@@ -181,7 +188,7 @@ def bind_pack_activations(cpu, fixed: dict, inputs: dict) -> Callable | None:
     shape = checks.pack_activations(**call)
     strides, misaligned = words_strides(shape), x.element_size() - 1
     template = engine.struct(batch * height * width, channels, groups, DTYPES[x.dtype], plane, 0, 0, 0)
-    function, fixed_threshold, slow = engine.library().bnn_pack, fixed.get('threshold'), cpu.pack_activations
+    function, fixed_threshold, slow = engine.library().bnn_pack, pinned(fixed.get('threshold')), cpu.pack_activations
 
     def run(x: Tensor, threshold: Tensor | None = fixed_threshold) -> Tensor:
         packing = template[:]
@@ -233,7 +240,7 @@ def bind_stem2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
     from .backend import ACTS, NO_SHORTCUT, is_interleaved, stem_struct, stem_weight
     call = fixed | inputs
     x, weight, dtype = call['x'], call['weight'], call['dtype']
-    vectors = [call[name] for name in ('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold')]
+    vectors = [pinned(call[name]) for name in ('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold')]
     if set(inputs) != {'x'} or not (has_version(weight) and all(map(is_vector, vectors))):
         return None
 
@@ -265,6 +272,7 @@ def bind_stem2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
         raise_sentence(function(engine.isa_number(), torch.get_num_threads(), stem.buffer_info()[0], fused.buffer_info()[0]))
         return words, stream
 
+    run.holds = vectors
     return run
 
 

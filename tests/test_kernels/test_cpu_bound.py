@@ -1,0 +1,300 @@
+"""Bound operators of the engine: what they give, what they keep alive, and what they notice."""
+
+import copy
+import gc
+import pickle
+import threading
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bnn_kernels as bk
+from bnn_kernels import dispatch
+from bnn_kernels.cpu import available_isas, bound, engine
+from bnn_kernels.cpu.backend import Cpu
+from bnn_kernels.reference import Reference
+
+from . import cases
+
+pytestmark = pytest.mark.skipif(bk.available_backends()['cpu'] != 'available', reason='the engine was not compiled')
+CPU, REFERENCE = Cpu(), Reference()
+INPUTS = {'binary_conv2d': ['x_words'], 'binary_conv2d_sign': ['x_words'], 'binary_block2d': ['x_words', 'shortcut', 'out'],
+          'pack_activations': ['x'], 'downsample2d': ['x'], 'stem2d': ['x']}
+
+
+@pytest.fixture(autouse=True)
+def on_the_engine():
+    with bk.set_backend('cpu'):
+        yield
+
+
+def parts(op: str, call: dict) -> tuple[dict, dict]:
+    """What is bound, and what comes with each call."""
+    return {k: v for k, v in call.items() if k not in INPUTS[op]}, {k: call[k] for k in INPUTS[op]}
+
+
+def words(*shape: int) -> torch.Tensor:
+    return torch.randint(-2**31, 2**31 - 1, shape, dtype=torch.int32)
+
+
+def image(*shape: int) -> torch.Tensor:
+    return torch.randn(shape).to(memory_format=torch.channels_last)
+
+
+def example(op: str) -> dict:
+    """One call that the engine binds, of 40 channels to 6."""
+    conv = dict(x_words=words(2, 5, 4, 2), w_words=words(6, 3, 3, 2), channels=64, stride=(1, 1), padding=(1, 1),
+                dilation=(1, 1), groups=1, pad_value=0)
+    vectors = {name: torch.randn(6) for name in ('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold')}
+    return {
+        'binary_conv2d': conv,
+        'binary_conv2d_sign': conv | dict(threshold=torch.randint(-9, 9, (6,)).int(), flip=torch.rand(6) < 0.5, out_groups=1),
+        'binary_block2d': conv | vectors | dict(shortcut=image(2, 6, 5, 4), act='prelu', out_groups=1, dtype=torch.float32,
+                                                pack=True, keep=True, out=None),
+        'pack_activations': dict(x=image(2, 40, 5, 4), threshold=torch.randn(40), groups=1),
+        'downsample2d': dict(x=image(2, 40, 5, 4), weight=torch.randn(6, 40), bias=torch.randn(6), pool=2),
+        'stem2d': vectors | dict(
+            x=image(2, 3, 9, 8), weight=torch.randint(-3, 4, (6, 3, 3, 3)).float(), stride=(2, 2), padding=(1, 1),
+            window=(3, 3), window_stride=(2, 2), window_padding=(1, 1), act='prelu', out_groups=1, dtype=torch.float32,
+            pack=True),
+    }[op]
+
+
+def expect(op: str, result, call: dict) -> None:
+    if op == 'downsample2d':
+        return cases.check_downsample(result, call)
+    if op == 'stem2d':  # sums in any order
+        assert torch.equal(result[0], REFERENCE.pack_activations(result[1], call['threshold'], call['out_groups']))
+        return torch.testing.assert_close(result[1], REFERENCE.stem2d(**call)[1])
+    expected = getattr(REFERENCE, op)(**call)
+    both = zip(result, expected, strict=True) if isinstance(expected, tuple) else [(result, expected)]
+    for one, other in both:
+        assert torch.equal(one, other)
+    return None
+
+
+every_op = pytest.mark.parametrize('op', INPUTS)
+
+
+def test_every_operator_that_is_bound_is_tested():
+    assert set(INPUTS) == set(bound.BINDINGS)
+
+
+@every_op
+def test_the_engine_binds_it(op):
+    fixed, inputs = parts(op, example(op))
+    assert CPU.bind(op, fixed, inputs) is not None
+
+
+# --- the same results ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(('op', 'calls'), [
+    ('binary_conv2d', cases.convolutions()), ('binary_conv2d_sign', cases.signs()), ('binary_block2d', cases.blocks()),
+    ('downsample2d', cases.downsamples())])
+def test_results(op, calls):
+    @settings(max_examples=100)
+    @given(call=calls)
+    def run(call):
+        fixed, inputs = parts(op, call)
+        bound_op = bk.Bound(op, **fixed)
+        for _ in range(2):
+            own = dict(inputs)
+            if own.get('out') is not None:  # in place
+                own['out'] = own['shortcut'] = own['out'].clone(memory_format=torch.preserve_format)
+            expect(op, bound_op(**own), call)
+
+    run()
+
+
+@settings(max_examples=60)
+@given(channels=cases.CHANNELS, size=cases.pairs(1, 6), planar=st.booleans(), kind=st.sampled_from(cases.STREAMS))
+def test_results_of_packing(channels, size, planar, kind):
+    x = torch.randn(2, channels, *size).to(kind, memory_format=torch.contiguous_format if planar else torch.channels_last)
+    for threshold in (None, torch.randn(channels)):
+        pack = bk.Bound('pack_activations', threshold=threshold, groups=1)
+        assert torch.equal(pack(x=x), REFERENCE.pack_activations(x, threshold, 1))
+
+
+@every_op
+def test_inputs_of_another_kind_and_back(op):
+    call = example(op)
+    fixed, inputs = parts(op, call)
+    bound_op = bk.Bound(op, **fixed)
+    halves = {k: None if v is None else v[:1] for k, v in inputs.items()}
+    for own in (inputs, halves, inputs):
+        expect(op, bound_op(**own), fixed | own)
+
+
+@every_op
+def test_inputs_where_no_number_may_start(op):
+    def shifted(x):
+        room = torch.empty(x.numel() * x.element_size() + 64, dtype=torch.uint8)
+        to = room[1:x.numel() * x.element_size() + 1]
+        to.numpy()[:] = torch.as_strided(x, (x.numel(),), (1,)).view(torch.uint8).numpy()
+        return torch.frombuffer(to.numpy(), dtype=x.dtype).as_strided(x.shape, x.stride())
+
+    call = example(op)
+    fixed, inputs = parts(op, call)
+    odd = {k: None if v is None else shifted(v) for k, v in inputs.items()}
+    bound_op = bk.Bound(op, **fixed)
+    for own in (inputs, odd):
+        expect(op, bound_op(**own), call)
+
+
+@every_op
+@pytest.mark.parametrize('isa', ['portable', 'avx2', 'avx512', 'amx-emulated'])
+def test_the_instruction_set_may_change(op, isa):
+    if isa not in available_isas():
+        pytest.skip(f'this processor has no {isa}')
+    call = example(op)
+    fixed, inputs = parts(op, call)
+    bound_op = bk.Bound(op, **fixed)
+    expect(op, bound_op(**inputs), call)
+    with engine.set_isa(isa):
+        expect(op, bound_op(**inputs), call)
+    expect(op, bound_op(**inputs), call)
+
+
+# --- memory --------------------------------------------------------------------------------------------------
+
+@every_op
+def test_what_it_points_to_stays_alive(op):
+    """The caller keeps nothing but the bound operator, and its memory is asked for again."""
+    call = example(op)
+    _, inputs = parts(op, call)
+    mine, _ = parts(op, copy.deepcopy(call))
+    bound_op = bk.Bound(op, **mine)
+    bound_op(**inputs)
+    sizes = [v.shape for v in mine.values() if isinstance(v, torch.Tensor)]
+    del mine
+    gc.collect()
+    garbage = [torch.full(shape, 7.0) for shape in sizes for _ in range(100)]
+    expect(op, bound_op(**inputs), call)
+    del garbage
+
+
+@every_op
+def test_memory_that_is_taken_from_under_it(op):
+    """`.data = ...` is not seen, as the README says; but what it pointed to is still there."""
+    call = example(op)
+    fixed, inputs = parts(op, copy.deepcopy(call))
+    bound_op = bk.Bound(op, **fixed)
+    bound_op(**inputs)
+    tensors = [value for value in fixed.values() if isinstance(value, torch.Tensor)]
+    for tensor in tensors:
+        tensor.data = torch.zeros_like(tensor)
+    gc.collect()
+    garbage = [torch.full(tensor.shape, 7.0) for tensor in tensors for _ in range(100)]
+    expect(op, bound_op(**inputs), call)
+    del garbage
+
+
+@every_op
+def test_values_written_in_place_are_noticed(op):
+    call = example(op)
+    fixed, inputs = parts(op, call)
+    bound_op = bk.Bound(op, **fixed)
+    bound_op(**inputs)
+    for value in fixed.values():
+        if isinstance(value, torch.Tensor):
+            value.copy_(value.flip(0))
+            expect(op, bound_op(**inputs), call)
+
+
+@every_op
+def test_tensors_of_inference_mode(op):
+    """They have no version: what is made of them is made at every call, so that writing to them shows."""
+    with torch.inference_mode():
+        call = example(op)
+        fixed, inputs = parts(op, call)
+        bound_op = bk.Bound(op, **fixed)
+        expect(op, bound_op(**inputs), call)
+        for value in fixed.values():
+            if isinstance(value, torch.Tensor):
+                value.copy_(value.flip(0))
+        expect(op, bound_op(**inputs), call)
+
+
+# --- copies and threads --------------------------------------------------------------------------------------
+
+@every_op
+@pytest.mark.parametrize('duplicate', [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=['deepcopy', 'pickle'])
+def test_copies_have_their_own_tensors(op, duplicate):
+    call = example(op)
+    fixed, inputs = parts(op, call)
+    bound_op = bk.Bound(op, **fixed)
+    bound_op(**inputs)
+    twin = duplicate(bound_op)
+    for value in twin.fixed.values():
+        if isinstance(value, torch.Tensor):
+            value.copy_(value.flip(0))
+    expect(op, twin(**inputs), twin.fixed | inputs)
+    expect(op, bound_op(**inputs), call)
+
+
+@every_op
+def test_threads(op):
+    call = example(op)
+    fixed, inputs = parts(op, call)
+    bound_op, results = bk.Bound(op, **fixed), []
+
+    def run():
+        results.extend(bound_op(**inputs) for _ in range(50))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 200
+    for result in results:
+        expect(op, result, call)
+
+
+# --- what is refused -----------------------------------------------------------------------------------------
+
+@every_op
+def test_devices_that_do_not_fit(op):
+    fixed, inputs = parts(op, example(op))
+    first = INPUTS[op][0]
+    elsewhere = inputs | {first: inputs[first].to('meta')}
+    with pytest.raises((ValueError, RuntimeError), match='meta'):
+        bk.Bound(op, **fixed)(**elsewhere)
+    moved = {k: v.to('meta') if isinstance(v, torch.Tensor) else v for k, v in fixed.items()}
+    with pytest.raises(ValueError, match='meta'):
+        bk.Bound(op, **moved)(**inputs)
+
+
+@pytest.mark.parametrize('wrong', [dict(dtype=torch.float16), dict(shape=(2, 5, 5, 4)), dict(planar=True)], ids=str)
+def test_a_result_that_does_not_fit_its_memory(wrong):
+    fixed, inputs = parts('binary_block2d', example('binary_block2d'))
+    out = image(*wrong.get('shape', (2, 6, 5, 4))).to(wrong.get('dtype', torch.float32))
+    out = out.contiguous() if wrong.get('planar') else out
+    with pytest.raises(ValueError, match='out '):
+        bk.Bound('binary_block2d', **fixed)(**inputs | dict(out=out))
+
+
+def test_the_order_of_names_does_not_matter():
+    call = example('binary_block2d')
+    fixed, inputs = parts('binary_block2d', call)
+    block, out = bk.Bound('binary_block2d', **fixed), image(2, 6, 5, 4)
+    block(**inputs)
+    words, _ = block(x_words=inputs['x_words'], out=out, shortcut=None)  # as many tensors of the same kind, in other places
+    expected = REFERENCE.binary_block2d(**call | dict(shortcut=None))
+    assert torch.equal(words, expected[0])
+    assert torch.equal(out, expected[1])
+
+
+@pytest.mark.parametrize('op', [op for op in INPUTS if op != 'stem2d'])  # which reads its input as it lies
+def test_unusual_memory_goes_the_ordinary_way(op):
+    """Every second row of a larger tensor: nothing is bound, nothing is different."""
+    call = example(op)
+    fixed, inputs = parts(op, call)
+    first = INPUTS[op][0]
+    wide = inputs[first].repeat_interleave(2, dim=2)[:, :, ::2]
+    assert CPU.bind(op, fixed, inputs | {first: wide}) is None
+    expect(op, bk.Bound(op, **fixed)(**inputs | {first: wide}), call)
+    assert isinstance(dispatch.bound(op, fixed, inputs | {first: wide}), partial)
