@@ -63,6 +63,12 @@ def factor(product: PackedGates) -> Tensor:
     return scale.expand(-1, product.replicas, -1).flatten()
 
 
+def sources(product: PackedGates) -> list[Tensor | None]:
+    """What :func:`factor` and the threshold of a product may be made of, and what says where."""
+    return [product.weight_bits, product.weight_scale, getattr(product.norm, 'weight', None),
+            getattr(product.activation, 'shift', None)]
+
+
 class PackedCell(PackedModule, RecurrentCell):
     """A packed :class:`BinaryLSTMCell` or :class:`BinaryConvLSTMCell`, in the stage with its binary gates.
 
@@ -76,22 +82,41 @@ class PackedCell(PackedModule, RecurrentCell):
         cell.soft = False
         cell.eval()
 
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != '_kept'}
+
     def scan(self, x: Tensor, state: State | None = None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         plain = is_integer(self.hidden) and type(self.hidden.activation) in (SignActivation, RSign)
         if not plain or has_hooks(self.hidden) or has_hooks(self.input):
             return super().scan(x, state, lengths)
         h, c = self.first_state(x) if state is None else state
-        threshold = self.hidden.activation.threshold()
-        if is_integer(self.input) and x.dtype == torch.float32:
-            inputs, scale_x, bias = self.input._accumulate(x), factor(self.input), self.bias
-        else:
-            inputs, scale_x, bias = self.pre_activations(x).float(), None, None
-        vectors = (None if v is None else v.float()[None] for v in (factor(self.hidden), scale_x, bias, threshold))
-        steps = bnn_kernels.Recurrence(*vectors, gates=self.gates, candidate=self.candidate)
-        states, _, _, cell = bnn_kernels.binary_lstm(inputs[:, :, None], self.hidden.weight_bits, steps,
-                                                     bnn_kernels.pack_features(h, threshold)[None], c.float()[None], lengths)
+        counts = is_integer(self.input) and x.dtype == torch.float32  # scale and bias are left to the kernel
+        steps = self.steps(counts) if bnn_kernels.Bound.direct(x) else self.new_steps(counts)
+        inputs = self.input._accumulate(x) if counts else self.pre_activations(x).float()
+        words = bnn_kernels.pack_features(h, None if steps.threshold is None else steps.threshold[0])
+        states, _, _, cell = bnn_kernels.binary_lstm(inputs[:, :, None], self.hidden.weight_bits, steps, words[None],
+                                                     c.float()[None], lengths)
         states = states[:, :, 0]
         return states, (last(states, lengths), cell[0])
+
+    def new_steps(self, counts: bool) -> bnn_kernels.Recurrence:
+        scale_x, bias = (factor(self.input), self.bias) if counts else (None, None)
+        vectors = (None if v is None else v.float()[None]
+                   for v in (factor(self.hidden), scale_x, bias, self.hidden.activation.threshold()))
+        return bnn_kernels.Recurrence(*vectors, gates=self.gates, candidate=self.candidate)
+
+    def steps(self, counts: bool) -> bnn_kernels.Recurrence:
+        """``new_steps``, made once for the values that it is made of: so kernels prepare the vectors once, too."""
+        tensors = [t for t in (*sources(self.hidden), *sources(self.input), self.bias) if t is not None]
+        if any(t.is_inference() for t in tensors):  # no versions
+            return self.new_steps(counts)
+        values = [(t.data_ptr(), t._version) for t in tensors]
+        kept = vars(self).get('_kept')
+        if kept is None or kept[:2] != (counts, values):
+            with torch.inference_mode(False), torch.no_grad():  # aliases keep an address from being used again
+                kept = counts, values, [t.detach() for t in tensors], self.new_steps(counts)
+            object.__setattr__(self, '_kept', kept)
+        return kept[3]
 
     def signature(self) -> str:
         return f'cell of {self.units} units gates {self.gates} candidate {self.candidate} out {self.out}'

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 import bnn_kernels
 from bnn_plugins import load_packed_, pack_, save_packed, set_progress, summarize, verify
 from bnn_plugins.binarize import list_methods, sign
+from bnn_plugins.deploy import PackedCell
 from bnn_plugins.layers import BinaryConvLSTM, BinaryLSTM, BinaryLSTMCell, recurrence
 from bnn_plugins.layers.gated_linear import linear_scan
 
@@ -338,6 +339,39 @@ def test_one_call_of_the_kernels_is_the_steps(x, monkeypatch):
     packed.cells[0].hidden.register_forward_hook(lambda *_: None)
     assert torch.equal(packed(x)[0], once)
     assert calls == [1]
+
+
+def negative(lstm) -> dict:
+    return {key: -value if value.is_floating_point() else value for key, value in lstm.state_dict().items()}
+
+
+CHANGES = {
+    'in place': lambda lstm: [p.mul_(-1.5) for p in lstm.parameters() if p.is_floating_point()],
+    'data': lambda lstm: [setattr(p, 'data', p.data * -1.5) for p in lstm.parameters() if p.is_floating_point()],
+    'load': lambda lstm: lstm.load_state_dict(negative(lstm)),
+    'assign': lambda lstm: lstm.load_state_dict(negative(lstm), assign=True),
+    'to': lambda lstm: lstm.to(torch.bfloat16).to(torch.float32),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+@pytest.mark.parametrize('name', ['plain', 'binary', 'no_norm', 'tau'])
+@torch.no_grad()
+def test_packed_cells_fold_their_vectors_once(name, change, x):
+    lstm = pack_(build(**VARIANTS[name]))
+    before = lstm(x)[0]
+    (cell,) = (module for module in lstm.modules() if isinstance(module, PackedCell))
+    kept = vars(cell)['_kept']
+    lstm(x)
+    assert vars(cell)['_kept'] is kept
+    twin = copy.deepcopy(lstm)
+    for _ in range(2):
+        CHANGES[change](twin)
+        result = twin(x)[0]
+        assert torch.equal(result, copy.deepcopy(twin)(x)[0])  # a copy has kept nothing
+    if change in ('in place', 'data'):  # the others go back, or little away
+        assert not torch.equal(result, before)
+    assert torch.equal(lstm(x)[0], before)
 
 
 def test_amp_trains(lstm, x):
