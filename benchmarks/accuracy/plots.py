@@ -8,7 +8,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .run import RESULTS, ROOT, read_rows
+from ..rows import read_rows
+from .run import RESULTS, ROOT
 
 DOCS = ROOT / 'docs/accuracy'
 GREY = '#6b7280'  # readable on white and on black

@@ -7,15 +7,10 @@ processes may work on one grid: each run is done by the one that locks its folde
 """
 
 import argparse
-import csv
-import fcntl
-import io
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -26,6 +21,7 @@ from bnn_plugins import __version__
 from bnn_plugins.analysis import processor
 from bnn_plugins.hosts.mmdet.run import build_runner, load_config
 
+from ..rows import locked, read_rows, write_row
 from .cost import Cost, cost
 from .grid import Run, load_grid, runs
 from .hooks import DeadlineHook, TestAccuracyHook, evaluate
@@ -67,38 +63,12 @@ class Row(Cost):
     bnn_plugins: str
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[io.TextIOBase | None]:
-    """The open file, locked by this process; ``None`` where another one holds it. A killed process holds nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('a+') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield file
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open())) if path.exists() else []
-
-
-def write_row(path: Path, row: Row) -> None:
-    """Add or replace the row of one run; processes wait for each other."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix('.lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = [r for r in read_rows(path) if r['key'] != row.key]
-        rows.append({name: str(value) for name, value in asdict(row).items()})
-        names = [field.name for field in fields(Row) if field.name not in Cost.__dataclass_fields__]
-        part = path.with_suffix('.part')
-        with part.open('w', newline='') as file:
-            writer = csv.DictWriter(file, [*names, *Cost.__dataclass_fields__])
-            writer.writeheader()
-            writer.writerows(sorted(rows, key=lambda r: (r['network'], r['method'], r['expand'], int(r['epochs']),
-                                                         int(r['seed']))))
-        part.replace(path)
+def write(path: Path, row: Row) -> None:
+    """The costs are the last columns."""
+    values = asdict(row)
+    costs = {name: values.pop(name) for name in Cost.__dataclass_fields__}
+    write_row(path, values | costs, ['key'],
+              lambda r: (r['network'], r['method'], r['expand'], int(r['epochs']), int(r['seed'])))
 
 
 def run_config(run: Run, grid: Config, work_dir: Path) -> Config:
@@ -144,12 +114,12 @@ def work(name: str, grid: Config, root: Path, out: Path, deadline: float) -> Non
     for run in runs(grid, name):
         if time.monotonic() > deadline:
             return
-        with locked(root / run.key / 'lock') as lock:
-            if lock is None or any(row['key'] == run.key for row in read_rows(out)):
+        with locked(root / run.key / 'lock') as mine:
+            if not mine or any(row['key'] == run.key for row in read_rows(out)):
                 continue
             row = train(run, grid, root / run.key, deadline)
             if row is not None:
-                write_row(out, row)
+                write(out, row)
                 print(f'{row.key}: test {row.test_top1}, validation {row.val_top1}, {row.minutes} minutes', flush=True)
 
 

@@ -1,16 +1,12 @@
 """Tables of docs/accuracy.md, from the results files of this benchmark."""
 
-import csv
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
+from ..rows import read_rows
+
 HERE = Path(__file__).parent
-
-
-def read(name: str) -> list[dict[str, str]]:
-    path = HERE / name
-    return list(csv.DictReader(path.open())) if path.exists() else []
 
 
 def spread(rows: list[dict], name: str) -> str:
@@ -23,9 +19,9 @@ def spread(rows: list[dict], name: str) -> str:
 
 def table(grid: str) -> str:
     """One line per network, method, expansion and length, the best first; what papers say in a column of its own."""
-    published = {(row['network'], row['method'], row['expand']): row['top1'] for row in read('published.csv')}
+    published = {(row['network'], row['method'], row['expand']): row['top1'] for row in read_rows(HERE / 'published.csv')}
     groups = defaultdict(list)
-    for row in read(f'results/{grid}.csv'):
+    for row in read_rows(HERE / f'results/{grid}.csv'):
         groups[row['network'], row['method'], row['expand'], int(row['epochs'])].append(row)
     if not groups:
         return f'No results yet: `python -m benchmarks.accuracy.run {grid}`.\n'

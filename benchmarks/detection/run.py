@@ -4,8 +4,7 @@ Finished trainings are not repeated, interrupted ones resume. ``python -m benchm
 """
 
 import argparse
-import csv
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import torch
 from bnn_plugins.analysis import processor
 from bnn_plugins.hosts.mmdet import pack_checkpoint
 from bnn_plugins.hosts.mmdet.run import load_config, test, train
+
+from ..rows import write_row
 
 CONFIGS = ('configs/detection/retinanet_bnn-r18_fpn_bccd.py', 'configs/detection/retinanet_r18_fpn_bccd.py')
 RESULTS = Path(__file__).parent / 'results'
@@ -88,17 +89,10 @@ def main():
     parser.add_argument('--threads', type=int, default=1)
     args = parser.parse_args()
 
-    out = Path(args.out)
-    rows = list(csv.DictReader(out.open())) if out.exists() else []
     for seed in args.seeds:
         for config in args.configs:
             row = run(config, seed, Path(args.work_dir) / f'{Path(config).stem}-{seed}', args.threads, args.epochs)
-            rows = [r for r in rows if (r['config'], r['seed']) != (row.config, str(seed))]
-            rows.append({key: str(value) for key, value in asdict(row).items()})
-            with out.open('w', newline='') as file:
-                writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-                writer.writeheader()
-                writer.writerows(sorted(rows, key=lambda r: (r['config'], int(r['seed']))))
+            write_row(Path(args.out), asdict(row), ['config', 'seed'], lambda r: (r['config'], int(r['seed'])))
             print(f'{row.config} seed {seed}: test mAP@0.5 {row.test_map50}, packed {row.packed_map50}')
 
 

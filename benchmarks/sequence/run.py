@@ -6,10 +6,7 @@ Finished trainings are not repeated, interrupted ones resume. Several processes 
 """
 
 import argparse
-import csv
-import fcntl
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +17,8 @@ from bnn_plugins.analysis import processor
 from bnn_plugins.hosts.mmdet import pack_checkpoint
 from bnn_plugins.hosts.mmdet.run import load_config, test, train
 from bnn_plugins.hosts.sequence.sample import sample_text
+
+from ..rows import locked, write_row
 
 CONFIGS = ('lstm_text', 'blstm_weight-only_text', 'blstm_text', 'blstm_binary-gates_text')
 FOLDER = Path('configs/sequence')
@@ -55,19 +54,6 @@ class Row:
     sample: str
 
 
-@contextmanager
-def locked(path: Path, wait: bool):
-    """Whether this process holds the lock; a killed process holds nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
 def run(name: str, seed: int, work_dir: Path, options: dict) -> Row:
     """Train (or resume, or skip) and evaluate."""
     config = str(FOLDER / f'{name}.py')
@@ -90,18 +76,6 @@ def run(name: str, seed: int, work_dir: Path, options: dict) -> Row:
                sample_text(config, str(file), cfg_options=options))
 
 
-def write_row(out: Path, row: Row) -> None:
-    """Add or replace the row of one run; processes wait for each other."""
-    with locked(out.with_suffix('.lock'), wait=True):
-        rows = list(csv.DictReader(out.open(newline=''))) if out.exists() else []
-        rows = [r for r in rows if (r['config'], r['seed']) != (row.config, str(row.seed))]
-        rows.append({key: str(value) for key, value in asdict(row).items()})
-        with out.open('w', newline='') as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(sorted(rows, key=lambda r: (int(r['seed']), CONFIGS.index(r['config']))))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--text', help='the text file; default: that of the config')
@@ -117,10 +91,11 @@ def main():
     for seed in args.seeds:
         for name in args.configs:
             work_dir = Path(args.work_dir) / f'{name}-{seed}'
-            with locked(work_dir / 'lock', wait=False) as mine:
+            with locked(work_dir / 'lock') as mine:
                 if mine:
                     row = run(name, seed, work_dir, options)
-                    write_row(Path(args.out), row)
+                    write_row(Path(args.out), asdict(row), ['config', 'seed'],
+                              lambda r: (int(r['seed']), CONFIGS.index(r['config'])))
                     print(f'{name}, seed {seed}: {row.bpc:.3f} bits per character, packed {row.packed_bpc}', flush=True)
 
 

@@ -1,16 +1,17 @@
 """Tables of docs/sequence.md."""
 
-import csv
+from functools import partial
 from pathlib import Path
+
+from ..rows import read_rows
 
 RESULTS = Path(__file__).parent / 'results'
 KINDS = {'lstm_text': 'float', 'blstm_weight-only_text': 'binary weights', 'blstm_text': 'binary weights, inputs, states',
          'blstm_binary-gates_text': 'the same and binary gates, in two stages'}
 
-
-def read(name: str) -> list[dict[str, str]]:
-    path = RESULTS / name
-    return list(csv.DictReader(path.open(newline=''))) if path.exists() else []
+DETECTORS = ('retinanet_bnn-r18_fpn_bccd', 'retinanet_bnn-r18_fpn-bilstm_bccd', 'retinanet_bnn-r18_fpn_bccd-clips',
+             'retinanet_bnn-r18_fpn-convlstm_bccd-clips')
+TRANSFORMERS = ('retinanet_bnn-r18_fpn_bccd', 'retinanet_bnn-vit_fpn_bccd')
 
 
 def machine(rows: list[dict[str, str]]) -> str:
@@ -20,7 +21,7 @@ def machine(rows: list[dict[str, str]]) -> str:
 
 def text() -> str:
     """Bits per character of each model, and what it costs over the float one."""
-    rows = read('text.csv')
+    rows = read_rows(RESULTS / 'text.csv')
     if not rows:
         return 'No results yet: `python -m benchmarks.sequence.run`.\n'
     floats = {row['seed']: float(row['bpc']) for row in rows if row['config'] == 'lstm_text'}
@@ -40,14 +41,15 @@ def text() -> str:
 
 def samples() -> str:
     """What each model writes; the binary ones from their bits."""
-    rows = [row for row in read('text.csv') if row['seed'] == '0']
+    rows = [row for row in read_rows(RESULTS / 'text.csv') if row['seed'] == '0']
     return '\n'.join(f'{row["config"]} ({KINDS[row["config"]]}):\n\n```text\n{row["sample"].strip()}\n```\n' for row in rows) \
         or 'No results yet: `python -m benchmarks.sequence.run`.\n'
 
 
-def detectors() -> str:
+def detectors(names: tuple[str, ...]) -> str:
     """mAP@0.5 with and without the blocks, equal epochs."""
-    rows = read('detectors.csv')
+    rows = [row for row in read_rows(RESULTS / 'detectors.csv') if row['config'] in names]
+    rows.sort(key=lambda row: names.index(row['config']))
     if not rows:
         return 'No results yet: `python -m benchmarks.detection.run --out benchmarks/sequence/results/detectors.csv`.\n'
     lines = ['| config | epochs | val mAP@0.5 (%) | test mAP@0.5 (%) | packed (%) | MB packed | minutes |',
@@ -60,4 +62,5 @@ def detectors() -> str:
     return '\n'.join([*lines, '', machine(rows), ''])
 
 
-TABLES = {'sequence_text': text, 'sequence_samples': samples, 'sequence_detectors': detectors}
+TABLES = {'sequence_text': text, 'sequence_samples': samples, 'sequence_detectors': partial(detectors, DETECTORS),
+          'transformer_detectors': partial(detectors, TRANSFORMERS)}

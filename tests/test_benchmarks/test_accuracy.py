@@ -12,6 +12,7 @@ from torch import nn
 from benchmarks.accuracy import run, tables
 from benchmarks.accuracy.cost import cost
 from benchmarks.accuracy.grid import GRIDS, load_grid, runs
+from benchmarks.rows import locked, read_rows
 from bnn_plugins.layers import RPReLU
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def test_a_grid_is_interrupted_resumed_and_done_once(grid, tmp_path, monkeypatch
     assert run.train(first, cfg, work_dir / first.key, deadline=0.0) is None, 'the time is over after one epoch'
     assert (work_dir / first.key / 'last_checkpoint').read_text().endswith('epoch_1.pth')
     run.work('tiny', cfg, work_dir, out, float('inf'))
-    rows = run.read_rows(out)
+    rows = read_rows(out)
     assert [row['key'] for row in rows] == sorted(r.key for r in wanted)
     assert len(list((work_dir / first.key).glob('2*/'))) == 2, 'two stretches of one training'
     for row in rows:
@@ -79,7 +80,7 @@ def test_a_grid_is_interrupted_resumed_and_done_once(grid, tmp_path, monkeypatch
 def test_a_locked_run_is_left_alone(grid, tmp_path, monkeypatch):
     cfg = load_grid(str(grid))
     monkeypatch.setattr(run, 'train', lambda *args: pytest.fail('another process does this one'))
-    with run.locked(tmp_path / next(iter(runs(cfg, 'tiny'))).key / 'lock'):
+    with locked(tmp_path / next(iter(runs(cfg, 'tiny'))).key / 'lock'):
         cfg.blocks[0].update(methods=['bireal'], expansions=[None])
         run.work('tiny', cfg, tmp_path, tmp_path / 'out.csv', float('inf'))
     assert not (tmp_path / 'out.csv').exists()

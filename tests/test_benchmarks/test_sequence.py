@@ -6,6 +6,7 @@ import sys
 import pytest
 from mmengine.config import Config
 
+from benchmarks.rows import locked
 from benchmarks.sequence import run, tables
 
 
@@ -51,14 +52,18 @@ def test_rows_and_tables(folder, monkeypatch):
 
 
 def test_a_run_that_another_process_has_is_left_alone(folder, monkeypatch):
-    with run.locked(folder / 'work/lstm_text-0/lock', wait=False) as mine:
+    with locked(folder / 'work/lstm_text-0/lock') as mine:
         assert mine
         command(monkeypatch, folder, 'lstm_text')
     assert not (folder / 'text.csv').exists()
 
 
 def test_table_of_detectors(folder):
-    assert 'No results yet' in tables.detectors()
-    (folder / 'detectors.csv').write_text('config,epochs,val_map50,test_map50,packed_map50,bytes_packed,minutes,threads\n'
-                                          'one,8,0.5,0.25,0.25,1500000,3.5,1\n')
-    assert '| one | 8 | 50.0 | 25.0 | 25.0 | 1.50 | 3.5 (1) |' in tables.detectors()
+    assert 'No results yet' in tables.detectors(('two', 'one'))
+    (folder / 'detectors.csv').write_text(
+        'config,epochs,val_map50,test_map50,packed_map50,bytes_packed,minutes,threads,processor,torch\n'
+        + ''.join(f'{name},8,0.5,0.25,0.25,1500000,3.5,1,Fast,2.13\n' for name in ('one', 'other', 'two')))
+    lines = tables.detectors(('two', 'one')).splitlines()
+    assert [line.split('|')[1].strip() for line in lines[2:4]] == ['two', 'one'], 'in the order of the names, no others'
+    assert lines[3] == '| one | 8 | 50.0 | 25.0 | 25.0 | 1.50 | 3.5 (1) |'
+    assert lines[-1].endswith('Machine: Fast, torch 2.13.')
