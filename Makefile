@@ -24,7 +24,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # The Triton kernels with every version of Triton that they support, each in a folder of its own.
 TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
