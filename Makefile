@@ -56,8 +56,9 @@ SANITIZERS = $(foreach library,libasan.so libstdc++.so,$(shell $(CXX) -print-fil
 sanitize: install $(SANITIZED)
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD='$(SANITIZERS)' BNN_KERNELS_CPU_LIBRARY=$(abspath $(SANITIZED)) \
 		$(BIN)/pytest tests/test_kernels/test_cpu.py tests/test_kernels/test_amx.py tests/test_kernels/test_bad_input.py \
-		tests/test_kernels/test_concurrency.py tests/test_kernels/test_sequence.py tests/test_kernels/test_stem.py \
-		tests/test_kernels/test_cpu_bound.py -k 'not compile and not export'
+		tests/test_kernels/test_concurrency.py tests/test_kernels/test_sequence.py tests/test_kernels/test_sequence_backends.py \
+		tests/test_kernels/test_sequence_bad_input.py tests/test_kernels/test_stem.py tests/test_kernels/test_cpu_bound.py \
+		-k 'not compile and not export'
 
 $(SANITIZED): $(wildcard $(ENGINE)/*)
 	mkdir -p build

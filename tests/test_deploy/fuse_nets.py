@@ -1,13 +1,16 @@
-"""Random networks of units for the tests of fusion, and weights with which all of their floating point arithmetic is exact."""
+"""Networks for the tests of fusion, weights with which all of their floating point arithmetic is exact, and their outputs."""
 
 import random
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear, RPReLU
 from bnn_plugins.layers.expand import Tile
+
+from .nets import randomise_
 
 METHODS = ['binarynet', 'bireal', 'irnet', 'reactnet', 'recu', 'xnor', 'dorefa']
 ACTS = {'none': lambda c: None, 'identity': lambda c: nn.Identity(), 'relu': lambda c: nn.ReLU(),
@@ -95,6 +98,28 @@ class RandomNet(nn.Module):
         return *outs, self.side(x), self.head(x.amax((2, 3)))
 
 
+def resnet(depth=18, method='reactnet', **kwargs):
+    backbones = pytest.importorskip('bnn_plugins.models.backbones')
+    return randomise_(backbones.BNNResNet(depth, base_channels=8, method=method, **kwargs)).eval()
+
+
+class Sequence(nn.Sequential):
+    """conv, norm, act, ... as VGG-like networks have them."""
+
+    def __init__(self, *acts, width=12, norm=True, method='reactnet'):
+        layers = []
+        for act in acts:
+            layers += [BinaryConv2d(width, width, 3, padding=1, method=method)]
+            layers += [nn.BatchNorm2d(width) if norm else nn.Identity()]
+            layers += [] if act is None else [act]
+        super().__init__(*layers)
+
+
+def small(*acts, **kwargs):
+    torch.manual_seed(0)
+    return randomise_(Sequence(*acts, **kwargs)).eval()
+
+
 def choose(shape, values):
     return torch.tensor(values)[torch.randint(len(values), shape)]
 
@@ -127,3 +152,17 @@ def make_exact_(packed: nn.Module) -> nn.Module:
 
 def exact_image(*shape):
     return choose(shape, [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0])
+
+
+def flat(outputs):
+    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+
+
+@torch.no_grad()
+def run(model, *inputs):
+    return flat(model(*inputs))
+
+
+def near(left, right, share=0.99):
+    """Equal but for rounding, and for what a flipped sign changes."""
+    return all(torch.isclose(a, b, rtol=1e-4, atol=1e-4).float().mean() >= share for a, b in zip(left, right, strict=True))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -11,6 +12,10 @@ from bnn_kernels.epilogue import ACTS
 CHANNELS = st.one_of(st.integers(1, 40), st.sampled_from([31, 32, 33, 63, 64, 65, 96, 128, 129]))
 OUTPUTS = st.one_of(st.integers(1, 20), st.sampled_from([15, 16, 17, 32, 63, 64, 65]))
 STREAMS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def examples(number: int):
+    return settings(deadline=None, max_examples=number)
 
 
 def pairs(low: int, high: int):

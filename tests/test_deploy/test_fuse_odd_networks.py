@@ -1,0 +1,183 @@
+"""Block fusion of odd networks: several readers, values that are changed in place, control flow, other shapes, expansion."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bnn_plugins import fuse_, pack_, unfuse_
+from bnn_plugins.layers import BinaryConv2d, RPReLU
+
+from .fuse_nets import Sequence, exact_image, make_exact_, near, run, small
+from .nets import net, randomise_
+from .nets import same as equal
+
+
+class Shared(nn.Module):
+    """One stream with several readers."""
+
+    def __init__(self, method):
+        super().__init__()
+        self.first = BinaryConv2d(12, 12, 3, padding=1, method=method)
+        self.left, self.right = BinaryConv2d(12, 12, 1, method=method), BinaryConv2d(12, 12, 1, groups=2, method=method)
+        self.again = BinaryConv2d(12, 12, 1, method=method)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.left(x), self.right(x), self.again(x)
+
+
+class Mutating(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = BinaryConv2d(12, 12, 1, method='bireal'), BinaryConv2d(12, 12, 1, method='bireal')
+
+    def forward(self, x):
+        y = self.one(x)
+        early = self.two(y)
+        F.relu(y.flatten(2), True)  # through a view
+        return early, self.two(y - 1), y
+
+
+class Doubling(nn.Module):
+    """Sums that are no shortcuts: a value with itself, one that is written into a value that leaves, one times a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(BinaryConv2d(12, 12, 1, method='bireal') for _ in range(4))
+
+    def forward(self, x):
+        one, two, three, four = (conv(x) for conv in self.convs)
+        one = one + one
+        kept = two  # and is written to, too
+        two += three
+        return one, kept, two, torch.add(four, x, alpha=2)
+
+
+class Attend(nn.Module):
+    """A sum that broadcasts: one vector per image is added to its map."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.conv, self.act = nn.AdaptiveAvgPool2d(1), BinaryConv2d(12, 12, 1, method='bireal'), nn.PReLU(12)
+        self.norm = nn.BatchNorm2d(12)
+
+    def forward(self, x):
+        return self.act(self.norm(self.conv(self.pool(x))) + x)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = small(nn.Hardtanh(), None)
+        self.plain = small(nn.Hardtanh())
+
+    def forward(self, x):
+        return self.block(x) if x.mean() > 0 else self.plain(x)
+
+
+class TestOddNetworks:
+    def check(self, model, *shape, exact=True):
+        model = make_exact_(pack_(model.eval()))
+        x = exact_image(*(shape or (2, 12, 6, 7)))
+        expected = run(model, x)
+        report = fuse_(model)
+        assert equal(run(model, x), expected), report
+        return report
+
+    def test_several_readers(self):
+        report = self.check(Shared('bireal'))
+        assert report.rows['first'] == 'conv, sign of left; 1 other reader(s) with other thresholds pack the stream themselves'
+        report = self.check(Shared('reactnet'))
+        assert '2 other reader(s)' in report.rows['first']
+
+    def test_a_stream_that_is_changed_in_place(self):
+        report = self.check(Mutating())
+        assert report.rows['one'] == 'conv'
+
+    def test_sums_that_are_no_shortcuts(self):
+        report = self.check(Doubling())
+        assert set(report.rows.values()) == {'conv'}
+
+    @pytest.mark.parametrize(('always', 'row'), [(False, 'conv, norm'), (True, 'conv')])
+    def test_dropout_as_a_function(self, always, row):
+        class Dropping(Sequence):
+            def forward(self, x):
+                conv, norm = self
+                return norm(F.dropout(conv(x), 0.5, always or self.training))
+
+        assert fuse_(pack_(Dropping(None).eval())).rows['0'] == row
+
+    def test_a_pooling_that_drops_the_last_row(self):
+        class Floor(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = BinaryConv2d(12, 8, 2, 2, method='bireal')
+                self.downsample = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(12, 8, 1, bias=False), nn.BatchNorm2d(8))
+
+            def forward(self, x):
+                return self.conv(x) + self.downsample(x)
+
+        report = self.check(Floor(), 2, 12, 7, 9)
+        assert report.rows['conv'] == 'conv, shortcut in place'
+
+    def test_a_broadcast_sum(self):
+        model = make_exact_(pack_(Attend().eval()))
+        x = exact_image(2, 12, 6, 7).cumsum(-1)
+        expected = run(model, x)
+        fuse_(model)
+        with pytest.warns(UserWarning, match='conv has another shape than what is added to it'):
+            assert equal(run(model, x), expected)
+        assert equal(run(model, x), expected)
+
+    def test_control_flow(self):
+        report = self.check(Branching())
+        assert report.parts.keys() == {'', 'block', 'plain'}
+        assert 'symbolically traced variables cannot be used as inputs to control flow' in report.parts['']
+        assert report.rows['block.0'] == 'conv, norm, Hardtanh, sign of 3, words only'
+
+    def test_a_network_of_the_other_tests(self):
+        """Its units look at shapes: each layer is fused by itself."""
+        model = pack_(net())
+        x = torch.randn(2, 3, 14, 11)
+        expected = run(model, x)
+        report = fuse_(model)
+        assert len(report.fused) == 6
+        assert near(run(model, x), expected, 1)
+
+    def test_linear_layers_with_more_dimensions(self):
+        from bnn_plugins.layers import BinaryLinear
+        model = nn.Sequential(BinaryLinear(12, 20, method='reactnet'), RPReLU(20, -1), BinaryLinear(20, 9, method='bireal'),
+                              nn.Hardtanh(), BinaryLinear(9, 12, method='xnor', bias=False))
+        for shape in ((5, 12), (2, 3, 12), (2, 3, 4, 12)):
+            report = self.check(copy.deepcopy(model), *shape)
+            assert report.rows['0'] == 'linear, RPReLU, sign of 2, words only'
+
+    def test_a_norm_after_a_linear_layer_of_sequences(self):
+        from bnn_plugins.layers import BinaryLinear
+        model = make_exact_(pack_(nn.Sequential(BinaryLinear(12, 7, method='bireal'), nn.BatchNorm1d(7)).eval()))
+        x = exact_image(3, 7, 12)
+        expected = run(model, x)  # the norm takes dimension 1 for channels
+        fuse_(model)
+        with pytest.warns(UserWarning, match='another shape'):
+            assert equal(run(model, x), expected)
+        assert equal(run(model, x[:, 0]), run(unfuse_(copy.deepcopy(model)), x[:, 0]))
+
+    @pytest.mark.parametrize('expand', [dict(tau=2), dict(tau=2, groups=2), dict(tau=2, style='drop_in')], ids=str)
+    def test_expanded_layers(self, expand):
+        wide = 16 if expand.get('style') == 'drop_in' else 16 * 2 * expand.get('groups', 1)
+        model = nn.Sequential(*(m for _ in range(2) for m in (
+            BinaryConv2d(wide, wide, 3, padding=1, method='reactnet', expand=expand), nn.BatchNorm2d(wide), RPReLU(wide))))
+        report = self.check(model, 2, wide, 5, 6)
+        assert len(report.fused) == 2
+        assert ('sign of 3' in report.rows['0']) == (expand.get('style') != 'drop_in')
+
+    def test_pre_norm_moves_the_threshold(self):
+        latent = randomise_(nn.Sequential(BinaryConv2d(12, 12, 3, method='xnor', pre_norm=True), nn.ReLU(),
+                                          BinaryConv2d(12, 8, 1, method='reactnet', pre_norm=True))).eval()
+        packed = pack_(copy.deepcopy(latent))
+        assert fuse_(packed).rows['0'] == 'conv, ReLU, sign of 2, words only'
+        x = torch.randn(2, 12, 6, 7)
+        assert near(run(packed, x), run(latent, x), 0.95)
