@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -31,12 +31,27 @@ def average(rows: list[dict], name: str) -> float:
 
 
 def accuracy_against_ops(axes: Axes, rows: list[dict]) -> None:
-    """One point per method and expansion."""
-    for (method, expand), group in grouped(rows, 'method', 'expand').items():
+    """One point per network, method and expansion."""
+    for (network, method, expand), group in grouped(rows, 'network', 'method', 'expand').items():
         x, y = average(group, 'ops') / 1e6, average(group, 'test_top1')
         axes.plot(x, y, 'o' if expand == 'none' else '^')
-        axes.annotate(method if expand == 'none' else f'{method} {expand}', (x, y), xytext=(4, 2), textcoords='offset points')
+        name = ' '.join([network, method, *([expand] if expand != 'none' else [])])
+        axes.annotate(name, (x, y), xytext=(4, 2), textcoords='offset points')
     axes.set(xlabel='OPs (M)', ylabel='test accuracy (%)')
+
+
+def ranking(axes: Axes, rows: list[dict]) -> None:
+    """One line per network and method, which all have the same OPs, the best on top; bars are standard deviations of seeds."""
+    groups = sorted(grouped(rows, 'network', 'method').items(), key=lambda item: average(item[1], 'test_top1'))
+    colours = {network: f'C{place}' for place, network in enumerate(sorted({row['network'] for row in rows}))}
+    for place, ((network, _), group) in enumerate(groups):
+        values = [float(row['test_top1']) for row in group]
+        axes.errorbar(mean(values), place, xerr=stdev(values) if len(values) > 1 else None, fmt='o', capsize=3,
+                      color=colours[network], label=network)
+    axes.set_yticks(range(len(groups)), [method for (_, method), _ in groups])
+    axes.set(xlabel='test accuracy (%)')
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    axes.legend(handles.values(), handles.keys(), loc='lower right')
 
 
 def gain_per_method(axes: Axes, rows: list[dict]) -> None:
@@ -81,9 +96,11 @@ def draw(path: Path, size: tuple[float, float], paint) -> None:
 
 
 def main():
-    methods, tau = read_rows(RESULTS / 'cpu_methods.csv'), read_rows(RESULTS / 'cpu_tau.csv')
+    methods, tau, published = (read_rows(RESULTS / f'{name}.csv') for name in ('cpu_methods', 'cpu_tau', 'gpu_resnet20'))
     if methods:
-        draw(DOCS / 'methods.svg', (6, 4), lambda figure: accuracy_against_ops(figure.subplots(), methods))
+        draw(DOCS / 'methods.svg', (6, 4), lambda figure: ranking(figure.subplots(), methods))
+    if published:
+        draw(DOCS / 'resnet20.svg', (6, 4), lambda figure: accuracy_against_ops(figure.subplots(), published))
     if tau:
         draw(DOCS / 'tau_gain.svg', (7, 3), lambda figure: gain_per_method(figure.subplots(), tau))
         draw(DOCS / 'tau_curves.svg', (8, 5), lambda figure: curves(figure, tau))

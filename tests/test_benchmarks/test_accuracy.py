@@ -132,12 +132,13 @@ def test_published_rows_have_a_source():
 
 def test_plots(tmp_path, monkeypatch):
     from benchmarks.accuracy import plots
-    rows = [dict(method=method, expand=expand, epochs=epochs, test_top1='50', train_top1='60', ops='1e6')
-            for method in ('recu', 'bireal') for expand in ('none', 'es_tau=2') for epochs in ('10', '40')]
+    rows = [dict(network=network, method=method, expand=expand, epochs=epochs, test_top1='50', train_top1='60', ops='1e6')
+            for network in ('small', 'large') for method in ('recu', 'bireal') for expand in ('none', 'es_tau=2')
+            for epochs in ('10', '40')]
     monkeypatch.setattr(plots, 'read_rows', lambda path: rows)
     monkeypatch.setattr(plots, 'DOCS', tmp_path)
     plots.main()
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert sorted(first) == ['methods.svg', 'tau_curves.svg', 'tau_gain.svg']
+    assert sorted(first) == ['methods.svg', 'resnet20.svg', 'tau_curves.svg', 'tau_gain.svg']
     plots.main()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
