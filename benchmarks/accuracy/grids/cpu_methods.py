@@ -24,5 +24,5 @@ blocks = [
          methods=['binarynet', 'reactnet', 'xnor', 'bireal', 'recu', 'irnet', 'xnorpp', 'dorefa']),
     dict(networks=['resnet8-single'], seeds=[0], methods=['binarynet', 'xnor', 'dorefa'], **common),
     dict(networks=['resnet8-single'], seeds=[1, 2], methods=['binarynet'], **common),
-    dict(networks=['resnet8'], seeds=[1, 2], methods=['reactnet', 'recu'], **common),
+    dict(networks=['resnet8'], seeds=[1, 2], methods=['reactnet'], **common),
 ]
