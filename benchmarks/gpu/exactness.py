@@ -3,11 +3,12 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain, product
 
 import torch
 
 import bnn_kernels as bk
-from bnn_kernels import checks, layout, reference
+from bnn_kernels import checks, layout, recurrence, reference
 
 from .measure import Budget
 
@@ -17,6 +18,7 @@ CHANNELS = (64, 32, 96, 128, 256, 512, 1024)
 GEOMETRIES = (  # kernel, stride, padding, dilation, groups, pad_value
     (3, 1, 1, 1, 1, 0), (3, 2, 1, 1, 1, 0), (1, 1, 0, 1, 1, 0), (3, 1, 1, 1, 1, 1), (3, 1, 1, 1, 1, -1), (3, 1, 2, 2, 1, 0),
     (5, 1, 2, 1, 1, 0), (3, 1, 1, 1, 2, 0))
+HEADS, HEAD_DIM = 4, 64
 BLOCKS = (('prelu', torch.float16, True, 1), ('prelu', torch.bfloat16, True, 4), ('hardtanh', torch.float32, True, 1),
           ('relu', torch.float16, False, 2), ('identity', torch.bfloat16, False, 1))
 
@@ -57,11 +59,36 @@ def _cases(device, channels, geometry, size):
         yield 'binary_block2d', call | options | dict(epilogue=epilogue, shortcut=stream, dtype=dtype)
 
 
+def sequences(device: torch.device, small: bool) -> Iterator[tuple[str, dict]]:
+    """LSTMs with all kinds of gates, attentions by all rules, packing behind a norm."""
+    draw = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=draw, device=device)
+
+    for units, steps, batch in ((64, 3, 2),) if small else ((512, 20, 8), (96, 9, 33)):
+        for gates, candidate in product(recurrence.GATES, recurrence.CANDIDATES):
+            vectors, threshold = 0.1 * normal(3, 1, 4 * units), 0.1 * normal(1, units)
+            yield 'binary_lstm', dict(
+                x=normal(steps, batch, 1, 4 * units), w_words=bk.pack_features(normal(1, 4 * units, units)), pack=True,
+                recurrence=bk.Recurrence(*vectors, threshold, gates=gates, candidate=candidate))
+    for tokens in (33,) if small else (256, 1023):
+        q, k, v = normal(3, 2, tokens, HEADS * HEAD_DIM)
+        call = dict(q_words=bk.pack_heads(q, HEADS), k_words=bk.pack_heads(k, HEADS), v_words=bk.pack_values(v, HEADS),
+                    head_dim=HEAD_DIM)
+        one = torch.ones(1, HEADS, dtype=torch.float64, device=device)
+        table = bk.attention_table(HEAD_DIM ** -0.5, HEAD_DIM).to(device)
+        for rule, limit in ('bool', one), ('max_relative', 11 * one), ('elastic', one / tokens):
+            yield 'binary_attention', call | dict(limit=limit, rule=rule, table=table if rule == 'elastic' else None)
+    x = normal(70, 200)
+    yield 'pack_normalized', dict(x=x, mean=x.mean(-1), std=x.std(-1), threshold=normal(200), flip=normal(200) < 0)
+
+
 def check(device: torch.device, backends: tuple[str, ...], small: bool, budget: Budget, add: Callable) -> bool:
     """Runs all cases until the time is up; `add` takes a row for each. Returns whether all were equal."""
     fine = True
     for backend in backends:
-        for op, call in cases(device, small):
+        for op, call in chain(cases(device, small), sequences(device, small)):
             if budget.left < 0:
                 add(backend=backend, op=op, case='', result='the others were not run: out of time')
                 break
@@ -90,6 +117,10 @@ def outcome(op: str, call: dict, want, backend: str) -> str:
 
 
 def _name(call: dict) -> str:
+    if 'channels' not in call:
+        shapes = [f'{key}={"x".join(map(str, value.shape))}' for key, value in call.items() if isinstance(value, torch.Tensor)]
+        kinds = [call['recurrence'].gates, call['recurrence'].candidate] if 'recurrence' in call else [call.get('rule', '')]
+        return ' '.join([*kinds, *shapes]).strip()
     x, w = call['x_words'].shape, call['w_words'].shape
     options = ' '.join(f'{key}={call[key]}' for key in ('stride', 'padding', 'dilation', 'groups', 'pad_value'))
     extra = f' {call["epilogue"].act} {call["dtype"]} P={len(call["epilogue"].scale)}' if 'epilogue' in call else ''

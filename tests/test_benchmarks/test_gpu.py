@@ -23,7 +23,8 @@ def test_dry_run(tmp_path, capfd):
     assert 'FAILED' not in capfd.readouterr().out
     exact, = tmp_path.glob('exactness_dry-run_torch-*_triton-*.csv')
     assert {row['result'] for row in rows(exact)} == {'equal'}
-    assert {row['op'] for row in rows(exact)} == {'binary_conv2d', 'binary_conv2d_sign', 'binary_block2d'}
+    assert {row['op'] for row in rows(exact)} == {'binary_conv2d', 'binary_conv2d_sign', 'binary_block2d', 'binary_lstm',
+                                              'binary_attention', 'pack_normalized'}
     sanitized, = tmp_path.glob('sanitizer-memcheck_*.txt')
     assert sanitized.read_text().count('equal') == len(rows(exact))
     times = rows(next(tmp_path.glob('convolutions_*.csv')))
