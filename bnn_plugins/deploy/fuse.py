@@ -283,6 +283,7 @@ class FusedForward:
                       and m is not self.module for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self.norms = [m for m in self.modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.prepare()
+        vars(fused).update(self.steps)  # plain attributes are found sooner than submodules
         self.run = fused.forward
 
     def excluded(self, name: str) -> str:

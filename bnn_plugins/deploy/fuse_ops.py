@@ -177,15 +177,17 @@ class BlockStep(Step):
         return self.block(words, shortcut)
 
     def block(self, words: Tensor, shortcut: Tensor | None):
+        if Bound.direct(words):
+            try:
+                packed, stream = self.bound(x_words=words, shortcut=shortcut, out=shortcut if self.in_place else None)
+                return ((packed, stream) if self.pack else stream) if self.keep else packed
+            except (TypeError, ValueError):
+                pass  # of the checks, so nothing was written: the ordinary way takes other inputs, or says what is wrong
         if shortcut is not None:
             (more_h, step_h), (more_w, step_w) = self.sizes
             batch, height, width, _ = words.shape
             if shortcut.shape != (batch, self.width, (height + more_h) // step_h + 1, (width + more_w) // step_w + 1):
                 raise Broadcast(self.name)
-        if Bound.direct(words) and not (self.in_place and (shortcut.dtype != self.stream or not shortcut.is_contiguous(
-                memory_format=torch.channels_last))):
-            packed, stream = self.bound(x_words=words, shortcut=shortcut, out=shortcut if self.in_place else None)
-            return ((packed, stream) if self.pack else stream) if self.keep else packed
         if self.in_place:
             out = bnn_kernels.binary_block2d_(shortcut, words, self.weight, self.channels, self.epilogue, pack=self.pack,
                                               **self.geometry)

@@ -162,6 +162,18 @@ class TestContexts:
         assert all(torch.nn.functional.cosine_similarity(o.flatten(), e.flatten(), 0) > 0.6
                    for o, e in zip(out[:2], self.expected[:2], strict=True))
 
+    def test_a_hook_that_changes_a_stream(self):
+        """The next step writes to it: in another dtype, too, but not in another memory format."""
+        step = dict(fused_steps(self.model))['layer2.0.downsample.0']
+        hook = step.register_forward_hook(lambda _, __, out: out.half())
+        out = run(self.model, self.x)
+        assert [o.dtype for o in out[:2]] == [torch.float32, torch.float16]
+        assert torch.nn.functional.cosine_similarity(out[1].float().flatten(), self.expected[1].flatten(), 0) > 0.99
+        hook.remove()
+        step.register_forward_hook(lambda _, __, out: out.contiguous())
+        with pytest.raises(ValueError, match='channels-last memory'):
+            run(self.model, self.x)
+
     def test_no_gradients(self):
         assert not any(o.requires_grad for o in self.model(self.x))
 
