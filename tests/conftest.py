@@ -1,7 +1,10 @@
-"""Every test starts from the same random state, and ``hypothesis`` neither times out nor writes a data base."""
+"""Every test starts from the same random state and without another one's registry scope, so that they may run in any order;
+``hypothesis`` neither times out nor writes a data base."""
 
 import os
 import random
+import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -23,3 +26,13 @@ def seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    """A Runner leaves its default scope behind, in which the next test would look for types without a prefix."""
+    registry = sys.modules.get('mmengine.registry')
+    before = registry.DefaultScope._instance_dict.copy() if registry else OrderedDict()
+    yield
+    if 'mmengine.registry' in sys.modules:
+        sys.modules['mmengine.registry'].DefaultScope._instance_dict = before
