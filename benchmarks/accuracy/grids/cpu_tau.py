@@ -16,8 +16,9 @@ options = {
 peak_lr = 5e-3
 validations = 5
 variants = [None, dict(tau=2), dict(style='thresholds', tau=2)]
+methods = ['reactnet', 'recu', 'bireal']
 blocks = [
-    dict(networks=['resnet8'], methods=['reactnet', 'recu', 'bireal'], expansions=variants, epochs=[10, 40, 160],
-         seeds=[0, 1]),
+    dict(networks=['resnet8'], methods=methods, expansions=variants, epochs=[10, 40], seeds=[0, 1]),
+    dict(networks=['resnet8'], methods=methods, expansions=variants, epochs=[160], seeds=[0]),
     dict(networks=['resnet8'], methods=['reactnet'], expansions=[dict(tau=2, spread=0.5)], epochs=[10, 40, 160], seeds=[0]),
 ]
