@@ -58,12 +58,12 @@ def gain_per_method(axes: Axes, rows: list[dict]) -> None:
     """Accuracy of each expansion minus that of its base network, at the longest training."""
     longest = max(int(row['epochs']) for row in rows)
     groups = grouped([row for row in rows if int(row['epochs']) == longest], 'method', 'expand')
-    bars = [(f'{method}\n{expand}', average(group, 'test_top1') - average(groups[method, 'none'], 'test_top1'))
-            for (method, expand), group in groups.items() if expand != 'none' and (method, 'none') in groups]
-    axes.bar(range(len(bars)), [gain for _, gain in bars], color=['#2563eb' if gain > 0 else '#dc2626' for _, gain in bars])
-    axes.set_xticks(range(len(bars)), [name for name, _ in bars], fontsize=7)
-    axes.axhline(0, color=GREY, linewidth=1)
-    axes.set(ylabel=f'gain after {longest} epochs (points)')
+    bars = [(f'{method} {expand}', average(group, 'test_top1') - average(groups[method, 'none'], 'test_top1'))
+            for (method, expand), group in reversed(groups.items()) if expand != 'none' and (method, 'none') in groups]
+    axes.barh([name for name, _ in bars], [gain for _, gain in bars],
+              color=['#2563eb' if gain > 0 else '#dc2626' for _, gain in bars])
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.set(xlabel=f'gain after {longest} epochs (points)')
 
 
 def curves(figure: Figure, rows: list[dict]) -> None:

@@ -33,9 +33,8 @@ class BinaryConvLSTMCell(RecurrentCell, Packable):
     @checked_arguments
     def __init__(self, in_channels: int, hidden_channels: int, kernel_size: int = 3, bias: bool = True, device=None,
                  dtype=None, *, method: str | dict = 'reactnet', gates: str = 'soft', candidate: str = 'tanh',
-                 norm: str | tuple[str, str] = 'static', gain: float = 1.0, out: str = 'real',
-                 weight_only: bool = False, binary_input: bool = False, expand: dict | Expansion | None = None,
-                 soft_until: float = 0.0,
+                 norm: str | tuple[str, str] = 'static', gain: float = 1.0, out: str = 'real', weight_only: bool = False,
+                 binary_input: bool = False, expand: dict | Expansion | None = None, soft_until: float = 0.0,
                  pad_value: int = 0):
         super().__init__()
         if kernel_size % 2 == 0:

@@ -53,9 +53,8 @@ class BinaryLSTMCell(RecurrentCell, Packable):
     @checked_arguments
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None, *,
                  method: str | dict = 'reactnet', gates: str = 'soft', candidate: str = 'tanh',
-                 norm: str | tuple[str, str] = 'static', gain: float = 1.0, out: str = 'real',
-                 weight_only: bool = False, binary_input: bool = False, expand: dict | Expansion | None = None,
-                 soft_until: float = 0.0):
+                 norm: str | tuple[str, str] = 'static', gain: float = 1.0, out: str = 'real', weight_only: bool = False,
+                 binary_input: bool = False, expand: dict | Expansion | None = None, soft_until: float = 0.0):
         super().__init__()
         self.input_size, self.hidden_size, self.units = input_size, hidden_size, hidden_size
         self._init_switches(gates, candidate, out, soft_until, weight_only)
