@@ -275,7 +275,7 @@ class FusedForward:
         fused = rewriter.run()
         self.rows = {self.full(name): text for name, text in rewriter.rows.items()}
         self.stems.update((self.full(name), text) for name, text in rewriter.stems.items())
-        self.steps, self.places = rewriter.steps, rewriter.places
+        self.steps, self.places, self.segments = rewriter.steps, rewriter.places, rewriter.segments.values()
         self.has_constants = any(node.op == 'get_attr' for node in rewriter.graph.nodes)
         called = {id(module) for module in fused.modules()}
         self.modules = list({id(m): m for step in self.steps.values() for m in step.layers()}.values())
@@ -283,7 +283,7 @@ class FusedForward:
                       and m is not self.module for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self.norms = [m for m in self.modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.prepare()
-        vars(fused).update(self.steps)  # plain attributes are found sooner than submodules
+        vars(fused).update(self.steps | rewriter.segments)  # plain attributes are found sooner than submodules
         self.run = fused.forward
 
     def excluded(self, name: str) -> str:
@@ -304,6 +304,8 @@ class FusedForward:
             for step in self.steps.values():
                 step.stream, step.host = self.options.stream_dtype or dtypes[0], dtypes[0]
                 step.prepare()
+        for segment in self.segments:
+            segment.calls.clear()
 
 
 def layer_graph() -> fx.Graph:

@@ -31,6 +31,7 @@ from .fuse_ops import (
     pair,
     symmetric_padding,
 )
+from .fuse_segments import join_steps
 from .fuse_stem import Stem, StemStep, is_plain_pool, may_begin_stem, stem_refusal
 from .packed import PackedConv2d, PackedLayer, PackedLinear
 from .trace import constants_of, graph_module, module_of, mutates, name_of, storage_of
@@ -334,7 +335,7 @@ class Rewriter:
 
     Attributes:
         steps: ``{target: Step}``. rows: ``{layer name: what it became}``. stems: the same for the real convolutions of stems.
-        places: of all but the packings.
+        places: of all but the packings. segments: steps that run together.
     """
 
     def __init__(self, matcher: Matcher, stream: torch.dtype | None):
@@ -376,7 +377,8 @@ class Rewriter:
             if node not in self.m.changed:
                 for reader in self.readers.get(node, ()):
                     self.pack(reader)
-        return graph_module(self.root, self.graph, constants_of(self.m.graph), self.steps)
+        self.segments = join_steps(self.graph, self.steps)
+        return graph_module(self.root, self.graph, constants_of(self.m.graph), self.steps | self.segments)
 
     def call(self, step: Step, label: str, *arguments: fx.Node) -> fx.Node:
         target = f'fused_{len(self.steps)}'

@@ -4,12 +4,14 @@ Folding is done in float64 and rounded once. ``prepare`` folds again, into the s
 code sees new values.
 """
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bnn_kernels
-from bnn_kernels import Bound, Epilogue
+from bnn_kernels import Bound, Epilogue, Wire
 from bnn_kernels.epilogue import stream_of
 
 from ..binarize import ActivationBinarizer
@@ -36,16 +38,23 @@ class Step(nn.Module):
     Attributes:
         label: name of the layer that it stands for. text: what is fused.
         stream, host: dtype of the real-valued stream between steps, and of the model.
+        joins: whether ``bound`` is all that it runs, so that it can be one call with its neighbours.
+        pack, keep: whether it returns words, and a stream; with both a tuple of them.
     """
 
     label = text = ''
     stream = host = torch.float32
+    joins = pack = keep = False
 
     def layers(self) -> list[nn.Module]:
         """The modules whose tensors the constants are made of."""
         raise NotImplementedError
 
     def prepare(self) -> None:
+        raise NotImplementedError
+
+    def wire(self, out: Hashable | tuple[Hashable, Hashable], *arguments: Hashable) -> Wire:
+        """What ``bound`` reads and makes, if ``forward(*arguments)`` returns ``out``; of a step that ``joins``."""
         raise NotImplementedError
 
     def _fold_epilogue(self, scale: Tensor, bias: Tensor, act: nn.Module | str | None, consumer: PackedLayer | None,
@@ -86,6 +95,7 @@ class PackStep(Step):
         self.copies, self.channel_dim = input_copies(layer), layer.channel_dim
         self.is_conv, self.groups = isinstance(layer, PackedConv2d), getattr(layer, 'groups', 1)
         self.depends = depends_on_input(layer)
+        self.joins = self.is_conv and self.copies == 1 and not self.depends
 
     def layers(self) -> list[nn.Module]:
         return sign_modules(self.held[0])
@@ -94,6 +104,9 @@ class PackStep(Step):
         self._keep('threshold', sign_threshold(self.held[0]))
         self.bound = (Bound('pack_activations', threshold=self.threshold, groups=self.groups) if self.is_conv
                       else Bound('pack_features', threshold=self.threshold))
+
+    def wire(self, out, x):
+        return Wire({'x': x}, (out,))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.copies > 1:
@@ -124,7 +137,7 @@ class BlockStep(Step):
         self.held = Held([layer, *norms, *([act] if isinstance(act, nn.Module) else [])])
         self.norms, self.acts, self.consumers = Held(norms), Held([act]), Held([] if consumer is None else [consumer])
         self.pack, self.has_shortcut = consumer is not None, has_shortcut
-        self.is_conv = isinstance(layer, PackedConv2d)
+        self.is_conv = self.joins = isinstance(layer, PackedConv2d)
         self.wants_flat = not self.is_conv and (any(norms) or channels_first(act))
         self.channels = layer._fan() * getattr(layer, 'groups', 1)
         self.geometry = {}
@@ -165,6 +178,12 @@ class BlockStep(Step):
             self.bound = Bound('binary_block2d', w_words=self.weight, channels=self.channels, **geometry,
                                **self.epilogue._asdict(), dtype=self.stream if self.keep else torch.float32, pack=self.pack,
                                keep=self.keep)
+
+    def wire(self, out, words, shortcut=None):
+        if self.by_integers:
+            return Wire({'x_words': words}, (out,))
+        made = out if self.pack and self.keep else (out, None) if self.pack else (None, out)
+        return Wire({'x_words': words, 'shortcut': shortcut, 'out': shortcut if self.in_place else None}, made)
 
     def forward(self, words: Tensor, shortcut: Tensor | None = None):
         if not self.is_conv:
@@ -221,6 +240,8 @@ class BlockStep(Step):
 class DownsampleStep(Step):
     """The real-valued shortcut of a binary ResNet: pooling, 1x1 convolution, norm."""
 
+    joins = True
+
     def __init__(self, pool: int, conv: nn.Conv2d, norms: list[nn.Module]):
         super().__init__()
         self.pool, self.held, self.norms = pool, Held([conv, *norms]), Held(norms)
@@ -233,6 +254,9 @@ class DownsampleStep(Step):
         self._keep('weight', weight.flatten(1).float())
         self._keep('bias', bias.float())
         self.bound = Bound('downsample2d', weight=self.weight, bias=self.bias, pool=self.pool)
+
+    def wire(self, out, x):
+        return Wire({'x': x}, (out,))
 
     def forward(self, x: Tensor) -> Tensor:
         if Bound.direct(x):

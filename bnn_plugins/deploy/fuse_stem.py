@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import bnn_kernels
-from bnn_kernels import Bound
+from bnn_kernels import Bound, Wire
 
 from ..layers.expand import Tile
 from .fuse_ops import LOPSIDED, Held, Step, pair, sign_modules, symmetric_padding, through_norms
@@ -36,6 +36,8 @@ class StemStep(Step):
         act: their non-linearity: a module, the name of a parameterless one, or ``None``.
         consumer: the packed layer that reads the words; ``None`` for no words.
     """
+
+    joins = True
 
     def __init__(self, conv: nn.Conv2d, pool: nn.MaxPool2d | None, affines: list[nn.Module], act: nn.Module | str | None,
                  consumer: PackedLayer | None):
@@ -70,6 +72,9 @@ class StemStep(Step):
         self._fold_epilogue(*self.affine(), self.acts[0], self.consumers[0] if self.consumers else None, weight.device)
         self.bound = Bound('stem2d', weight=self.weight, **self.geometry, **self.epilogue._asdict(), dtype=self.stream,
                            pack=self.pack)
+
+    def wire(self, out, x):
+        return Wire({'x': x}, out if self.pack else (None, out))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if Bound.direct(x):

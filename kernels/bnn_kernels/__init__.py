@@ -4,8 +4,8 @@ layout.py has the bits, ops.py the operators, dispatch.py the backends, README.m
 """
 
 from .attention import attention_table
-from .bound import Bound
-from .dispatch import available_backends, last_backend, selection, set_backend
+from .bound import Bound, join, kind
+from .dispatch import Wire, available_backends, last_backend, selection, set_backend
 from .epilogue import Epilogue
 from .layout import LAYOUT_VERSION, WORD_BITS, pack_bits, pack_weight, transpose_weight, unpack_weight
 from .ops import (
@@ -30,6 +30,7 @@ __all__ = [
     'Bound',
     'Epilogue',
     'Recurrence',
+    'Wire',
     'attention_table',
     'available_backends',
     'binary_attention',
@@ -41,6 +42,8 @@ __all__ = [
     'binary_linear',
     'binary_lstm',
     'downsample2d',
+    'join',
+    'kind',
     'last_backend',
     'pack_activations',
     'pack_bits',

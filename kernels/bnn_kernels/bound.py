@@ -1,12 +1,13 @@
 """An operator with its parameters bound, for those who call it again and again: checked once for each kind of input."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from . import checks, dispatch
+from .dispatch import Wire
 
 
 class Bound:
@@ -36,19 +37,41 @@ class Bound:
                 and not torch._C._len_torch_dispatch_stack())
 
     def __call__(self, **inputs) -> Tensor | tuple[Tensor, ...]:
-        key = (dispatch.forced(), *inputs, *[None if x is None else (x.shape, x.stride(), x.dtype, x.device, x.is_inference())
-                                             for x in inputs.values()])
+        return self.choose(inputs)(**inputs)
+
+    def choose(self, inputs: dict[str, Tensor | None]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+        """What runs inputs of this kind; takes them by name."""
+        key = (dispatch.forced(), *inputs, *[None if x is None else kind(x) for x in inputs.values()])
         call = self.chosen.get(key)
         if call is None:
-            call = self._choose(key, inputs)
-        return call(**inputs)
+            self.check(**self.fixed, **inputs)
+            if len(self.chosen) >= MOST_KINDS:
+                self.chosen.clear()
+            self.chosen[key] = call = dispatch.bound(self.op, self.fixed, inputs)
+        return call
 
-    def _choose(self, key: tuple, inputs: dict) -> Callable:
-        self.check(**self.fixed, **inputs)
-        if len(self.chosen) >= MOST_KINDS:
-            self.chosen.clear()
-        self.chosen[key] = chosen = dispatch.bound(self.op, self.fixed, inputs)
-        return chosen
+
+def join(operators: Sequence[tuple[Bound, Wire]], values: dict[Hashable, Tensor], inputs: Sequence[Hashable],
+         results: Sequence[Hashable]) -> Callable[..., list[Tensor] | None] | None:
+    """Bound operators that follow each other, as one call; None where their backend cannot, or where they have several.
+
+    Args:
+        operators: each with the values that it reads and makes, by any names. A tensor that takes a result (`out`) is one
+            value, before and after.
+        values: an example of each value. inputs, results: which of them come, and which of the made ones go.
+
+    Returns:
+        takes tensors as `inputs`, each of the `kind` of its example, and returns `results`, or None where it cannot take them
+        for where they lie. It is good for as long as the bound tensors, and their values, stay as they are.
+    """
+    calls = [bound.choose({name: None if value is None else values[value] for name, value in wire.reads.items()})
+             for bound, wire in operators]
+    return dispatch.join(calls, [wire for _, wire in operators], inputs, results)
+
+
+def kind(x: Tensor) -> tuple:
+    """Tensors of one kind take the same way."""
+    return x.shape, x.stride(), x.dtype, x.device, x.is_inference()
 
 
 MOST_KINDS = 256  # of inputs and forced backends that one operator remembers

@@ -3,7 +3,7 @@
 import importlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache, partial
@@ -51,6 +51,21 @@ class Backend:
         It takes `inputs` by name. The tensors of `fixed` may change their values. None: nothing is quicker.
         """
         return None
+
+    def join(self, calls: Sequence[Callable], wires: Sequence['Wire'], inputs: Sequence[Hashable],
+             results: Sequence[Hashable]) -> Callable | None:
+        """What runs `calls`, which `bind` returned, one after another as one: see `bnn_kernels.join`. None: nothing does."""
+        return None
+
+
+class Wire(NamedTuple):
+    """An operator among others: the value that each of its inputs reads, and the values that it returns, in order.
+
+    None is an input that is None, or a result that nobody wants.
+    """
+
+    reads: dict[str, Hashable | None]
+    writes: tuple[Hashable | None, ...]
 
 
 class Selection(NamedTuple):
@@ -148,6 +163,29 @@ def bound(op: str, fixed: dict, inputs: dict) -> Callable[..., Tensor | tuple[Te
         setattr(_last, op, name)
         _last.any = name
         return result
+
+    call.bound = name, op, quick
+    return call
+
+
+def join(calls: Sequence[Callable], wires: Sequence[Wire], inputs: Sequence[Hashable],
+         results: Sequence[Hashable]) -> Callable | None:
+    """Calls that `bound` returned, as one; None where they run on several backends, or on one that joins nothing."""
+    found = [getattr(call, 'bound', (None, None, None)) for call in calls]
+    names, ops, quick = zip(*found, strict=True)
+    if None in names or len(set(names)) > 1:
+        return None
+    name, ops = names[0], list(dict.fromkeys(ops))
+    joined = _load(BACKENDS[name])[0].join(quick, wires, inputs, results)
+    if joined is None:
+        return None
+
+    def call(*tensors):
+        out = joined(*tensors)
+        for op in ops:
+            setattr(_last, op, name)
+        _last.any = name
+        return out
 
     return call
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear, RPReLU
 from bnn_plugins.layers.expand import Tile
 
-from .nets import randomise_
+from .nets import randomise_, same
 
 METHODS = ['binarynet', 'bireal', 'irnet', 'reactnet', 'recu', 'xnor', 'dorefa']
 ACTS = {'none': lambda c: None, 'identity': lambda c: nn.Identity(), 'relu': lambda c: nn.ReLU(),
@@ -160,7 +160,13 @@ def flat(outputs):
 
 @torch.no_grad()
 def run(model, *inputs):
-    return flat(model(*inputs))
+    """The outputs; twice, because a fused model runs otherwise when it knows its inputs' kind."""
+    before, first = [x.clone() for x in inputs], flat(model(*inputs))
+    kept = [out.clone() for out in first]
+    assert same(flat(model(*inputs)), kept)
+    assert same(first, kept), 'the second call wrote to the results of the first'
+    assert same(inputs, before), 'it wrote to its inputs'
+    return first
 
 
 def near(left, right, share=0.99):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import bnn_kernels
 from bnn_plugins import fuse_, pack_, unfuse_
 from bnn_plugins.deploy import fused_parts, fused_steps
 
@@ -110,13 +111,13 @@ class TestChanges:
         assert equal(run(self.model, self.x), self.before), 'layer by layer'
         handle.remove()
         assert not equal(run(self.model, self.x), self.before)
-        assert seen == [1]
+        assert seen == [1, 1], 'run calls it twice'
 
     def test_hooks_of_the_model_run(self):
         seen = []
         self.model.register_forward_hook(lambda *_: seen.append(1))
         run(self.model, self.x)
-        assert seen == [1]
+        assert seen == [1, 1], 'run calls it twice'
 
     def test_fused_again(self):
         report = fuse_(self.model, exclude='layer1.*')
@@ -173,6 +174,14 @@ class TestContexts:
         step.register_forward_hook(lambda _, __, out: out.contiguous())
         with pytest.raises(ValueError, match='channels-last memory'):
             run(self.model, self.x)
+
+    def test_another_backend(self):
+        with bnn_kernels.set_backend('reference'):
+            out = run(self.model, self.x)
+            assert bnn_kernels.last_backend('binary_block2d') == 'reference'
+        assert near(out, self.expected)
+        run(self.model, self.x)
+        assert bnn_kernels.last_backend('binary_block2d') != 'reference'
 
     def test_no_gradients(self):
         assert not any(o.requires_grad for o in self.model(self.x))

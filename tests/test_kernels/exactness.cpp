@@ -133,7 +133,7 @@ void check_convolution(int64_t isa, bool transposed) {
 
   std::vector<int32_t> thresholds(width), flips(width);
   for (int32_t& v : thresholds) v = static_cast<int32_t>(draw(-9, 9));
-  for (int32_t& v : flips) v = -static_cast<int32_t>(draw(0, 1));
+  for (int32_t& v : flips) v = static_cast<int32_t>(draw(0, 1));
   const auto bits = pack(pixels, width, 1, [&](int64_t p, int64_t o) {
     return (sums[p * width + o] >= thresholds[o]) != (flips[o] != 0);
   });

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import checks
-from ..dispatch import Backend
+from ..dispatch import Backend, Wire
 from . import engine
 from .bound import BINDINGS
+from .calls import Call, Program
 from .engine import DTYPES, address, dense, struct
 from .sequence import MOST_FEATURES, SequenceOperators
 
@@ -63,6 +64,10 @@ class Cpu(SequenceOperators, Backend):
     def bind(self, op: str, fixed: dict, inputs: dict) -> Callable | None:
         binding = BINDINGS.get(op)
         return binding and binding(self, fixed, inputs)
+
+    def join(self, calls: Sequence[Call], wires: Sequence[Wire], inputs: Sequence, results: Sequence) -> Program | None:
+        come_with_inputs = any(isinstance(weight, str) for call in calls for weight in call.weights)
+        return None if come_with_inputs else Program(calls, wires, inputs, results)
 
     # --- packing ---------------------------------------------------------------------------------------------------------
 

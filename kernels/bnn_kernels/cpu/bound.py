@@ -1,9 +1,5 @@
-"""Operators of the engine for calls of one kind, with everything worked out but where the tensors lie: see `Backend.bind`.
+"""Which call of the engine runs an operator for inputs of one kind: see `Backend.bind`."""
 
-In eager code a small layer would otherwise take longer in Python than in the engine.
-"""
-
-import weakref
 from collections.abc import Callable
 
 import torch
@@ -12,49 +8,21 @@ from torch.nn import functional as F
 
 from .. import checks
 from . import engine
+from .calls import BLOCK2D, CONV2D, CONV2D_SIGN, DOWNSAMPLE, PACK, STEM, WORD_ALIGNED, Call, Made
 from .engine import DTYPES, address
 
-WORD_ALIGNED = 3  # bits of an address that are zero where an int32 or float32 may start
+NOTHING = (0,), (1,)  # shape and strides of a result that is not wanted
 
 
-class Kept:
-    """`make(tensors)`, and again when one is another object or was written to, or when the engine has other settings.
-
-    Call it with the tensors; the result and what it was made of stay alive until then.
-    """
-
-    def __init__(self, make: Callable[[], object]):
-        self.make, self.state = make, (None, None, None, None, None)
-
-    def __call__(self, *tensors: Tensor) -> object:
-        isa, threads = engine.isa_number(), torch.get_num_threads()
-        known, versions, known_isa, known_threads, made = self.state  # one read: other threads may write
-        if known is not None and isa == known_isa and threads == known_threads:
-            for reference, version, tensor in zip(known, versions, tensors):  # noqa: B905 (as many, and this is quicker)
-                if reference() is not tensor or version != tensor._version:
-                    break
-            else:
-                return made
-        versions = [tensor._version for tensor in tensors]
-        made = self.make(*tensors, isa, threads)
-        self.state = [weakref.ref(tensor) for tensor in tensors], versions, isa, threads, made
-        return made
-
-
-def raise_sentence(sentence: bytes | None) -> None:
-    if sentence is not None:
-        raise RuntimeError(sentence.decode())
-
-
-def image_strides(shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Of channels-last memory."""
+def image(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Made:
+    """In channels-last memory."""
     _, channels, height, width = shape
-    return height * width * channels, 1, width * channels, channels
+    return Made(tuple(shape), (height * width * channels, 1, width * channels, channels), dtype)
 
 
-def words_strides(shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    _, height, width, words = shape
-    return height * width * words, width * words, words, 1
+def words(shape: tuple[int, int, int, int]) -> Made:
+    _, height, width, count = shape
+    return Made(tuple(shape), (height * width * count, width * count, count, 1), torch.int32)
 
 
 def has_version(*tensors: Tensor) -> bool:
@@ -75,109 +43,75 @@ def is_vector(v: Tensor | None) -> bool:
     return v is None or (v.is_contiguous() and not v.data_ptr() & WORD_ALIGNED)
 
 
-class Convolution:
-    """What all convolutions share: (address of the geometry, address of the prepared weight, what keeps both alive)."""
+def convolution(cpu, call: dict, fixed: dict) -> dict:
+    """What all convolutions keep: 'geometry' and 'weight'."""
+    from .backend import prepare
+    numbers = [call[name] for name in ('channels', 'stride', 'padding', 'dilation', 'groups', 'pad_value')]
+    shapes = call['x_words'].shape, call['w_words'].shape
 
-    def __init__(self, cpu, call: dict):
-        numbers = [call[name] for name in ('channels', 'stride', 'padding', 'dilation', 'groups', 'pad_value')]
-        self.arguments = call['x_words'].shape, call['w_words'].shape, *numbers
-        self.cpu, self.kept = cpu, Kept(self.make)
-
-    def make(self, weight: Tensor, *settings) -> tuple:
-        from .backend import prepare
-        geometry = self.cpu.geometry(*self.arguments)
+    def keep(weight: Tensor, *settings: int) -> tuple:
+        geometry = cpu.geometry(*shapes, *numbers)
         prepared = engine.prepared.get(weight, geometry.weights, prepare, geometry)
         return geometry.address, prepared.data_ptr(), (geometry, prepared)
 
+    return dict(kept=('geometry', 'weight'), weights=[fixed.get('w_words', 'w_words')], keep=keep)
 
-def bind_conv2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
+
+def bind_conv2d(cpu, fixed: dict, inputs: dict) -> Call | None:
     call = fixed | inputs
     if not (call['x_words'].is_contiguous() and has_version(call['w_words'])):
         return None
-    kept = Convolution(cpu, call).kept
-    function, shape = engine.library().bnn_conv2d, checks.binary_conv2d(**call)
-    strides, fixed_weight, slow = image_strides(shape), fixed.get('w_words'), cpu.binary_conv2d
 
-    def run(x_words: Tensor, w_words: Tensor = fixed_weight) -> Tensor:
-        at = x_words.data_ptr()
-        if at & WORD_ALIGNED:
-            return slow(**{**fixed, 'x_words': x_words, 'w_words': w_words})
-        geometry, weight, _ = kept(w_words)
-        y = x_words.new_empty_strided(shape, strides)
-        raise_sentence(function(geometry, at, weight, y.data_ptr()))
-        return y
+    def slow(x_words: Tensor, w_words: Tensor | None = None) -> Tensor:
+        return cpu.binary_conv2d(**fixed | dict(x_words=x_words) | ({} if w_words is None else dict(w_words=w_words)))
 
-    return run
+    fields = ['geometry', 'x_words', 'weight', 'sums']
+    made = dict(sums=image(checks.binary_conv2d(**call), torch.int32))
+    return Call(CONV2D, fields, inputs, made, ['sums'], slow, **convolution(cpu, call, fixed))
 
 
-def bind_block2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
+def bind_block2d(cpu, fixed: dict, inputs: dict) -> Call | None:
     from .backend import ACTS, NO_SHORTCUT
     call = fixed | inputs
     vectors = [pinned(call[name]) for name in ('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold')]
-    shortcut, w_words, dtype = call['shortcut'], call['w_words'], call['dtype']
-    images = [x for x in (shortcut, call['out']) if x is not None]
+    shortcut, out, dtype = call['shortcut'], call['out'], call['dtype']
     if set(inputs) != {'x_words', 'shortcut', 'out'} or not (
-            call['x_words'].is_contiguous() and has_version(w_words) and all(map(is_vector, vectors)) and
-            all(map(is_image, images))):
+            call['x_words'].is_contiguous() and has_version(call['w_words']) and all(map(is_vector, vectors)) and
+            all(is_image(x) for x in (shortcut, out) if x is not None)):
         return None
-    kept = Convolution(cpu, call).kept
     words_shape, stream_shape = checks.binary_block2d(**call)
-    words_stride = words_strides(words_shape) if call['pack'] else (1,)
-    stream_stride = image_strides(stream_shape) if call['keep'] else (1,)
-    template = engine.struct(
-        vectors[0].shape[0], call['out_groups'], ACTS[call['act']], DTYPES[dtype],
-        NO_SHORTCUT if shortcut is None else DTYPES[shortcut.dtype], *map(address, vectors), 0, 0, 0, 0)
-    function, slow = engine.library().bnn_block2d, cpu.binary_block2d
-    to_shortcut, to_stream, to_words = range(11, 14)
-
-    def run(x_words: Tensor, shortcut: Tensor | None, out: Tensor | None) -> tuple[Tensor, Tensor]:
-        fused = template[:]
-        at = x_words.data_ptr()
-        stream = x_words.new_empty_strided(stream_shape, stream_stride, dtype=dtype) if out is None else out
-        to = fused[to_stream] = stream.data_ptr()
-        if shortcut is not None:
-            fused[to_shortcut] = shortcut.data_ptr()
-        if (at | to | fused[to_shortcut]) & WORD_ALIGNED:
-            return slow(x_words=x_words, shortcut=shortcut, out=out, **fixed)
-        words = x_words.new_empty_strided(words_shape, words_stride)
-        fused[to_words] = words.data_ptr()
-        geometry, weight, _ = kept(w_words)
-        raise_sentence(function(geometry, at, weight, fused.buffer_info()[0]))
-        return words, stream
-
-    run.holds = vectors
-    return run
+    made = dict(words=words(words_shape) if call['pack'] else Made(*NOTHING, torch.int32))
+    if out is None:
+        made['stream'] = image(stream_shape, dtype) if call['keep'] else Made(*NOTHING, dtype)
+    stream = 'stream' if out is None else 'out'
+    fields = ['geometry', 'x_words', 'weight', vectors[0].shape[0], call['out_groups'], ACTS[call['act']], DTYPES[dtype],
+              NO_SHORTCUT if shortcut is None else DTYPES[shortcut.dtype], *map(address, vectors),
+              0 if shortcut is None else 'shortcut', stream, 'words', 0]
+    return Call(BLOCK2D, fields, inputs, made, ['words', stream], lambda **own: cpu.binary_block2d(**fixed, **own), vectors,
+                **convolution(cpu, call, fixed))
 
 
-def bind_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Callable | None:
+def bind_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Call | None:
     call = fixed | inputs
     threshold, flip, w_words = pinned(call['threshold']), call['flip'], call['w_words']
     flip = torch.zeros_like(threshold) if flip is None else flip
     if set(inputs) != {'x_words'} or not (
             call['x_words'].is_contiguous() and has_version(w_words, flip) and is_vector(threshold)):
         return None
-    kept = Convolution(cpu, call).kept
-    flips = Kept(lambda flip, *settings: flip.to(torch.int32))
-    shape = checks.binary_conv2d_sign(**call)
-    strides, template = words_strides(shape), engine.struct(threshold.shape[0], call['out_groups'], address(threshold), 0, 0)
-    function, slow = engine.library().bnn_conv2d_sign, cpu.binary_conv2d_sign
+    own = convolution(cpu, call, fixed)
 
-    def run(x_words: Tensor) -> Tensor:
-        at = x_words.data_ptr()
-        if at & WORD_ALIGNED:
-            return slow(x_words=x_words, **fixed)
-        signs, flipped = template[:], flips(flip)
-        words = x_words.new_empty_strided(shape, strides)
-        signs[3], signs[4] = flipped.data_ptr(), words.data_ptr()
-        geometry, weight, _ = kept(w_words)
-        raise_sentence(function(geometry, at, weight, signs.buffer_info()[0]))
-        return words
+    def keep(weight: Tensor, flip: Tensor, *settings: int) -> tuple:
+        flips = flip.to(torch.int32)
+        *addresses, alive = own['keep'](weight, *settings)
+        return *addresses, flips.data_ptr(), (alive, flips)
 
-    run.holds = threshold
-    return run
+    fields = ['geometry', 'x_words', 'weight', threshold.shape[0], call['out_groups'], address(threshold), 'flips', 'words']
+    return Call(CONV2D_SIGN, fields, inputs, dict(words=words(checks.binary_conv2d_sign(**call))), ['words'],
+                lambda x_words: cpu.binary_conv2d_sign(x_words=x_words, **fixed), threshold, (*own['kept'], 'flips'),
+                [w_words, flip], keep)
 
 
-def bind_pack_activations(cpu, fixed: dict, inputs: dict) -> Callable | None:
+def bind_pack_activations(cpu, fixed: dict, inputs: dict) -> Call | None:
     call = fixed | inputs
     x, threshold, groups = call['x'], call['threshold'], call['groups']
     batch, channels, height, width = x.shape
@@ -185,96 +119,56 @@ def bind_pack_activations(cpu, fixed: dict, inputs: dict) -> Callable | None:
     if not plain or not (is_image(x) or x.is_contiguous()):
         return None
     plane = 0 if is_image(x) else height * width
-    shape = checks.pack_activations(**call)
-    strides, misaligned = words_strides(shape), x.element_size() - 1
-    template = engine.struct(batch * height * width, channels, groups, DTYPES[x.dtype], plane, 0, 0, 0)
-    function, fixed_threshold, slow = engine.library().bnn_pack, pinned(fixed.get('threshold')), cpu.pack_activations
-
-    def run(x: Tensor, threshold: Tensor | None = fixed_threshold) -> Tensor:
-        packing = template[:]
-        packing[5], packing[6] = x.data_ptr(), address(threshold)
-        if packing[5] & misaligned or packing[6] & WORD_ALIGNED:
-            return slow(x, threshold, groups)
-        words = x.new_empty_strided(shape, strides, dtype=torch.int32)
-        packing[7] = words.data_ptr()
-        raise_sentence(function(engine.isa_number(), torch.get_num_threads(), packing.buffer_info()[0]))
-        return words
-
-    return run
+    bound = pinned(fixed.get('threshold'))
+    fields = ['isa', 'threads', batch * height * width, channels, groups, DTYPES[x.dtype], plane, 'x',
+              'threshold' if 'threshold' in inputs else address(bound), 'words']
+    return Call(PACK, fields, inputs, dict(words=words(checks.pack_activations(**call))), ['words'],
+                lambda x, threshold=bound: cpu.pack_activations(x, threshold, groups), bound)
 
 
-def bind_downsample2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
+def bind_downsample2d(cpu, fixed: dict, inputs: dict) -> Call | None:
     from .backend import PANEL, prepare_downsample
     call = fixed | inputs
     x, weight, bias, pool = call['x'], call['weight'], call['bias'], call['pool']
     if set(inputs) != {'x'} or not (is_image(x) and has_version(weight, bias)):
         return None
 
-    def make(weight: Tensor, bias: Tensor, isa: int, threads: int) -> tuple:
+    def keep(weight: Tensor, bias: Tensor, isa: int, threads: int) -> tuple:
         padded = F.pad(bias, (0, -bias.shape[0] % PANEL))
         made = engine.prepared.get(weight, ('downsample', isa), prepare_downsample, isa)
         return made.data_ptr(), padded.data_ptr(), (made, padded)
 
-    kept, shape = Kept(make), checks.downsample2d(**call)
-    strides, misaligned = image_strides(shape), x.element_size() - 1
+    shape = checks.downsample2d(**call)
     batch, channels, height, width = x.shape
-    window = min(pool, max(height, width))
-    template = engine.struct(batch, height, width, channels, shape[1], window, DTYPES[x.dtype], 0, 0, 0, 0)
-    function, slow = engine.library().bnn_downsample, cpu.downsample2d
-
-    def run(x: Tensor) -> Tensor:
-        down = template[:]
-        down[7] = x.data_ptr()
-        if down[7] & misaligned:
-            return slow(x, **fixed)
-        down[8], down[9], _ = kept(weight, bias)
-        y = x.new_empty_strided(shape, strides)
-        down[10] = y.data_ptr()
-        raise_sentence(function(engine.isa_number(), torch.get_num_threads(), down.buffer_info()[0]))
-        return y
-
-    return run
+    fields = ['isa', 'threads', batch, height, width, channels, shape[1], min(pool, max(height, width)), DTYPES[x.dtype], 'x',
+              'weight', 'bias', 'stream']
+    return Call(DOWNSAMPLE, fields, inputs, dict(stream=image(shape, x.dtype)), ['stream'],
+                lambda x: cpu.downsample2d(x, **fixed), None, ('weight', 'bias'), [weight, bias], keep)
 
 
-def bind_stem2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
+def bind_stem2d(cpu, fixed: dict, inputs: dict) -> Call | None:
     from .backend import ACTS, NO_SHORTCUT, is_interleaved, stem_struct, stem_weight
     call = fixed | inputs
     x, weight, dtype = call['x'], call['weight'], call['dtype']
     vectors = [pinned(call[name]) for name in ('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold')]
     if set(inputs) != {'x'} or not (has_version(weight) and all(map(is_vector, vectors))):
         return None
-
     interleaved = is_interleaved(x)
 
-    def make(weight: Tensor, isa: int, threads: int) -> tuple:
+    def keep(weight: Tensor, *settings: int) -> tuple:
         made = stem_weight(weight, interleaved)
         return made.data_ptr(), made
 
-    kept, misaligned = Kept(make), x.element_size() - 1
     words_shape, stream_shape = checks.stem2d(**call)
-    words_stride, stream_stride = words_strides(words_shape) if call['pack'] else (1,), image_strides(stream_shape)
-    geometry = stem_struct(x, weight.shape, *(call[name] for name in (
+    stem = stem_struct(x, weight.shape, *(call[name] for name in (
         'stride', 'padding', 'window', 'window_stride', 'window_padding')))
-    epilogue = engine.struct(vectors[0].shape[0], call['out_groups'], ACTS[call['act']], DTYPES[dtype], NO_SHORTCUT,
-                             *map(address, vectors), 0, 0, 0, 0)
-    function, slow = engine.library().bnn_stem, cpu.stem2d
-    to_stream, to_words = 12, 13
-
-    def run(x: Tensor) -> tuple[Tensor, Tensor]:
-        stem, fused = geometry[:], epilogue[:]
-        stem[-2] = x.data_ptr()
-        if stem[-2] & misaligned:
-            return slow(x, **fixed)
-        stem[-1], _ = kept(weight)
-        stream = x.new_empty_strided(stream_shape, stream_stride, dtype=dtype)
-        words = x.new_empty_strided(words_shape, words_stride, dtype=torch.int32)
-        fused[to_stream], fused[to_words] = stream.data_ptr(), words.data_ptr()
-        raise_sentence(function(engine.isa_number(), torch.get_num_threads(), stem.buffer_info()[0], fused.buffer_info()[0]))
-        return words, stream
-
-    run.holds = vectors
-    return run
+    fields = ['isa', 'threads', *stem[:-2], 'x', 'weight', vectors[0].shape[0], call['out_groups'], ACTS[call['act']],
+              DTYPES[dtype], NO_SHORTCUT, *map(address, vectors), 0, 'stream', 'words', 0]
+    made = dict(words=words(words_shape) if call['pack'] else Made(*NOTHING, torch.int32), stream=image(stream_shape, dtype))
+    return Call(STEM, fields, inputs, made, ['words', 'stream'], lambda x: cpu.stem2d(x, **fixed), vectors, ('weight',),
+                [weight], keep)
 
 
-BINDINGS = {'binary_conv2d': bind_conv2d, 'binary_block2d': bind_block2d, 'binary_conv2d_sign': bind_conv2d_sign,
-            'pack_activations': bind_pack_activations, 'downsample2d': bind_downsample2d, 'stem2d': bind_stem2d}
+BINDINGS: dict[str, Callable[..., Call | None]] = {
+    'binary_conv2d': bind_conv2d, 'binary_block2d': bind_block2d, 'binary_conv2d_sign': bind_conv2d_sign,
+    'pack_activations': bind_pack_activations, 'downsample2d': bind_downsample2d, 'stem2d': bind_stem2d}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
 from torch.multiprocessing.reductions import StorageWeakRef
 
-VERSION = 5  # of the C interface, as in src/api.cpp
+VERSION = 6  # of the C interface, as in src/api.cpp
 ISAS = ('portable', 'avx2', 'avx512', 'amx', 'amx-emulated')  # from slow to fast; their places are enum Isa of src/engine.hpp
 EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself
 VARIABLE = 'BNN_KERNELS_CPU_ISA'
@@ -35,6 +35,7 @@ FUNCTIONS = {
     'bnn_prepare_downsample': (None, [c_int64] * 3 + [c_void_p] * 2),
     'bnn_downsample': (c_char_p, [c_int64, c_int64, c_void_p]),
     'bnn_stem': (c_char_p, [c_int64, c_int64, c_void_p, c_void_p]),
+    'bnn_run': (c_char_p, [c_void_p, c_int64, c_void_p, c_int64, c_void_p]),
     'bnn_sequence_lanes': (c_int64, [c_int64]),
     'bnn_lstm': (c_char_p, [c_int64, c_void_p]),
     'bnn_attention': (c_char_p, [c_int64, c_void_p]),

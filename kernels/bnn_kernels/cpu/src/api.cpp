@@ -23,7 +23,7 @@ const char* guarded(const Body& body) {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 5; }
+BNN_API int64_t bnn_version() { return 6; }
 
 // 1 where this processor has the instruction set.
 BNN_API int64_t bnn_has(int64_t isa) { return bnn::kernel(isa) != nullptr; }
@@ -64,6 +64,11 @@ BNN_API const char* bnn_downsample(int64_t isa, int64_t threads, const bnn::Down
 
 BNN_API const char* bnn_stem(int64_t isa, int64_t threads, const bnn::Stem* stem, const bnn::Fused* fused) {
   return guarded([&] { bnn::stem(*bnn::kernel(isa), *stem, *fused, threads); });
+}
+
+// Several of the calls above in one, their addresses filled in from `bases`: see driver.hpp.
+BNN_API const char* bnn_run(const int64_t* code, int64_t words, const bnn::Link* links, int64_t count, const int64_t* bases) {
+  return guarded([&] { bnn::run(code, words, links, count, bases); });
 }
 
 BNN_API int64_t bnn_sequence_lanes(int64_t isa) { return bnn::sequence_lanes(isa); }

@@ -12,4 +12,14 @@ void pack(const Kernel& kernel, const Packing& packing, int64_t threads);
 void downsample(const Kernel& kernel, const Downsample& downsample, int64_t threads);
 void stem(const Kernel& kernel, const Stem& stem, const Fused& fused, int64_t threads);
 
+enum Operation : int64_t { CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM };  // as in calls.py
+
+// code[place] = bases[base] + offset, in bytes.
+struct Link {
+  int64_t place, base, offset;
+};
+
+// Runs records [int64 of the record][Operation][arguments of bnn_conv2d, ...; structs with all their fields] one after another.
+void run(const int64_t* code, int64_t words, const Link* links, int64_t count, const int64_t* bases);
+
 }  // namespace bnn

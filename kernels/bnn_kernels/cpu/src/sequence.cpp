@@ -7,7 +7,7 @@
 namespace bnn {
 namespace {
 
-const SequenceKernel& sequence_kernel(int64_t isa) {
+const SequenceKernel& sequence_kernel([[maybe_unused]] int64_t isa) {
 #if defined(__x86_64__)
   if (isa == AVX2) return sequence_avx2;
   if (isa == AVX512 || isa == AMX) return sequence_avx512;

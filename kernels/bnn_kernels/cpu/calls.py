@@ -1,0 +1,195 @@
+"""Calls of the engine as data: everything worked out for inputs of one kind, but where the tensors lie.
+
+In eager code a small layer would otherwise take longer in Python than in the engine. A `Call` is one operator, a `Program`
+several that follow each other, in one call of the engine and with their intermediate results in one piece of memory.
+"""
+
+import weakref
+from array import array
+from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
+from math import prod
+from operator import itemgetter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..dispatch import Wire
+from . import engine
+
+CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM = range(6)  # enum Operation of src/driver.hpp
+WORD_ALIGNED = 3  # bits of an address that are zero where an int32 or float32 may start
+SETTINGS = ('isa', 'threads')
+LINE = 64  # bytes; where results of a program start
+
+
+class Kept:
+    """`make(*tensors, isa, threads)`, and again when a tensor is another object or was written to, or with other settings.
+
+    The result and what it was made of stay alive until then.
+    """
+
+    def __init__(self, make: Callable[..., object]):
+        self.make, self.state = make, (None, None, None, None)
+
+    def __call__(self, settings: tuple[int, int], tensors: Sequence[Tensor] = ()) -> object:
+        known, versions, known_settings, made = self.state  # one read: other threads may write
+        if known is not None and settings == known_settings:
+            for reference, version, tensor in zip(known, versions, tensors):  # noqa: B905 (as many, and this is quicker)
+                if reference() is not tensor or version != tensor._version:
+                    break
+            else:
+                return made
+        versions = [tensor._version for tensor in tensors]
+        made = self.make(*tensors, *settings)
+        self.state = [weakref.ref(tensor) for tensor in tensors], versions, settings, made
+        return made
+
+
+class Made(NamedTuple):
+    """A tensor that a call makes; its strides leave no gaps."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype)
+
+
+class Code(NamedTuple):
+    """Records and their links, as `bnn_run` takes them: addresses and lengths, and what keeps them in memory."""
+
+    arguments: tuple[int, int, int, int]
+    records: array
+    links: array
+
+
+class Call:
+    """An operator of the engine for inputs of one kind: takes them by name and in order.
+
+    Args:
+        operation: of enum Operation. fields: its arguments; a str is filled in at each call: `'isa'`, `'threads'`, or the
+            address of the input, of the thing kept, or of the result of that name.
+        inputs: names. made: what it makes, by name. results: names of what it returns; of one, the tensor alone.
+        slow: what runs inputs that do not start where numbers may. holds: what else must stay alive.
+        kept: names of what is made of weights, once for each weight; `weights` are tensors, or names of inputs. `keep` makes
+            it: `(*addresses, whatever must stay alive)`.
+    """
+
+    def __init__(self, operation: int, fields: Sequence[int | str], inputs: Sequence[str], made: dict[str, Made],
+                 results: Sequence[str], slow: Callable, holds: object = None, kept: Sequence[str] = (),
+                 weights: Sequence[Tensor | str] = (), keep: Callable | None = None):
+        self.inputs, self.made, self.slow, self.holds = tuple(inputs), made, slow, holds
+        self.kept, self.weights, self.keep = tuple(kept), weights, Kept(keep or (lambda *settings: ()))
+        self.fields = [len(fields) + 2, operation, *fields]
+        self.new = list(made.values())
+        names = [*SETTINGS, *self.inputs, *self.kept, *made]
+        self.results = tuple(results)
+        self.code = code_of(*encode(self.fields, lambda name: (names.index(name), 0)))
+        places = [*made, *self.inputs]
+        self.places = [places.index(name) for name in results]
+
+    def __call__(self, **inputs: Tensor | None) -> Tensor | tuple[Tensor, ...]:
+        tensors = inputs.values()
+        at = [0 if x is None else x.data_ptr() for x in tensors]
+        for address in at:
+            if address & WORD_ALIGNED:
+                return self.slow(**inputs)
+        settings = engine.isa_number(), torch.get_num_threads()
+        weights = [inputs[w] if type(w) is str else w for w in self.weights]
+        kept = self.keep(settings, weights)
+        made = [torch.empty_strided(shape, strides, dtype=dtype) for shape, strides, dtype in self.new]
+        run(self.code, [*settings, *at, *kept[:len(self.kept)], *[x.data_ptr() for x in made]])
+        tensors = [*made, *tensors]
+        if len(self.places) == 1:
+            return tensors[self.places[0]]
+        return tuple([tensors[place] for place in self.places])
+
+
+class Program:
+    """Calls one after another, as one call of the engine: takes tensors in the order of `inputs`, returns those of `results`.
+
+    See `bnn_kernels.join`. Weights are looked at when it is first called, and when the engine's settings change.
+    """
+
+    def __init__(self, calls: Sequence[Call], wires: Sequence[Wire], inputs: Sequence[Hashable], results: Sequence[Hashable]):
+        self.calls = calls
+        # Which value each name of a call's record means: what is not wanted, none.
+        self.names = [wire.reads | dict(zip(call.results, wire.writes, strict=True))
+                      for call, wire in zip(calls, wires, strict=True)]
+        made = {names[name]: spec for call, names in zip(calls, self.names, strict=True)
+                for name, spec in call.made.items() if names[name] is not None}
+        self.new = [made[value] for value in results]
+        self.bases = {value: (place, 0) for place, value in enumerate([*inputs, *results])}
+        inner = {value: spec.bytes for value, spec in made.items() if value not in self.bases}
+        places, self.room = arrange(inner, [list(names.values()) for names in self.names])
+        self.bases.update((value, (len(inputs) + len(results), place)) for value, place in places.items())
+        self.keep = Kept(self.link)
+
+    def link(self, *settings: int) -> tuple[Code, list]:
+        """The code, and what must stay alive."""
+        records, links, alive = array('q'), array('q'), []
+        for call, names in zip(self.calls, self.names, strict=True):
+            kept = call.keep(settings, call.weights)
+            known = dict(zip((*SETTINGS, *call.kept), (*settings, *kept), strict=False))
+            known |= {name: 0 for name, value in names.items() if value is None}
+            fields = [known.get(field, field) for field in call.fields]
+            own, own_links = encode(fields, lambda name, names=names: self.bases[names[name]])
+            own_links[::3] = array('q', [place + len(records) for place in own_links[::3]])
+            records, links = records + own, links + own_links
+            alive.append(kept)
+        return code_of(records, links), alive
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor] | None:
+        """None: inputs that do not start where numbers may; nothing ran."""
+        at = [x.data_ptr() for x in tensors]
+        for address in at:
+            if address & WORD_ALIGNED:
+                return None
+        code, _ = self.keep((engine.isa_number(), torch.get_num_threads()))
+        made = [torch.empty_strided(shape, strides, dtype=dtype) for shape, strides, dtype in self.new]
+        room = torch.empty(self.room, dtype=torch.uint8)
+        run(code, [*at, *[x.data_ptr() for x in made], room.data_ptr()])
+        return made
+
+
+def encode(fields: Sequence[int | str], where: Callable[[str], tuple[int, int]]) -> tuple[array, array]:
+    """A record and its links; `where` finds base and offset of a name."""
+    links = chain.from_iterable((place, *where(field)) for place, field in enumerate(fields) if isinstance(field, str))
+    return array('q', [0 if isinstance(field, str) else field for field in fields]), array('q', links)
+
+
+def code_of(records: array, links: array) -> Code:
+    return Code((records.buffer_info()[0], len(records), links.buffer_info()[0], len(links) // 3), records, links)
+
+
+def arrange(sizes: dict[Hashable, int], uses: Sequence[list[Hashable]]) -> tuple[dict[Hashable, int], int]:
+    """Where values lie in one piece of memory, and its bytes, when call number n uses the values `uses[n]`: first fit."""
+    last = {value: number for number, values in enumerate(uses) for value in values}
+    places, live, room = {}, [], 0
+    for number, values in enumerate(uses):
+        live = [(start, end, value) for start, end, value in live if last[value] >= number]
+        for value in values:
+            if value not in sizes or value in places:
+                continue
+            place, size = 0, -(-sizes[value] // LINE) * LINE
+            for start, end, _ in sorted(live, key=itemgetter(0)):
+                if start - place >= size:
+                    break
+                place = max(place, end)
+            places[value], room = place, max(room, place + size)
+            live.append((place, place + size, value))
+    return places, room
+
+
+def run(code: Code, bases: list[int]) -> None:
+    bases = array('q', bases)
+    sentence = engine.library().bnn_run(*code.arguments, bases.buffer_info()[0])
+    if sentence is not None:
+        raise RuntimeError(sentence.decode())

@@ -1,0 +1,28 @@
+"""The engine without Python: a C++ program of loops against every instruction set of this processor (make check-arm's)."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import bnn_kernels as bk
+from bnn_kernels.cpu import available_isas, engine
+
+HERE = Path(__file__).parent
+COMPILER = os.environ.get('CXX') or shutil.which('c++') or shutil.which('g++')
+
+
+@pytest.mark.skipif(bk.available_backends()['cpu'] != 'available', reason='the engine was not compiled')
+@pytest.mark.skipif(COMPILER is None, reason='no C++ compiler')
+def test_loops_in_cpp(tmp_path):
+    program = tmp_path / 'exactness'
+    sources = Path(engine.__file__).parent / 'src'
+    build = subprocess.run([COMPILER, '-std=c++20', '-O1', '-Wall', '-Wextra', '-Werror', f'-I{sources}',
+                            HERE / 'exactness.cpp', engine.LIBRARY, f'-Wl,-rpath,{engine.LIBRARY.parent}', '-o', program],
+                           capture_output=True, text=True)
+    assert build.returncode == 0, build.stderr
+    run = subprocess.run([program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert len(run.stdout.splitlines()) == len(available_isas())
