@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import checks, dispatch
+from . import checks
 from .bound import Bound, bound
 from .epilogue import Epilogue
 
@@ -242,11 +242,7 @@ def _register(signature: str, check: Callable[..., checks.Shape], dtype: torch.d
 
     The result has `dtype`, or that of the first argument where this is None.
     """
-    names = tuple(inspect.signature(check).parameters)
-
-    def real(*arguments):
-        check(*arguments)
-        return dispatch.run(check.__name__, **dict(zip(names, arguments, strict=True)))
+    real = _runner(check)
 
     def fake(*arguments):
         first = arguments[0]
@@ -255,9 +251,22 @@ def _register(signature: str, check: Callable[..., checks.Shape], dtype: torch.d
     return _define(signature, check, real, fake)
 
 
-def _run_block(*arguments):
-    checks.binary_block2d(*arguments)
-    return dispatch.run('binary_block2d', **dict(zip(_BLOCK, arguments, strict=True)), out=None)
+def _runner(check: Callable, complete: Callable[[dict], dict] = dict) -> Callable:
+    """Runs the operator of a check with its arguments by name: numbers are bound, tensors come with each call."""
+    op, names = check.__name__.rstrip('_'), tuple(inspect.signature(check).parameters)
+
+    def real(*arguments):
+        call = complete(dict(zip(names, arguments, strict=False)))
+        tensors = {name: value for name, value in call.items() if value is None or isinstance(value, Tensor)}
+        numbers = [(name, tuple(value) if isinstance(value, list) else value)
+                   for name, value in call.items() if name not in tensors]
+        try:
+            return bound(op, *numbers)(**tensors)
+        except Exception:
+            check(*arguments)  # its sentence first: it knows the arguments by these names
+            raise
+
+    return real
 
 
 def _fake_block(*arguments):
@@ -268,20 +277,20 @@ def _fake_block(*arguments):
             torch.empty(stream, dtype=call['dtype'], device=call['x_words'].device, memory_format=memory_format))
 
 
-def _run_block_(stream, *arguments):
-    checks.binary_block2d_(stream, *arguments)
-    call = dict(zip(_BLOCK_, arguments, strict=True))
-    words, _ = dispatch.run('binary_block2d', **call, shortcut=stream, dtype=stream.dtype, keep=True, out=stream)
-    return words
+def _run_block_(*arguments):
+    return _run_in_place(*arguments)[0]
+
+
+def _in_place(call: dict) -> dict:
+    stream = call.pop('stream')
+    return call | dict(shortcut=stream, dtype=stream.dtype, keep=True, out=stream)
+
+
+_run_in_place = _runner(checks.binary_block2d_, _in_place)
 
 
 def _fake_block_(stream, *arguments):
     return torch.empty(checks.binary_block2d_(stream, *arguments), dtype=torch.int32, device=stream.device)
-
-
-def _run_stem(*arguments):
-    checks.stem2d(*arguments)
-    return dispatch.run('stem2d', **dict(zip(_STEM, arguments, strict=True)))
 
 
 def _fake_stem(*arguments):
@@ -292,7 +301,6 @@ def _fake_stem(*arguments):
 
 
 _BLOCK = tuple(inspect.signature(checks.binary_block2d).parameters)[:-1]  # without `out`, which the operator in place has
-_BLOCK_ = tuple(inspect.signature(checks.binary_block2d_).parameters)[1:]
 _STEM = tuple(inspect.signature(checks.stem2d).parameters)
 _CONV = ('Tensor x_words, Tensor w_words, SymInt channels, SymInt[] stride, SymInt[] padding, SymInt[] dilation, '
          'SymInt groups, SymInt pad_value')
@@ -304,13 +312,14 @@ _pack_features = _register('Tensor x, Tensor? threshold', checks.pack_features)
 _binary_conv2d = _register(_CONV, checks.binary_conv2d, memory_format=torch.channels_last)
 _binary_conv2d_sign = _register(f'{_CONV}, Tensor threshold, Tensor? flip, SymInt out_groups', checks.binary_conv2d_sign)
 _binary_block2d = _define(f'{_CONV}, {_AFFINE}, Tensor? shortcut, {_ACT}, ScalarType dtype, bool pack, bool keep',
-                          checks.binary_block2d, _run_block, _fake_block, '(Tensor, Tensor)')
+                          checks.binary_block2d, _runner(checks.binary_block2d, lambda call: call | dict(out=None)),
+                          _fake_block, '(Tensor, Tensor)')
 _binary_block2d_ = _define(f'Tensor(a!) stream, {_CONV}, {_AFFINE}, {_ACT}, bool pack', checks.binary_block2d_, _run_block_,
                            _fake_block_)
 _downsample2d = _register('Tensor x, Tensor weight, Tensor bias, SymInt pool', checks.downsample2d, None, torch.channels_last)
 _stem2d = _define('Tensor x, Tensor weight, SymInt[] stride, SymInt[] padding, SymInt[] window, SymInt[] window_stride, '
-                  f'SymInt[] window_padding, {_AFFINE}, {_ACT}, ScalarType dtype, bool pack', checks.stem2d, _run_stem,
-                  _fake_stem, '(Tensor, Tensor)')
+                  f'SymInt[] window_padding, {_AFFINE}, {_ACT}, ScalarType dtype, bool pack', checks.stem2d,
+                  _runner(checks.stem2d), _fake_stem, '(Tensor, Tensor)')
 _binary_conv_transpose2d = _register(
     'Tensor x_words, Tensor w_words, SymInt channels, SymInt[] stride, SymInt[] padding, SymInt[] output_padding, '
     'SymInt[] dilation, SymInt groups', checks.binary_conv_transpose2d, memory_format=torch.channels_last)

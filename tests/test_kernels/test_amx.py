@@ -123,7 +123,7 @@ def test_threads(threads, monkeypatch):
 def test_machine_code_under_a_trap_handler(tmp_path):
     """On a processor without AMX every tile instruction traps; a handler that knows the manual executes it."""
     library = tmp_path / 'trap.so'
-    sources = [SOURCES / f'{name}.cpp' for name in ('api', 'driver', 'plan', 'sequence', 'isa_amx', 'isa_avx512')]
+    sources = [SOURCES / f'{name}.cpp' for name in ('api', 'driver', 'plan', 'program', 'sequence', 'isa_amx', 'isa_avx512')]
     subprocess.run([COMPILER, '-std=c++20', '-O2', '-fPIC', '-shared', '-fopenmp', '-fvisibility=hidden', '-ffp-contract=off',
                     f'-I{SOURCES}', *sources, TESTS / 'amx_trap.cpp', '-o', library], check=True)
     run = subprocess.run([sys.executable, '-m', f'{__package__}.amx_trap', library, '300'], cwd=TESTS.parent,

@@ -6,6 +6,7 @@ import pickle
 import threading
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,8 +22,9 @@ from . import cases
 
 pytestmark = pytest.mark.skipif(bk.available_backends()['cpu'] != 'available', reason='the engine was not compiled')
 CPU, REFERENCE = Cpu(), Reference()
-INPUTS = {'binary_conv2d': ['x_words'], 'binary_conv2d_sign': ['x_words'], 'binary_block2d': ['x_words', 'shortcut', 'out'],
-          'pack_activations': ['x'], 'downsample2d': ['x'], 'stem2d': ['x']}
+INPUTS = {'binary_conv2d': ['x_words'], 'binary_conv_transpose2d': ['x_words'], 'binary_linear': ['x_words'],
+          'binary_conv2d_sign': ['x_words'], 'binary_block2d': ['x_words', 'shortcut', 'out'],
+          'pack_activations': ['x'], 'pack_features': ['x'], 'downsample2d': ['x'], 'stem2d': ['x']}
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +36,12 @@ def on_the_engine():
 def parts(op: str, call: dict) -> tuple[dict, dict]:
     """What is bound, and what comes with each call."""
     return {k: v for k, v in call.items() if k not in INPUTS[op]}, {k: call[k] for k in INPUTS[op]}
+
+
+def tensors_apart(call: dict) -> tuple[dict, dict]:
+    """As registered operators do it: numbers are bound, tensors come."""
+    inputs = {k: v for k, v in call.items() if v is None or isinstance(v, torch.Tensor)}
+    return {k: v for k, v in call.items() if k not in inputs}, inputs
 
 
 def words(*shape: int) -> torch.Tensor:
@@ -49,8 +57,12 @@ def example(op: str) -> dict:
     conv = dict(x_words=words(2, 5, 4, 2), w_words=words(6, 3, 3, 2), channels=64, stride=(1, 1), padding=(1, 1),
                 dilation=(1, 1), groups=1, pad_value=0)
     vectors = {name: torch.randn(6) for name in ('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold')}
+    up = {name: value for name, value in conv.items() if name != 'pad_value'}
     return {
         'binary_conv2d': conv,
+        'binary_conv_transpose2d': up | dict(stride=(2, 1), output_padding=(1, 0)),
+        'binary_linear': dict(x_words=words(3, 5, 2), w_words=words(6, 2), features=64),
+        'pack_features': dict(x=torch.randn(3, 2, 40), threshold=torch.randn(40)),
         'binary_conv2d_sign': conv | dict(threshold=torch.randint(-9, 9, (6,)).int(), flip=torch.rand(6) < 0.5, out_groups=1),
         'binary_block2d': conv | vectors | dict(shortcut=image(2, 6, 5, 4), act='prelu', out_groups=1, dtype=torch.float32,
                                                 pack=True, keep=True, out=None),
@@ -91,14 +103,24 @@ def test_the_engine_binds_it(op):
 
 # --- the same results ----------------------------------------------------------------------------------------
 
+@st.composite
+def linears(draw):
+    """Arguments of binary_linear, with rows."""
+    features, lead = draw(cases.CHANNELS), draw(st.lists(st.integers(1, 5), max_size=3))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return dict(x_words=cases.words(random, *lead, features), w_words=cases.words(random, draw(cases.OUTPUTS), features),
+                features=features)
+
+
 @pytest.mark.parametrize(('op', 'calls'), [
-    ('binary_conv2d', cases.convolutions()), ('binary_conv2d_sign', cases.signs()), ('binary_block2d', cases.blocks()),
-    ('downsample2d', cases.downsamples())])
-def test_results(op, calls):
+    ('binary_conv2d', cases.convolutions()), ('binary_conv_transpose2d', cases.transposed()), ('binary_linear', linears()),
+    ('binary_conv2d_sign', cases.signs()), ('binary_block2d', cases.blocks()), ('downsample2d', cases.downsamples())])
+@pytest.mark.parametrize('all_come', [False, True], ids=['weights are bound', 'weights come with calls'])
+def test_results(op, calls, all_come):
     @settings(max_examples=100)
     @given(call=calls)
     def run(call):
-        fixed, inputs = parts(op, call)
+        fixed, inputs = tensors_apart(call) if all_come else parts(op, call)
         bound_op = bk.Bound(op, **fixed)
         for _ in range(2):
             own = dict(inputs)

@@ -10,6 +10,7 @@ import torch
 
 import bnn_kernels as bk
 from bnn_kernels import dispatch
+from bnn_kernels.bound import bound
 
 WORDS = torch.zeros(2, 2, dtype=torch.int32)
 
@@ -50,6 +51,9 @@ def backends(monkeypatch):
         'reference': dispatch.BACKENDS['reference'],
     })
     monkeypatch.setattr(dispatch, '_forced', None)
+    bound.cache_clear()  # operators remember who runs them
+    yield
+    bound.cache_clear()
 
 
 def test_available_backends_give_their_reasons():
@@ -122,6 +126,7 @@ def test_set_backend_refuses_what_cannot_be():
 
 def test_no_backend_at_all_gives_every_reason(monkeypatch):
     monkeypatch.setattr(dispatch, 'BACKENDS', {'absent': f'{__name__}:Absent', 'picky': f'{__name__}:Picky'})
+    bound.cache_clear()
     with pytest.raises(RuntimeError, match=r'No backend can run binary_linear .*absent: .*unicorn; picky: picky wants'):
         linear(63)
 

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Hashable, Sequence
 from itertools import chain
 from math import prod
-from operator import itemgetter
+from operator import and_, itemgetter
 from typing import NamedTuple
 
 import torch
@@ -19,13 +19,14 @@ from ..dispatch import Wire
 from . import engine
 
 CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM = range(6)  # enum Operation of src/driver.hpp
-WORD_ALIGNED = 3  # bits of an address that are zero where an int32 or float32 may start
 SETTINGS = ('isa', 'threads')
 LINE = 64  # bytes; where results of a program start
 
 
 class Kept:
     """`make(*tensors, isa, threads)`, and again when a tensor is another object or was written to, or with other settings.
+
+    Tensors of inference mode do not tell whether they were written to: what is made of them is made at every call.
 
     The result and what it was made of stay alive until then.
     """
@@ -41,6 +42,8 @@ class Kept:
                     break
             else:
                 return made
+        if any(tensor.is_inference() for tensor in tensors):  # they have no version
+            return self.make(*tensors, *settings)
         versions = [tensor._version for tensor in tensors]
         made = self.make(*tensors, *settings)
         self.state = [weakref.ref(tensor) for tensor in tensors], versions, settings, made
@@ -76,19 +79,22 @@ class Call:
     Args:
         operation: of enum Operation. fields: its arguments; a str is filled in at each call: `'isa'`, `'threads'`, or the
             address of the input, of the thing kept, or of the result of that name.
-        inputs: names. made: what it makes, by name. results: names of what it returns; of one, the tensor alone.
+        inputs: examples by name, None for one that is not there. made: what it makes, by name. results: names of what it
+            returns; of one, the tensor alone.
         slow: what runs inputs that do not start where numbers may. holds: what else must stay alive.
         kept: names of what is made of weights, once for each weight; `weights` are tensors, or names of inputs. `keep` makes
             it: `(*addresses, whatever must stay alive)`.
     """
 
-    def __init__(self, operation: int, fields: Sequence[int | str], inputs: Sequence[str], made: dict[str, Made],
+    def __init__(self, operation: int, fields: Sequence[int | str], inputs: dict[str, Tensor | None], made: dict[str, Made],
                  results: Sequence[str], slow: Callable, holds: object = None, kept: Sequence[str] = (),
                  weights: Sequence[Tensor | str] = (), keep: Callable | None = None):
         self.inputs, self.made, self.slow, self.holds = tuple(inputs), made, slow, holds
         self.kept, self.weights, self.keep = tuple(kept), weights, Kept(keep or (lambda *settings: ()))
         self.fields = [len(fields) + 2, operation, *fields]
         self.new = list(made.values())
+        # Bits of an input's address that are zero where its elements may start; of those that the engine gets to see.
+        self.masks = [x.element_size() - 1 if x is not None and name in fields else 0 for name, x in inputs.items()]
         names = [*SETTINGS, *self.inputs, *self.kept, *made]
         self.results = tuple(results)
         self.code = code_of(*encode(self.fields, lambda name: (names.index(name), 0)))
@@ -98,9 +104,8 @@ class Call:
     def __call__(self, **inputs: Tensor | None) -> Tensor | tuple[Tensor, ...]:
         tensors = inputs.values()
         at = [0 if x is None else x.data_ptr() for x in tensors]
-        for address in at:
-            if address & WORD_ALIGNED:
-                return self.slow(**inputs)
+        if misaligned(at, self.masks):
+            return self.slow(**inputs)
         settings = engine.isa_number(), torch.get_num_threads()
         weights = [inputs[w] if type(w) is str else w for w in self.weights]
         kept = self.keep(settings, weights)
@@ -130,6 +135,9 @@ class Program:
         inner = {value: spec.bytes for value, spec in made.items() if value not in self.bases}
         places, self.room = arrange(inner, [list(names.values()) for names in self.names])
         self.bases.update((value, (len(inputs) + len(results), place)) for value, place in places.items())
+        self.masks = [max((mask for call, names in zip(calls, self.names, strict=True)
+                           for name, mask in zip(call.inputs, call.masks, strict=True) if names[name] == value), default=0)
+                      for value in inputs]
         self.keep = Kept(self.link)
 
     def link(self, *settings: int) -> tuple[Code, list]:
@@ -149,14 +157,17 @@ class Program:
     def __call__(self, *tensors: Tensor) -> list[Tensor] | None:
         """None: inputs that do not start where numbers may; nothing ran."""
         at = [x.data_ptr() for x in tensors]
-        for address in at:
-            if address & WORD_ALIGNED:
-                return None
+        if misaligned(at, self.masks):
+            return None
         code, _ = self.keep((engine.isa_number(), torch.get_num_threads()))
         made = [torch.empty_strided(shape, strides, dtype=dtype) for shape, strides, dtype in self.new]
         room = torch.empty(self.room, dtype=torch.uint8)
         run(code, [*at, *[x.data_ptr() for x in made], room.data_ptr()])
         return made
+
+
+def misaligned(addresses: list[int], masks: list[int]) -> bool:
+    return any(map(and_, addresses, masks))
 
 
 def encode(fields: Sequence[int | str], where: Callable[[str], tuple[int, int]]) -> tuple[array, array]:
