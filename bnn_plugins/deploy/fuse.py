@@ -17,8 +17,9 @@ from rich.text import Text
 from torch import Tensor, fx, nn
 
 from ..layers import BinaryLayer
-from .fuse_match import Matcher, Rewriter
+from .fuse_match import Matcher
 from .fuse_ops import Broadcast, Step
+from .fuse_write import Rewriter
 from .packed import PackedLayer
 from .trace import Untraceable, arguments_of, contains, tensors_of, trace_region
 

@@ -197,11 +197,14 @@ class BlockStep(Step):
 
     def block(self, words: Tensor, shortcut: Tensor | None):
         if Bound.direct(words):
+            inputs = dict(x_words=words, shortcut=shortcut, out=shortcut if self.in_place else None)
             try:
-                packed, stream = self.bound(x_words=words, shortcut=shortcut, out=shortcut if self.in_place else None)
-                return ((packed, stream) if self.pack else stream) if self.keep else packed
+                call = self.bound.choose(inputs)
             except (TypeError, ValueError):
-                pass  # of the checks, so nothing was written: the ordinary way takes other inputs, or says what is wrong
+                pass  # of the checks: the ordinary way takes other inputs, or says what is wrong
+            else:
+                packed, stream = call(**inputs)
+                return ((packed, stream) if self.pack else stream) if self.keep else packed
         if shortcut is not None:
             (more_h, step_h), (more_w, step_w) = self.sizes
             batch, height, width, _ = words.shape

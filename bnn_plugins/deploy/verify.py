@@ -23,7 +23,6 @@ from ..layers.conv import convolve_levels
 from ..layers.expand import tile
 from ..layers.linear import multiply_levels
 from .fuse import FusedForward, fused_parts
-from .fuse_match import Place
 from .fuse_ops import (
     AffineStep,
     BlockStep,
@@ -37,6 +36,7 @@ from .fuse_ops import (
     through_norms,
 )
 from .fuse_stem import StemStep
+from .fuse_write import Place
 from .packed import PackedConv2d, PackedLayer
 from .trace import constants_of, graph_module, trace_region
 
