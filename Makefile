@@ -58,6 +58,7 @@ sanitize: install $(SANITIZED)
 		$(BIN)/pytest tests/test_kernels/test_cpu.py tests/test_kernels/test_amx.py tests/test_kernels/test_bad_input.py \
 		tests/test_kernels/test_concurrency.py tests/test_kernels/test_sequence.py tests/test_kernels/test_sequence_backends.py \
 		tests/test_kernels/test_sequence_bad_input.py tests/test_kernels/test_stem.py tests/test_kernels/test_cpu_bound.py \
+		tests/test_kernels/test_cpu_join.py \
 		-k 'not compile and not export'
 
 $(SANITIZED): $(wildcard $(ENGINE)/*)

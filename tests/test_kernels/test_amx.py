@@ -142,6 +142,15 @@ def test_the_engine_holds_these_instructions_and_no_other():
     assert found == INSTRUCTIONS
 
 
+@pytest.mark.parametrize(('isa', 'pixels', 'runs'), [
+    ('amx', (1, 7), 'avx512'), ('amx', (2, 4), 'amx'), ('avx512', (1, 7), 'avx512'), ('amx-emulated', (1, 7), 'amx-emulated')])
+def test_few_pixels_are_counted(monkeypatch, isa, pixels, runs):
+    """Weights are prepared for the instruction set that runs."""
+    monkeypatch.setattr(engine, '_isa', engine.ISAS.index(isa))
+    geometry = Cpu().geometry((1, *pixels, 2), (16, 1, 1, 2), 64, (1, 1), (0, 0), (1, 1), 1, 0)
+    assert engine.ISAS[geometry.conv[0]] == engine.ISAS[geometry.weights[0]] == runs
+
+
 def test_emulation_is_never_chosen_by_itself(monkeypatch):
     monkeypatch.delenv(engine.VARIABLE, raising=False)
     monkeypatch.setattr(engine, '_isa', None)

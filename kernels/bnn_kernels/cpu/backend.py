@@ -3,6 +3,7 @@
 import inspect
 from array import array
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -13,8 +14,11 @@ from ..dispatch import Backend, Wire
 from . import engine
 from .bound import BINDINGS, is_image
 from .calls import Call, Program
-from .engine import DTYPES, dense, struct
+from .engine import DTYPES, ISAS, dense, struct
 from .sequence import MOST_FEATURES, SequenceOperators
+
+AVX512, AMX = ISAS.index('avx512'), ISAS.index('amx')
+FEW_PIXELS = 8  # of 16 in a tile of AMX: below, expanding the weights takes longer than counting their signs
 
 
 class Geometry(NamedTuple):
@@ -134,6 +138,8 @@ def _new_geometry(x_shape, w_shape, channels, stride, padding, dilation, groups,
     else:
         sizes = [(i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d
                  in zip(size, kernel, stride, padding, dilation, strict=True)]
+    if isa == AMX and batch * prod(sizes) < FEW_PIXELS:
+        isa = AVX512
     conv = struct(isa, threads, batch, *size, channels, groups, outputs, *kernel, *sizes, *stride, *padding, *dilation,
                   pad_value, transposed)
     return Geometry(conv, conv.buffer_info()[0], (isa, channels, groups))

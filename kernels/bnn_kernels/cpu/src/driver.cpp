@@ -117,11 +117,13 @@ void pack_rows(const Work& work, const void* rows, int64_t width, int64_t groups
   work.kernel.pack(packing, 0, pixels);
 }
 
+bool streams(const Work& work) { return work.kernel.stream && !work.plan.conv.transposed; }
+
 // Hands all sums of a block's chunks to a sink.
 void pour(const Work& work, int64_t first, int64_t last, const Sink& sink) {
   int32_t* tile = tile_of(work.kernel);
   const Conv& c = work.plan.conv;
-  if (work.kernel.stream && !c.transposed)
+  if (streams(work))
     return work.kernel.stream(work.plan, work.block, first, last, work.prepared, work.staged, tile, sink);
   for (int64_t number = first; number < last; number++) {
     const Chunk chunk = chunk_at(c, number);
@@ -129,6 +131,21 @@ void pour(const Work& work, int64_t first, int64_t last, const Sink& sink) {
     sink.take(chunk, tile, CHUNK, 0, work.block.pixels());
   }
 }
+
+// The sums themselves, to where their pixels are.
+class Sums : public Sink {
+ public:
+  Sums(const Conv& c, int32_t* first) : conv_(c), first_(first) {}
+
+  void take(const Chunk& chunk, const int32_t* rows, int64_t stride, int64_t pixel, int64_t pixels) const override {
+    int32_t* to = first_ + pixel * conv_.outputs + chunk.group * conv_.group_outputs() + chunk.first;
+    for (; pixels > 0; pixels--, to += conv_.outputs, rows += stride) std::memcpy(to, rows, chunk.count * sizeof(int32_t));
+  }
+
+ private:
+  const Conv& conv_;
+  int32_t* first_;
+};
 
 // An epilogue as a sink: for each replica of a chunk.
 template <class Parameters>
@@ -180,17 +197,13 @@ bool forked() { return in_child; }
 
 void conv2d(const Conv& c, const uint32_t* x, const void* prepared, int32_t* y) {
   convolve(c, x, prepared, false, [&](const Work& work, int64_t first, int64_t last) {
+    int32_t* target = y + work.pixel * c.outputs;
+    const Sums sums(c, target);
+    if (streams(work)) return pour(work, first, last, sums);
     for (int64_t number = first; number < last; number++) {
       const Chunk chunk = chunk_at(c, number);
-      int32_t* target = y + work.pixel * c.outputs + chunk.group * c.group_outputs() + chunk.first;
-      if (chunk.count % work.kernel.lanes == 0) {
-        work.accumulate(chunk, target, c.outputs);
-        continue;
-      }
-      int32_t* tile = tile_of(work.kernel);
-      work.accumulate(chunk, tile, CHUNK);
-      for (int64_t p = 0; p < work.block.pixels(); p++)
-        std::memcpy(target + p * c.outputs, tile + p * CHUNK, chunk.count * sizeof(int32_t));
+      if (chunk.count % work.kernel.lanes != 0) pour(work, number, number + 1, sums);
+      else work.accumulate(chunk, target + chunk.group * c.group_outputs() + chunk.first, c.outputs);
     }
   });
 }
