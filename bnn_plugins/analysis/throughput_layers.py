@@ -18,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 import bnn_kernels
 import bnn_kernels.cpu
+from bnn_kernels import checks
 
 from ..deploy import fused_steps
 from .throughput import Clock, make_clock, measure, sample, tensors_of
@@ -165,8 +166,7 @@ def macs_of(function: torch._ops.OpOverload, args: tuple, kwargs: dict, result: 
     if op == 'downsample2d':
         return result.numel() * call['x'].shape[1]
     if op == 'stem2d':
-        sizes = [(i + 2 * p - k) // s + 1 for i, p, k, s in zip(
-            call['x'].shape[2:], call['padding'], call['weight'].shape[2:], call['stride'], strict=True)]
+        sizes = checks.output_sizes(call['x'].shape[2:], call['weight'].shape[2:], call['stride'], call['padding'])
         return call['x'].shape[0] * math.prod(sizes) * call['weight'].numel()  # pooling comes after it
     outputs, *kernel, _ = call['w_words'].shape
     if op == 'binary_linear':

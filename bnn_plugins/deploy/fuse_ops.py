@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import bnn_kernels
 from bnn_kernels import Bound, Epilogue, Wire
+from bnn_kernels.checks import output_sizes
 from bnn_kernels.epilogue import stream_of
 
 from ..binarize import ActivationBinarizer
@@ -141,14 +142,12 @@ class BlockStep(Step):
         self.wants_flat = not self.is_conv and (any(norms) or channels_first(act))
         self.channels = layer._fan() * getattr(layer, 'groups', 1)
         self.geometry = {}
-        self.sizes = ((0, 1), (0, 1))
         if self.is_conv:
             padding = layer._reversed_padding_repeated_twice[::-2]
             pad_value = layer.pad_value if layer.activation.signed else -1  # a 0 outside of the image is the bit 0
             self.geometry = dict(stride=tuple(layer.stride), padding=tuple(padding), dilation=tuple(layer.dilation),
                                  groups=layer.groups, pad_value=pad_value)
-            self.sizes = tuple((2 * p - d * (k - 1) - 1, s) for p, d, k, s in zip(
-                padding, layer.dilation, layer.kernel_size, layer.stride, strict=True))
+            self.kernel = layer.kernel_size
 
     def layers(self) -> list[nn.Module]:
         return [*self.held, *(m for consumer in self.consumers for m in sign_modules(consumer))]
@@ -206,9 +205,9 @@ class BlockStep(Step):
                 packed, stream = call(**inputs)
                 return ((packed, stream) if self.pack else stream) if self.keep else packed
         if shortcut is not None:
-            (more_h, step_h), (more_w, step_w) = self.sizes
-            batch, height, width, _ = words.shape
-            if shortcut.shape != (batch, self.width, (height + more_h) // step_h + 1, (width + more_w) // step_w + 1):
+            batch, *image, _ = words.shape
+            sizes = output_sizes(image, self.kernel, *(self.geometry[name] for name in ('stride', 'padding', 'dilation')))
+            if shortcut.shape != (batch, self.width, *sizes):
                 raise Broadcast(self.name)
         if self.in_place:
             out = bnn_kernels.binary_block2d_(shortcut, words, self.weight, self.channels, self.epilogue, pack=self.pack,

@@ -47,8 +47,7 @@ def binary_conv2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Seque
     outputs = _check_conv(x_words, w_words, channels, stride, padding, dilation, groups)
     batch, *image, _ = x_words.shape
     kernel = w_words.shape[1:3]
-    sizes = [(i + 2 * p - d * (k - 1) - 1) // s + 1
-             for i, k, s, p, d in zip(image, kernel, stride, padding, dilation, strict=True)]
+    sizes = output_sizes(image, kernel, stride, padding, dilation)
     _check_output(sizes, image, kernel)
     return batch, outputs, *sizes
 
@@ -166,9 +165,9 @@ def stem2d(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[i
     if any(2 * p > k for p, k in zip(window_padding, window, strict=True)):
         raise ValueError(f'window_padding must be at most half of the window {list(window)}, got {list(window_padding)}.')
     outputs, _, *kernel = weight.shape
-    sizes = [(i + 2 * p - k) // s + 1 for i, p, k, s in zip(image, padding, kernel, stride, strict=True)]
+    sizes = output_sizes(image, kernel, stride, padding)
     _check_output(sizes, image, kernel)
-    pooled = [(i + 2 * p - k) // s + 1 for i, p, k, s in zip(sizes, window_padding, window, window_stride, strict=True)]
+    pooled = output_sizes(sizes, window, window_stride, window_padding)
     _check_output(pooled, sizes, window)
     _check_replicas('scale', scale, outputs)
     width = scale.numel()
@@ -318,6 +317,13 @@ def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim
     _check_terms(head_dim)
     _check_terms(keys)
     return batch, queries, heads, values
+
+
+def output_sizes(image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+                 dilation: Sequence[int] = (1, 1)) -> list[int]:
+    """Positions of a window along each axis; less than 1 where none fits."""
+    return [(i + 2 * p - d * (k - 1) - 1) // s + 1
+            for i, k, s, p, d in zip(image, kernel, stride, padding, dilation, strict=True)]
 
 
 def check_pad_value(pad_value: int) -> int:

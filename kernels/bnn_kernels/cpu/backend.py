@@ -136,8 +136,7 @@ def _new_geometry(x_shape, w_shape, channels, stride, padding, dilation, groups,
         sizes = [(i - 1) * s - 2 * p + d * (k - 1) + o + 1 for i, k, s, p, d, o
                  in zip(size, kernel, stride, padding, dilation, output_padding, strict=True)]
     else:
-        sizes = [(i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d
-                 in zip(size, kernel, stride, padding, dilation, strict=True)]
+        sizes = checks.output_sizes(size, kernel, stride, padding, dilation)
     if isa == AMX and batch * prod(sizes) < FEW_PIXELS:
         isa = AVX512
     conv = struct(isa, threads, batch, *size, channels, groups, outputs, *kernel, *sizes, *stride, *padding, *dilation,

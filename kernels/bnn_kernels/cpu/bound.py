@@ -237,8 +237,8 @@ def stem_numbers(x: Tensor, call: dict) -> list[int]:
     stride, padding, window, window_stride, window_padding = (
         call[name] for name in ('stride', 'padding', 'window', 'window_stride', 'window_padding'))
     outputs, _, *kernel = call['weight'].shape
-    sizes = [(i + 2 * p - k) // s + 1 for i, p, k, s in zip(x.shape[2:], padding, kernel, stride, strict=True)]
-    pooled = [(i + 2 * p - k) // s + 1 for i, p, k, s in zip(sizes, window_padding, window, window_stride, strict=True)]
+    sizes = checks.output_sizes(x.shape[2:], kernel, stride, padding)
+    pooled = checks.output_sizes(sizes, window, window_stride, window_padding)
     steps = [s if size > 1 else 1 for s, size in zip(stride, sizes, strict=True)]  # rows are laid out by their step
     inner, pixel_step = (channels, 1) if is_interleaved(x) else (1, x.stride(3))
     return [batch, channels // inner, height, width * inner, *x.stride()[:3], pixel_step, DTYPES[x.dtype], outputs,

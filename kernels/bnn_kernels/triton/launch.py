@@ -10,6 +10,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from ..checks import output_sizes
 from . import epilogue, pack
 from .tables import architecture, tile
 from .versions import INTERPRETED
@@ -38,8 +39,7 @@ class Layer(NamedTuple):
 
     def size(self, height: int, width: int) -> Pair:
         """Output size of a convolution that is not transposed."""
-        return tuple((i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in
-                     zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True))
+        return tuple(output_sizes((height, width), self.kernel, self.stride, self.padding, self.dilation))
 
 
 class Results(NamedTuple):
