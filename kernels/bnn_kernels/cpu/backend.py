@@ -93,8 +93,7 @@ class Cpu(SequenceOperators, Backend):
         return binding and binding(self, fixed, inputs)
 
     def join(self, calls: Sequence[Call], wires: Sequence[Wire], inputs: Sequence, results: Sequence) -> Program | None:
-        weights = [weight for call in calls for weight in call.weights]
-        stay = not any(isinstance(weight, str) or weight.is_inference() for weight in weights)
+        stay = all(call.all_bound and not any(weight.is_inference() for weight in call.weights) for call in calls)
         return Program(calls, wires, inputs, results) if stay else None
 
     pack_activations = wherever('pack_activations')

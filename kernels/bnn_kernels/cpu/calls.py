@@ -90,7 +90,7 @@ class Call:
                  results: Sequence[str], slow: Callable, holds: object = None, kept: Sequence[str] = (),
                  weights: Sequence[Tensor | str] = (), keep: Callable | None = None):
         self.inputs, self.made, self.slow, self.holds = tuple(inputs), made, slow, holds
-        self.kept, self.weights, self.keep = tuple(kept), weights, Kept(keep or (lambda *settings: ()))
+        self.kept, self.weights, self.keep = tuple(kept), weights, Kept(keep or (lambda *settings: (None,)))
         self.fields = [len(fields) + 2, operation, *fields]
         self.new = list(made.values())
         # Bits of an input's address that are zero where its elements may start; of those that the engine gets to see.
@@ -99,21 +99,21 @@ class Call:
         self.results = tuple(results)
         self.code = code_of(*encode(self.fields, lambda name: (names.index(name), 0)))
         places = [*made, *self.inputs]
-        self.places = [places.index(name) for name in results]
+        self.places, self.only = [places.index(name) for name in results], len(results) == 1
+        self.all_bound = not any(isinstance(weight, str) for weight in weights)
 
     def __call__(self, **inputs: Tensor | None) -> Tensor | tuple[Tensor, ...]:
-        tensors = inputs.values()
-        at = [0 if x is None else x.data_ptr() for x in tensors]
-        if misaligned(at, self.masks):
+        at = [0 if x is None else x.data_ptr() for x in inputs.values()]
+        if any(map(and_, at, self.masks)):
             return self.slow(**inputs)
         settings = engine.isa_number(), torch.get_num_threads()
-        weights = [inputs[w] if type(w) is str else w for w in self.weights]
-        kept = self.keep(settings, weights)
+        weights = self.weights if self.all_bound else [inputs[w] if type(w) is str else w for w in self.weights]
+        *kept, _ = self.keep(settings, weights)
         made = [torch.empty_strided(shape, strides, dtype=dtype) for shape, strides, dtype in self.new]
-        run(self.code, [*settings, *at, *kept[:len(self.kept)], *[x.data_ptr() for x in made]])
-        tensors = [*made, *tensors]
-        if len(self.places) == 1:
-            return tensors[self.places[0]]
+        run(self.code, [*settings, *at, *kept, *[x.data_ptr() for x in made]])
+        if self.only:
+            return made[0]
+        tensors = [*made, *inputs.values()]
         return tuple([tensors[place] for place in self.places])
 
 
@@ -145,7 +145,7 @@ class Program:
         records, links, alive = array('q'), array('q'), []
         for call, names in zip(self.calls, self.names, strict=True):
             kept = call.keep(settings, call.weights)
-            known = dict(zip((*SETTINGS, *call.kept), (*settings, *kept), strict=False))
+            known = dict(zip((*SETTINGS, *call.kept), (*settings, *kept[:-1]), strict=True))
             known |= {name: 0 for name, value in names.items() if value is None}
             fields = [known.get(field, field) for field in call.fields]
             own, own_links = encode(fields, lambda name, names=names: self.bases[names[name]])
@@ -157,17 +157,13 @@ class Program:
     def __call__(self, *tensors: Tensor) -> list[Tensor] | None:
         """None: inputs that do not start where numbers may; nothing ran."""
         at = [x.data_ptr() for x in tensors]
-        if misaligned(at, self.masks):
+        if any(map(and_, at, self.masks)):
             return None
         code, _ = self.keep((engine.isa_number(), torch.get_num_threads()))
         made = [torch.empty_strided(shape, strides, dtype=dtype) for shape, strides, dtype in self.new]
         room = torch.empty(self.room, dtype=torch.uint8)
         run(code, [*at, *[x.data_ptr() for x in made], room.data_ptr()])
         return made
-
-
-def misaligned(addresses: list[int], masks: list[int]) -> bool:
-    return any(map(and_, addresses, masks))
 
 
 def encode(fields: Sequence[int | str], where: Callable[[str], tuple[int, int]]) -> tuple[array, array]:
