@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Hashable, Sequence
 from itertools import chain
 from math import prod
-from operator import and_, itemgetter
+from operator import and_
 from typing import NamedTuple
 
 import torch
@@ -177,22 +177,29 @@ def code_of(records: array, links: array) -> Code:
 
 
 def arrange(sizes: dict[Hashable, int], uses: Sequence[list[Hashable]]) -> tuple[dict[Hashable, int], int]:
-    """Where values lie in one piece of memory, and its bytes, when call number n uses the values `uses[n]`: first fit."""
-    last = {value: number for number, values in enumerate(uses) for value in values}
-    places, live, room = {}, [], 0
+    """Where values lie in one piece of memory, and its bytes, when call number n uses the values `uses[n]`.
+
+    The largest first, each at the lowest place that nothing takes while it lives.
+    """
+    first, last = {}, {}
     for number, values in enumerate(uses):
-        live = [(start, end, value) for start, end, value in live if last[value] >= number]
         for value in values:
-            if value not in sizes or value in places:
-                continue
-            place, size = 0, -(-sizes[value] // LINE) * LINE
-            for start, end, _ in sorted(live, key=itemgetter(0)):
-                if start - place >= size:
-                    break
-                place = max(place, end)
-            places[value], room = place, max(room, place + size)
-            live.append((place, place + size, value))
+            first.setdefault(value, number)
+            last[value] = number
+    places, room = {}, 0
+    for value in sorted(first.keys() & sizes.keys(), key=lambda value: (-sizes[value], first[value])):
+        place, size = 0, round_up(sizes[value])
+        beside = [other for other in places if first[other] <= last[value] and first[value] <= last[other]]
+        for other in sorted(beside, key=places.get):
+            if places[other] - place >= size:
+                break
+            place = max(place, places[other] + round_up(sizes[other]))
+        places[value], room = place, max(room, place + size)
     return places, room
+
+
+def round_up(size: int) -> int:
+    return -(-size // LINE) * LINE
 
 
 def run(code: Code, bases: list[int]) -> None:
