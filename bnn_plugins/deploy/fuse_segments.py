@@ -7,11 +7,10 @@ from itertools import groupby
 from torch import Tensor, fx, nn
 
 from bnn_kernels import Bound, dispatch, join, kind
+from bnn_kernels.bound import MOST_KINDS
 
 from .fuse_ops import Step
 from .trace import graph_module
-
-MOST_KINDS = 64  # of inputs that one segment remembers
 
 
 class Segment(nn.Module):

@@ -74,7 +74,7 @@ def kind(x: Tensor) -> tuple:
     return x.shape, x.stride(), x.dtype, x.device, x.is_inference()
 
 
-MOST_KINDS = 256  # of inputs and forced backends that one operator remembers
+MOST_KINDS = 256  # of inputs and forced backends that one operator, or one call of several, remembers
 
 
 @lru_cache(1024)
