@@ -45,12 +45,12 @@ class Backend:
             return False, f'{self.name} does not implement {op}'
         return True, ''
 
-    def bind(self, op: str, fixed: dict, inputs: dict) -> Callable | None:
-        """What runs this call, and others with inputs of the same shapes, strides and dtypes, with less ado than the operator.
+    def bind(self, op: str, fixed: dict, inputs: dict) -> Callable:
+        """What runs this call, and others with inputs of the same shapes, strides and dtypes; takes `inputs` by name.
 
-        It takes `inputs` by name. The tensors of `fixed` may change their values. None: nothing is quicker.
+        The tensors of `fixed` may change their values. An override leaves out what need not be done for each call.
         """
-        return None
+        return partial(getattr(self, op), **fixed)
 
     def join(self, calls: Sequence[Callable], wires: Sequence['Wire'], inputs: Sequence[Hashable],
              results: Sequence[Hashable]) -> Callable | None:
@@ -138,45 +138,33 @@ def selection(op: str, **call) -> Selection:
     return Selection(None, refusals)
 
 
-def run(op: str, **call) -> Tensor | tuple[Tensor, ...]:
-    """Runs one operator, with checked arguments, on the first backend that can.
-
-    Raises RuntimeError with the reason of every backend asked where none can, which for a forced one is that one.
-    """
-    return method(op, **call)(**call)
-
-
-def method(op: str, **call) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-    """What `run` calls: the operator of the backend that was chosen, which notes that it ran. Raises as `run`."""
-    return _noted(_chosen(op, call), op)
-
-
 def bound(op: str, fixed: dict, inputs: dict) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-    """What runs this call and others of its kind (`Backend.bind`), and notes it; takes `inputs` by name. Raises as `run`."""
+    """What runs this call, and others of its kind, on the first backend that can, and notes it; takes `inputs` by name.
+
+    Arguments are checked. Raises RuntimeError with the reason of every backend asked where none can, which for a forced one is
+    that one.
+    """
     name = _chosen(op, fixed | inputs)
-    quick = _load(BACKENDS[name])[0].bind(op, fixed, inputs)
-    if quick is None:
-        return partial(_noted(name, op), **fixed)
+    operator = _load(BACKENDS[name])[0].bind(op, fixed, inputs)
 
     def call(**inputs):
-        result = quick(**inputs)
+        result = operator(**inputs)
         setattr(_last, op, name)
         _last.any = name
         return result
 
-    call.bound = name, op, quick
+    call.bound = name, op, operator
     return call
 
 
 def join(calls: Sequence[Callable], wires: Sequence[Wire], inputs: Sequence[Hashable],
          results: Sequence[Hashable]) -> Callable | None:
     """Calls that `bound` returned, as one; None where they run on several backends, or on one that joins nothing."""
-    found = [getattr(call, 'bound', (None, None, None)) for call in calls]
-    names, ops, quick = zip(*found, strict=True)
-    if None in names or len(set(names)) > 1:
+    names, ops, operators = zip(*[call.bound for call in calls], strict=True)
+    if len(set(names)) > 1:
         return None
     name, ops = names[0], list(dict.fromkeys(ops))
-    joined = _load(BACKENDS[name])[0].join(quick, wires, inputs, results)
+    joined = _load(BACKENDS[name])[0].join(operators, wires, inputs, results)
     if joined is None:
         return None
 
@@ -213,23 +201,6 @@ def _able() -> list[tuple[str, Backend]]:
     """The backends that are available, in order of preference."""
     found = ((name, _load(path)[0]) for name, path in BACKENDS.items())
     return [(name, backend) for name, backend in found if backend is not None]
-
-
-def _noted(name: str, op: str) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-    return _noted_of(name, BACKENDS[name], op)
-
-
-@cache
-def _noted_of(name: str, path: str, op: str) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-    operator = getattr(_load(path)[0], op)
-
-    def call(**arguments):
-        result = operator(**arguments)
-        setattr(_last, op, name)
-        _last.any = name
-        return result
-
-    return call
 
 
 def _path(name: str) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import checks, dispatch
+from . import checks
 from .layout import pack_bits
-from .ops import _define, _register, pack_activations
+from .ops import _define, _register, _runner, pack_activations
 from .recurrence import Recurrence
 
 
@@ -129,22 +129,12 @@ def _image(x: Tensor) -> Tensor:
     return x.unsqueeze(-1)
 
 
-def _run_lstm(*arguments):
-    checks.binary_lstm(*arguments)
-    return dispatch.run('binary_lstm', **dict(zip(_LSTM, arguments, strict=True)))
-
-
 def _fake_lstm(x, *arguments):
     h, words, h_words, cell = checks.binary_lstm(x, *arguments)
     call = dict(zip(_LSTM[1:], arguments, strict=True))
     kinds = (torch.float32, torch.int32, torch.int32, call['cell'].dtype)
     return tuple(torch.empty(shape, dtype=kind, device=x.device)
                  for shape, kind in zip((h, words, h_words, cell), kinds, strict=True))
-
-
-def _run_attention(*arguments):
-    checks.binary_attention(*arguments)
-    return dispatch.run('binary_attention', **dict(zip(_ATTENTION, arguments, strict=True)))
 
 
 def _fake_attention(q_words, *arguments):
@@ -160,7 +150,7 @@ _pack_normalized = _register('Tensor x, Tensor mean, Tensor std, Tensor threshol
 _binary_lstm = _define(
     'Tensor x, Tensor w_words, Tensor scale, Tensor? scale_x, Tensor? bias, Tensor? threshold, float? eps, str gates, '
     'str candidate, str readout, str feedback, Tensor h_words, Tensor cell, Tensor? lengths, bool pack, bool keep',
-    checks.binary_lstm, _run_lstm, _fake_lstm, '(Tensor, Tensor, Tensor, Tensor)')
+    checks.binary_lstm, _runner(checks.binary_lstm), _fake_lstm, '(Tensor, Tensor, Tensor, Tensor)')
 _binary_attention = _define(
     'Tensor q_words, Tensor k_words, Tensor v_words, SymInt head_dim, str[] rules, Tensor limit, Tensor? table, '
-    'Tensor? scale, Tensor? mask_words', checks.binary_attention, _run_attention, _fake_attention)
+    'Tensor? scale, Tensor? mask_words', checks.binary_attention, _runner(checks.binary_attention), _fake_attention)

@@ -88,12 +88,12 @@ class Cpu(SequenceOperators, Backend):
             return False, f'cpu pads a stem by its kernel at most, got padding {list(call["padding"])}'
         return True, ''
 
-    def bind(self, op: str, fixed: dict, inputs: dict) -> Callable | None:
-        binding = BINDINGS.get(op)
-        return binding and binding(self, fixed, inputs)
+    def bind(self, op: str, fixed: dict, inputs: dict) -> Callable:
+        call = BINDINGS[op](self, fixed, inputs) if op in BINDINGS else None
+        return call or super().bind(op, fixed, inputs)
 
-    def join(self, calls: Sequence[Call], wires: Sequence[Wire], inputs: Sequence, results: Sequence) -> Program | None:
-        stay = all(call.all_bound and not any(weight.is_inference() for weight in call.weights) for call in calls)
+    def join(self, calls: Sequence[Callable], wires: Sequence[Wire], inputs: Sequence, results: Sequence) -> Program | None:
+        stay = all(isinstance(call, Call) and call.weights_stay for call in calls)
         return Program(calls, wires, inputs, results) if stay else None
 
     pack_activations = wherever('pack_activations')

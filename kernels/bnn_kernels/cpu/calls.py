@@ -101,6 +101,7 @@ class Call:
         places = [*made, *self.inputs]
         self.places, self.only = [places.index(name) for name in results], len(results) == 1
         self.all_bound = not any(isinstance(weight, str) for weight in weights)
+        self.weights_stay = self.all_bound and not any(weight.is_inference() for weight in weights)
 
     def __call__(self, **inputs: Tensor | None) -> Tensor | tuple[Tensor, ...]:
         at = [0 if x is None else x.data_ptr() for x in inputs.values()]
