@@ -90,7 +90,7 @@ class Chain:
         (words, channels), outputs, value = self.rng.choice(self.words), self.rng.randint(1, 70), self.new()
         limit = torch.randint(-9, 9, (outputs,), generator=self.draw).int()
         self.add('binary_conv2d_sign', self.convolution(channels, outputs) | dict(
-            threshold=limit, flip=limit % 2 == 0, out_groups=1), {'x_words': words}, (value,))
+            threshold=limit, flip=self.rng.choice([limit % 2 == 0, None]), out_groups=1), {'x_words': words}, (value,))
         self.words.append((value, outputs))
 
     def downsample(self) -> None:
@@ -159,6 +159,19 @@ def test_settings_may_change(isa, monkeypatch):
         finally:
             torch.set_num_threads(threads)
     check()
+
+
+def test_inference_mode():
+    """Weights from outside of it stay as they are, whatever is made of them inside, or where there are none."""
+    chain = next(chain for chain in (Chain(seed, 12) for seed in range(99))
+                 if any(bound.op == 'binary_conv2d_sign' and bound.fixed['flip'] is None for bound, _ in chain.operators))
+    for bound, _ in chain.operators:
+        bound.chosen.clear()
+    with torch.inference_mode():
+        x = chain.image()
+        expected = chain.one_by_one(x)
+        chain.values = {value: tensor.clone() for value, tensor in chain.values.items()}
+        expect(chain.join()(x), expected)
 
 
 def test_what_was_made_of_weights_stays_alive():

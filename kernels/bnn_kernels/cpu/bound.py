@@ -146,17 +146,18 @@ def bind_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Call | None:
     own = convolution(cpu, fixed, inputs)
     if threshold is None or own is None:
         return None
-    none = torch.zeros(call['threshold'].shape, dtype=torch.int32) if call['flip'] is None else None
+    width, flip = call['threshold'].shape[0], [] if call['flip'] is None else [weight(fixed, inputs, 'flip')]
 
-    def keep(words: Tensor, flip: Tensor, *settings: int) -> tuple:
-        flips = flip.to(torch.int32, memory_format=torch.contiguous_format)
-        *addresses, alive = own['keep'](words, *settings)
+    def keep(words: Tensor, *flip_and_settings: Tensor | int) -> tuple:
+        *flip, isa, threads = flip_and_settings
+        flips = flip[0].to(torch.int32).contiguous() if flip else torch.zeros(width, dtype=torch.int32)
+        *addresses, alive = own['keep'](words, isa, threads)
         return *addresses, flips.data_ptr(), (alive, flips)
 
-    fields = ['geometry', 'x_words', 'weight', call['threshold'].shape[0], call['out_groups'], *threshold, 'flips', 'words']
+    fields = ['geometry', 'x_words', 'weight', width, call['out_groups'], *threshold, 'flips', 'words']
     return Call(CONV2D_SIGN, fields, inputs, dict(words=rows(checks.binary_conv2d_sign(**call))), ['words'],
                 ordinary(cpu, 'binary_conv2d_sign', fixed), held, (*own['kept'], 'flips'),
-                [*own['weights'], weight(fixed, inputs, 'flip') if none is None else none], keep)
+                [*own['weights'], *flip], keep)
 
 
 def bind_block2d(cpu, fixed: dict, inputs: dict) -> Call | None:

@@ -61,9 +61,6 @@ class Made(NamedTuple):
     def bytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
 
-    def empty(self) -> Tensor:
-        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype)
-
 
 class Code(NamedTuple):
     """Records and their links, as `bnn_run` takes them: addresses and lengths, and what keeps them in memory."""
