@@ -34,9 +34,11 @@ std::vector<float> floats(int64_t count) {
   return all;
 }
 
+// Mixed, or all of one sign: then counts are as large as they can be.
 std::vector<int> draw_signs(int64_t count) {
   std::vector<int> all(count);
-  for (int& v : all) v = draw(0, 1) ? 1 : -1;
+  const int64_t kind = draw(0, 3);
+  for (int& v : all) v = (kind > 1 ? draw(0, 1) : kind) ? 1 : -1;
   return all;
 }
 
@@ -70,7 +72,7 @@ void succeed(const char* sentence) {
 Conv draw_conv(bool transposed) {
   Conv c = {};
   c.threads = 1, c.batch = draw(1, 2), c.groups = draw(1, 2), c.transposed = transposed;
-  c.channels = c.groups * draw(1, 70), c.outputs = c.groups * draw(1, 40);
+  c.channels = c.groups * (draw(0, 3) ? draw(1, 70) : draw(200, 400)), c.outputs = c.groups * draw(1, 40);
   c.kernel_h = draw(1, 3), c.kernel_w = draw(1, 3), c.stride_h = draw(1, 3), c.stride_w = draw(1, 3);
   c.dilation_h = draw(1, 2), c.dilation_w = draw(1, 2), c.pad_value = transposed ? 0 : draw(-1, 1);
   const int64_t reach_h = (c.kernel_h - 1) * c.dilation_h, reach_w = (c.kernel_w - 1) * c.dilation_w;
@@ -111,6 +113,21 @@ std::vector<int32_t> convolve(const Conv& c, const std::vector<int>& x, const st
                 y[at] += input(n, i, j, first + k) * w[((o * c.kernel_h + ki) * c.kernel_w + kj) * c.group_channels() + k];
             }
   return y;
+}
+
+// Every sign differs: no counter may run over.
+void check_counters(int64_t isa, int64_t words) {
+  Conv c = {};
+  c.isa = isa, c.threads = c.batch = c.groups = c.kernel_h = c.kernel_w = c.stride_h = c.stride_w = c.dilation_h = c.dilation_w = 1;
+  c.height = c.out_h = 1, c.width = c.out_w = 5, c.channels = 32 * words, c.outputs = 20;
+  const std::vector<uint32_t> x(5 * words, ~0U), w(20 * words, 0);
+  const int64_t bytes = bnn::round_up(bnn_prepared_bytes(&c), bnn::ALIGNMENT);
+  void* prepared = std::memset(std::aligned_alloc(bnn::ALIGNMENT, bytes), 0, bytes);
+  bnn_prepare(&c, w.data(), prepared);
+  std::vector<int32_t> y(5 * 20);
+  succeed(bnn_conv2d(&c, x.data(), prepared, y.data()));
+  expect(y == std::vector<int32_t>(y.size(), static_cast<int32_t>(-c.channels)), isa, "counters", c);
+  std::free(prepared);
 }
 
 void check_convolution(int64_t isa, bool transposed) {
@@ -182,6 +199,7 @@ int main() {
   constexpr int cases = 200;
   for (int64_t isa = 0; isa < bnn::ISAS; isa++) {
     if (!bnn_has(isa)) continue;
+    for (int64_t words = 1; words < 70; words++) check_counters(isa, words);
     for (int i = 0; i < cases; i++) check_convolution(isa, i % 4 == 0), check_packing(isa);
     std::printf("instruction set %d: %d convolutions exact\n", static_cast<int>(isa), cases);
   }

@@ -166,7 +166,7 @@ def test_inputs_where_no_number_may_start(op):
 
 
 @every_op
-@pytest.mark.parametrize('isa', ['portable', 'avx2', 'avx512', 'amx-emulated'])
+@pytest.mark.parametrize('isa', ['portable', 'neon', 'avx2', 'avx512', 'amx-emulated'])
 def test_the_instruction_set_may_change(op, isa):
     if isa not in available_isas():
         pytest.skip(f'this processor has no {isa}')

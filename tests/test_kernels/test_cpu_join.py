@@ -136,7 +136,7 @@ def test_results(seed, length):
         expect(one, other)
 
 
-@pytest.mark.parametrize('isa', ['portable', 'avx2', 'avx512', 'amx-emulated'])
+@pytest.mark.parametrize('isa', ['portable', 'neon', 'avx2', 'avx512', 'amx-emulated'])
 def test_settings_may_change(isa, monkeypatch):
     if isa not in available_isas():
         pytest.skip(f'this processor has no {isa}')

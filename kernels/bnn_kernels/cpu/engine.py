@@ -17,8 +17,8 @@ import torch
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
 from torch.multiprocessing.reductions import StorageWeakRef
 
-VERSION = 6  # of the C interface, as in src/api.cpp
-ISAS = ('portable', 'avx2', 'avx512', 'amx', 'amx-emulated')  # from slow to fast; their places are enum Isa of src/engine.hpp
+VERSION = 7  # of the C interface, as in src/api.cpp
+ISAS = ('portable', 'neon', 'avx2', 'avx512', 'amx', 'amx-emulated')  # from slow to fast; their places are enum Isa of src/engine.hpp
 EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself
 VARIABLE = 'BNN_KERNELS_CPU_ISA'
 LIBRARY = Path(os.environ.get('BNN_KERNELS_CPU_LIBRARY') or Path(__file__).with_name('_engine.so'))

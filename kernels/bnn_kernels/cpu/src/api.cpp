@@ -23,7 +23,7 @@ const char* guarded(const Body& body) {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 6; }
+BNN_API int64_t bnn_version() { return 7; }
 
 // 1 where this processor has the instruction set.
 BNN_API int64_t bnn_has(int64_t isa) { return bnn::kernel(isa) != nullptr; }

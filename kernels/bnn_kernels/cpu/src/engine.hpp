@@ -221,7 +221,7 @@ struct Kernel {
   double (*float_ceiling)();
 };
 
-enum Isa : int64_t { PORTABLE, AVX2, AVX512, AMX, AMX_EMULATED, ISAS };
+enum Isa : int64_t { PORTABLE, NEON, AVX2, AVX512, AMX, AMX_EMULATED, ISAS };
 
 // The kernel of an instruction set, or null where this processor lacks it.
 const Kernel* kernel(int64_t isa);

@@ -12,6 +12,10 @@ const Kernel* kernel(int64_t isa) {
   switch (isa) {
     case PORTABLE:
       return &portable;
+#if defined(__aarch64__)
+    case NEON:
+      return &neon;
+#endif
 #if defined(__x86_64__)
     case AVX2:
       return has_avx2() ? &avx2 : nullptr;

@@ -6,6 +6,9 @@
 namespace bnn {
 
 extern const Kernel portable, amx_emulated;
+#if defined(__aarch64__)
+extern const Kernel neon;
+#endif
 #if defined(__x86_64__)
 extern const Kernel avx2;
 extern const Kernel avx512;

@@ -16,7 +16,7 @@ struct PortableCount : PlainWords {
   static constexpr int lanes = 16, pixels = 1;
 
   static uint32_t count(uint32_t v) {
-#if defined(__aarch64__) || defined(__POPCNT__)
+#if defined(__POPCNT__)
     return static_cast<uint32_t>(std::popcount(v));
 #else  // without an instruction, arithmetic that compilers vectorise
     v -= v >> 1 & 0x55555555;
