@@ -18,7 +18,8 @@ from torch import Tensor  # before the library is loaded: torch brings the OpenM
 from torch.multiprocessing.reductions import StorageWeakRef
 
 VERSION = 7  # of the C interface, as in src/api.cpp
-ISAS = ('portable', 'neon', 'avx2', 'avx512', 'amx', 'amx-emulated')  # from slow to fast; their places are enum Isa of src/engine.hpp
+# From slow to fast; their places are enum Isa of src/engine.hpp.
+ISAS = ('portable', 'neon', 'avx2', 'avx512', 'amx', 'amx-emulated')
 EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself
 VARIABLE = 'BNN_KERNELS_CPU_ISA'
 LIBRARY = Path(os.environ.get('BNN_KERNELS_CPU_LIBRARY') or Path(__file__).with_name('_engine.so'))
