@@ -21,11 +21,12 @@ MIN_SECONDS = 0.004
 
 
 class HostClock:
-    """The CPU time of this thread (``threads=1``), or the wall clock."""
+    """The CPU time of this thread (``threads=1``), or the wall clock; ``number``: that of the operating system."""
 
     def __init__(self, threads: int):
         self.name = 'thread CPU time' if threads == 1 else 'wall clock'
         self.mark: Callable[[], float] = time.thread_time if threads == 1 else time.perf_counter
+        self.number = time.CLOCK_THREAD_CPUTIME_ID if threads == 1 else time.CLOCK_MONOTONIC
 
     def between(self, start: float, end: float) -> float:
         """Seconds."""

@@ -1,13 +1,15 @@
 """Where the time of one call goes: every operator timed by itself, by the layer that called it.
 
 Operators are seen where torch dispatches them, so what Python does between them is not in their times; it is reported beside
-them. Modules are known from hooks for all modules: hooks on the modules themselves would switch block fusion off.
+them. Those of the CPU engine time themselves, without what it takes to get there. Modules are known from hooks for all modules:
+hooks on the modules themselves would switch block fusion off.
 """
 
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +23,7 @@ import bnn_kernels.cpu
 from bnn_kernels import checks
 
 from ..deploy import fused_steps
-from .throughput import Clock, make_clock, measure, sample, tensors_of
+from .throughput import Clock, HostClock, make_clock, measure, sample, tensors_of
 
 OUTSIDE = '(outside of layers)'
 KERNELS = 'bnn_kernels'
@@ -106,6 +108,9 @@ class Operators(TorchDispatchMode):
         self.records: dict[tuple[str, str], Record] = {}
 
     def __enter__(self):
+        self.timed = ExitStack()
+        self.engine_seconds = (self.timed.enter_context(bnn_kernels.cpu.timed_runs(self.clock.number))
+                               if isinstance(self.clock, HostClock) else lambda: 0.0)
         self.handles = [register_module_forward_pre_hook(self.enter_module),
                         register_module_forward_hook(self.leave_module, always_call=True)]
         return super().__enter__()
@@ -114,8 +119,9 @@ class Operators(TorchDispatchMode):
         for handle in self.handles:
             handle.remove()
         super().__exit__(*error)
-        for record, start, end in self.marks:  # afterwards: a GPU must not wait after every operator
-            record.seconds += self.clock.between(start, end)
+        self.timed.close()
+        for record, start, end, inside in self.marks:  # afterwards: a GPU must not wait after every operator
+            record.seconds += inside or self.clock.between(start, end)
 
     def enter_module(self, module: nn.Module, _):
         self.running.append(self.names.get(module, self.running[-1]))
@@ -128,6 +134,7 @@ class Operators(TorchDispatchMode):
         start = self.clock.mark()
         result = function(*args, **kwargs)
         end = self.clock.mark()
+        inside = self.engine_seconds() if function.namespace == KERNELS else 0.0
         name = function._schema.name
         record = self.records.get((self.running[-1], name))
         if record is None:
@@ -136,7 +143,7 @@ class Operators(TorchDispatchMode):
         # What works in place returns nothing, or words that nobody wants: its first argument is its output.
         shapes = [tensor.shape for tensor in tensors_of((args[:1], result)) if tensor.numel()]
         record.output = 'x'.join(map(str, shapes[-1])) if shapes else ''
-        self.marks.append((record, start, end))
+        self.marks.append((record, start, end, inside))
         return result
 
 

@@ -3,6 +3,7 @@
 import gc
 import random
 import threading
+import time
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bnn_kernels as bk
+from bnn_kernels import cpu
 from bnn_kernels.cpu import available_isas, calls, engine
 from bnn_kernels.cpu.calls import arrange
 
@@ -237,6 +239,36 @@ def test_what_ran_is_named():
     assert bk.last_backend('pack_activations') == 'reference'
     joined(x)
     assert bk.last_backend('pack_activations') == bk.last_backend() == 'cpu'
+
+
+def test_runs_are_timed():
+    chain = Chain(3, 12)
+    joined, x = chain.join(), chain.image()
+    with cpu.timed_runs(time.CLOCK_THREAD_CPUTIME_ID) as seconds:
+        start = time.thread_time()
+        for _ in range(20):
+            joined(x)
+        whole = time.thread_time() - start
+        spent = seconds()
+        assert 0 < spent < whole
+        assert seconds() == 0, 'it was asked'
+        chain.one_by_one(x)
+        assert seconds() > 0
+        joined(x)
+    with cpu.timed_runs(time.CLOCK_MONOTONIC) as seconds:
+        assert seconds() == 0, 'what ran before does not count'
+    joined(x)
+    with cpu.timed_runs(time.CLOCK_MONOTONIC) as seconds:
+        assert seconds() == 0, 'outside of it nothing is timed'
+
+
+def test_nothing_is_timed_without_an_engine(monkeypatch):
+    def library():
+        raise RuntimeError('not compiled')
+
+    monkeypatch.setattr(engine, 'library', library)
+    with cpu.timed_runs(time.CLOCK_MONOTONIC) as seconds:
+        assert seconds() == 0
 
 
 def test_what_cannot_be_joined():

@@ -7,8 +7,9 @@ import ctypes
 import os
 import threading
 from array import array
-from collections.abc import Callable
-from ctypes import c_char_p, c_int64, c_void_p
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ctypes import c_char_p, c_double, c_int64, c_void_p
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
 from torch.multiprocessing.reductions import StorageWeakRef
 
-VERSION = 7  # of the C interface, as in src/api.cpp
+VERSION = 8  # of the C interface, as in src/api.cpp
 # From slow to fast; their places are enum Isa of src/engine.hpp.
 ISAS = ('portable', 'neon', 'avx2', 'avx512', 'amx', 'amx-emulated')
 EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself
@@ -37,6 +38,8 @@ FUNCTIONS = {
     'bnn_downsample': (c_char_p, [c_int64, c_int64, c_void_p]),
     'bnn_stem': (c_char_p, [c_int64, c_int64, c_void_p, c_void_p]),
     'bnn_run': (c_char_p, [c_void_p, c_int64, c_void_p, c_int64, c_void_p]),
+    'bnn_time_runs': (None, [c_int64]),
+    'bnn_run_seconds': (c_double, []),
     'bnn_sequence_lanes': (c_int64, [c_int64]),
     'bnn_lstm': (c_char_p, [c_int64, c_void_p]),
     'bnn_attention': (c_char_p, [c_int64, c_void_p]),
@@ -126,6 +129,29 @@ def ceilings(name: str | None = None) -> dict[str, float]:
     rates = array('d', [0, 0])
     library().bnn_ceilings(isa_number() if name is None else _place(name), rates.buffer_info()[0])
     return {'binary': rates[0] / 1e9, 'float': rates[1] / 1e9}
+
+
+@contextmanager
+def timed_runs(clock: int) -> Iterator[Callable[[], float]]:
+    """Times the convolutions, packings, downsamples and stems within, apart from what Python does around them.
+
+    Args:
+        clock: of the module `time`, `time.CLOCK_MONOTONIC` for example.
+
+    Yields:
+        a function: seconds that they took in this thread since it was last asked. 0: there were none, or no engine.
+    """
+    try:
+        engine = library()
+    except RuntimeError:
+        yield lambda: 0.0
+        return
+    engine.bnn_time_runs(clock)
+    engine.bnn_run_seconds()
+    try:
+        yield engine.bnn_run_seconds
+    finally:
+        engine.bnn_time_runs(-1)
 
 
 _isa: int | None = None

@@ -1,7 +1,11 @@
 // The C interface that engine.py calls through ctypes. Arguments are checked there.
 // Functions that can fail return null or a sentence.
 
+#include <time.h>
+
+#include <atomic>
 #include <exception>
+#include <utility>
 
 #include "driver.hpp"
 #include "sequence.hpp"
@@ -20,10 +24,30 @@ const char* guarded(const Body& body) {
   }
 }
 
+std::atomic<int64_t> run_clock{-1};
+thread_local double run_seconds = 0;
+
+// Adds the time that it lives to run_seconds.
+class Stopwatch {
+ public:
+  Stopwatch() : clock_(run_clock), start_(now()) {}
+  ~Stopwatch() { run_seconds += now() - start_; }
+
+ private:
+  double now() const {
+    timespec t = {};
+    if (clock_ >= 0) clock_gettime(static_cast<clockid_t>(clock_), &t);
+    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+  }
+
+  int64_t clock_;
+  double start_;
+};
+
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 7; }
+BNN_API int64_t bnn_version() { return 8; }
 
 // 1 where this processor has the instruction set.
 BNN_API int64_t bnn_has(int64_t isa) { return bnn::kernel(isa) != nullptr; }
@@ -68,8 +92,15 @@ BNN_API const char* bnn_stem(int64_t isa, int64_t threads, const bnn::Stem* stem
 
 // Several of the calls above in one, their addresses filled in from `bases`: see driver.hpp.
 BNN_API const char* bnn_run(const int64_t* code, int64_t words, const bnn::Link* links, int64_t count, const int64_t* bases) {
+  const Stopwatch stopwatch;
   return guarded([&] { bnn::run(code, words, links, count, bases); });
 }
+
+// From now on bnn_run is timed by this clock of clock_gettime; -1: no more.
+BNN_API void bnn_time_runs(int64_t clock) { run_clock = clock; }
+
+// What bnn_run took in this thread since this was last asked, in seconds.
+BNN_API double bnn_run_seconds() { return std::exchange(run_seconds, 0.0); }
 
 BNN_API int64_t bnn_sequence_lanes(int64_t isa) { return bnn::sequence_lanes(isa); }
 
