@@ -1,8 +1,8 @@
 """Where the time of one call goes: every operator timed by itself, by the layer that called it.
 
 Operators are seen where torch dispatches them, so what Python does between them is not in their times; it is reported beside
-them. Those of the CPU engine time themselves, without what it takes to get there. Modules are known from hooks for all modules:
-hooks on the modules themselves would switch block fusion off.
+them. Those of the CPU engine time themselves, without what it takes to get there. Modules are known from hooks for all
+modules: hooks on the modules themselves would switch block fusion off.
 """
 
 import math
