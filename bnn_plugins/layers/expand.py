@@ -116,6 +116,14 @@ def tile(x: Tensor, times: int, channel_dim: int = 1) -> Tensor:
     return x if times == 1 else torch.cat([x] * times, channel_dim)
 
 
+def mean_over(x: Tensor, dim: int, size: int) -> Tensor:
+    """``x.mean(dim)`` over few, ``size`` of them: several times faster on a CPU, and in the memory format of ``x``."""
+    total = x.select(dim, 0)
+    for i in range(1, size):  # torch.fx follows this; what unbind returns it cannot take apart
+        total = total + x.select(dim, i)
+    return total / size
+
+
 class Tile(nn.Module):
     """:func:`tile` as a layer. ``[N, C, ...]`` -> ``[N, times * C, ...]``."""
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .activations import RPReLU
-from .expand import tile
+from .expand import mean_over, tile
 from .linear import BinaryLinear
 
 
@@ -43,7 +43,7 @@ def match_features(x: Tensor, features: int) -> Tensor:
     """BinaryViT's shortcut around a linear layer, ``[..., C]`` -> ``[..., features]``: copies of all channels, one behind the
     other, where it grows; means of neighbouring channels where it shrinks."""
     if features < x.shape[-1]:
-        return x.unflatten(-1, (features, -1)).mean(-1)
+        return mean_over(x.unflatten(-1, (features, -1)), -1, x.shape[-1] // features)
     return tile(x, features // x.shape[-1], -1)
 
 

@@ -22,6 +22,7 @@ from ..layers import (
     expanded_width,
     spread_copies_,
 )
+from ..layers.expand import mean_over
 from .residual_scale import ResidualScale
 from .thresholds import MultiThreshold, UntiedThresholds
 
@@ -174,7 +175,7 @@ def match_width(x: Tensor, channels: int) -> Tensor | None:
     if x.shape[1] == channels:
         return x
     if x.shape[1] % channels == 0:
-        return x.unflatten(1, (-1, channels)).mean(1)
+        return mean_over(x.unflatten(1, (-1, channels)), 1, x.shape[1] // channels)
     if channels % x.shape[1] == 0:
         return x.repeat(1, channels // x.shape[1], 1, 1)
     return None

@@ -23,6 +23,7 @@ from bnn_plugins.layers import (
     spread_copies_,
     tile,
 )
+from bnn_plugins.layers.expand import mean_over
 
 from . import oracle
 
@@ -243,3 +244,14 @@ def test_signature_holds_what_the_bits_mean():
     assert len(set(signatures)) == 5
     rep = pack_(BinaryConv2d(72, 72, 1, method='bireal', expand=dict(tau=2, style='rep', spread=1.0))).signature()
     assert rep == signatures[1], 'style and spread are for the network around and for the start'
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 8])
+def test_mean_over(size):
+    x = torch.randn(2, 5 * size, 4, 6, dtype=torch.float64, requires_grad=True)
+    wide = x.to(memory_format=torch.channels_last)
+    mean = mean_over(wide.unflatten(1, (size, 5)), 1, size)
+    torch.testing.assert_close(mean, x.unflatten(1, (size, 5)).mean(1))
+    assert mean.is_contiguous(memory_format=torch.channels_last), 'what a fused step adds goes in without a copy'
+    mean.sum().backward()
+    torch.testing.assert_close(x.grad, torch.full_like(x, 1 / size))
