@@ -12,6 +12,8 @@ from bnn_kernels.bound import MOST_KINDS
 from .fuse_ops import Step
 from .trace import graph_module
 
+UNKNOWN = object()
+
 
 class Segment(nn.Module):
     """Steps without anything between them. Inputs of a new kind go step by step, and so do those that somebody watches.
@@ -34,18 +36,22 @@ class Segment(nn.Module):
         if any(self.hooks) or not Bound.direct(tensors[0]):
             return self.run(*tensors)
         key = dispatch.forced(), *[kind(x) for x in tensors]
-        if key not in self.calls:
+        call = self.calls.get(key, UNKNOWN)  # one look: another thread may clear them
+        if call is UNKNOWN:
             return self.first(key, tensors)
-        call = self.calls[key]
         results = None if call is None else call(*tensors)
         return self.run(*tensors) if results is None else results
 
     def first(self, key: tuple, tensors: tuple[Tensor, ...]) -> list[Tensor]:
         steps = fx.Interpreter(self.run, garbage_collect_values=False)
+        steps.extra_traceback = False  # errors say what they say without it
         results = steps.run(*tensors)
         if len(self.calls) >= MOST_KINDS:
             self.calls.clear()
-        self.calls[key] = self.joined(steps.env)
+        try:
+            self.calls[key] = self.joined(steps.env)
+        except (TypeError, ValueError):  # of the checks: a step has gone the ordinary way, in another dtype than usual
+            self.calls[key] = None
         return results
 
     def joined(self, found: dict[fx.Node, object]) -> Callable[..., list[Tensor] | None] | None:

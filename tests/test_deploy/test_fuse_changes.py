@@ -16,6 +16,11 @@ from .fuse_nets import flat, near, resnet, run
 from .nets import same as equal
 
 
+def fuse_and_return(model):
+    fuse_(model)
+    return model
+
+
 class TestChanges:
     """What happens to a model after it was fused."""
 
@@ -182,6 +187,20 @@ class TestContexts:
         assert near(out, self.expected)
         run(self.model, self.x)
         assert bnn_kernels.last_backend('binary_block2d') != 'reference'
+
+    def test_another_dtype_than_the_model(self):
+        """A stream in half precision: the downsample keeps it, the block behind it works in place."""
+        model = fuse_and_return(pack_(resnet().layer2))
+        x = torch.randn(1, model[0].conv1.in_channels, 8, 8).to(memory_format=torch.channels_last)
+        out = run(model, x.half())  # twice
+        assert out[0].dtype == torch.float16
+        assert torch.nn.functional.cosine_similarity(out[0].float().flatten(), run(model, x)[0].flatten(), 0) > 0.99
+
+    def test_bad_input_is_one_sentence(self):
+        layer = fuse_and_return(pack_(resnet().layer1))
+        with pytest.raises(TypeError) as error:
+            run(layer, torch.zeros(1, layer[0].conv1.in_channels, 4, 4, dtype=torch.int64))
+        assert str(error.value).endswith('got torch.int64: convert it with x.float().')
 
     def test_no_gradients(self):
         assert not any(o.requires_grad for o in self.model(self.x))
