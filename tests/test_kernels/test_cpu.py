@@ -6,6 +6,7 @@ AMX has test_amx.py; threads, forks and bad input are tested for all backends in
 import os
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -228,6 +229,18 @@ def test_prepared_weights_are_dropped_with_their_weight(words):
     for _ in range(20):
         linear(x, torch.randint(0, 9, (5, 2), dtype=torch.int32))
     assert len(engine.prepared.entries) <= known + 1
+
+
+def test_nothing_of_a_weight_outlives_it(words):
+    """Operators that are shared keep what they made of the last weight: not longer than the weight."""
+    x, _ = words
+    weight = torch.randint(0, 9, (5, 2), dtype=torch.int32)
+    linear(x, weight)
+    place = weight.untyped_storage()._cdata
+    (made,) = [weakref.ref(entry[2]) for key, entry in engine.prepared.entries.items() if key[0] == place]
+    del weight
+    linear(x, torch.randint(0, 9, (7, 2), dtype=torch.int32))  # of another kind; what has gone is looked for
+    assert made() is None
 
 
 def test_two_weights_in_one_storage(words):

@@ -7,6 +7,7 @@ several that follow each other, in one call of the engine and with their interme
 import weakref
 from array import array
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from itertools import chain
 from math import prod
 from operator import and_
@@ -21,18 +22,18 @@ from . import engine
 CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM = range(6)  # enum Operation of src/driver.hpp
 SETTINGS = ('isa', 'threads')
 LINE = 64  # bytes; where results of a program start
+NOTHING = None, None, None, None
 
 
 class Kept:
     """`make(*tensors, isa, threads)`, and again when a tensor is another object or was written to, or with other settings.
 
-    Tensors of inference mode do not tell whether they were written to: what is made of them is made at every call.
-
-    The result and what it was made of stay alive until then.
+    Tensors of inference mode do not tell whether they were written to: what is made of them is made at every call. The result
+    stays alive until then, or until one of the tensors is gone.
     """
 
     def __init__(self, make: Callable[..., object]):
-        self.make, self.state = make, (None, None, None, None)
+        self.make, self.state = make, NOTHING
 
     def __call__(self, settings: tuple[int, int], tensors: Sequence[Tensor] = ()) -> object:
         known, versions, known_settings, made = self.state  # one read: other threads may write
@@ -46,8 +47,14 @@ class Kept:
             return self.make(*tensors, *settings)
         versions = [tensor._version for tensor in tensors]
         made = self.make(*tensors, *settings)
-        self.state = [weakref.ref(tensor) for tensor in tensors], versions, settings, made
+        self.state = [weakref.ref(tensor, partial(forget, weakref.ref(self))) for tensor in tensors], versions, settings, made
         return made
+
+
+def forget(kept: weakref.ref, gone: weakref.ref) -> None:
+    kept = kept()
+    if kept is not None and any(reference is gone for reference in kept.state[0] or ()):
+        kept.state = NOTHING
 
 
 class Made(NamedTuple):
