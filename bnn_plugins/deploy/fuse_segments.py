@@ -43,33 +43,27 @@ class Segment(nn.Module):
         return self.run(*tensors) if results is None else results
 
     def first(self, key: tuple, tensors: tuple[Tensor, ...]) -> list[Tensor]:
-        steps = fx.Interpreter(self.run, garbage_collect_values=False)
-        steps.extra_traceback = False  # errors say what they say without it
-        results = steps.run(*tensors)
+        recorder = Recorder(self.run)
+        results = recorder.run(*tensors)
         if len(self.calls) >= MOST_KINDS:
             self.calls.clear()
-        try:
-            self.calls[key] = self.joined(steps.env)
-        except (TypeError, ValueError):  # of the checks: a step has gone the ordinary way, in another dtype than usual
-            self.calls[key] = None
+        self.calls[key] = None if None in recorder.calls else self.joined(recorder.calls)
         return results
 
-    def joined(self, found: dict[fx.Node, object]) -> Callable[..., list[Tensor] | None] | None:
-        """The steps as one call, for inputs of the kind that was ``found`` at each node."""
-        operators, examples, inputs = [], {}, []
+    def joined(self, calls: list[Callable]) -> Callable[..., list[Tensor] | None] | None:
+        """The calls of the steps as one."""
+        wires, inputs = [], []
         for node in self.run.graph.nodes:
             if node.op == 'placeholder':
                 inputs.append(node)
-                examples[node] = found[node]
             elif node.op == 'call_module':
-                step, value = self.run.get_submodule(node.target), found[node]
-                names = tuple(self.value(node, i) for i in range(len(value))) if isinstance(value, tuple) else self.value(node)
-                examples.update(zip(names, value, strict=True) if isinstance(value, tuple) else [(names, value)])
-                operators.append((step.bound, step.wire(names, *map(self.value, node.args))))
+                step = self.run.get_submodule(node.target)
+                out = (self.value(node, 0), self.value(node, 1)) if step.pack and step.keep else self.value(node)
+                wires.append(step.wire(out, *map(self.value, node.args)))
             elif node.op == 'output':
                 results = list(map(self.value, node.args[0]))
         made = [result for result in results if result not in inputs]
-        call = join(operators, examples, inputs, made)
+        call = join(calls, wires, inputs, made)
         if call is None or len(made) == len(results):
             return call
 
@@ -89,6 +83,23 @@ class Segment(nn.Module):
             if getattr(step, 'in_place', False) and index in (None, 1):
                 return self.value(node.args[1])
         return node if index is None else (node, index)
+
+
+class Recorder(fx.Interpreter):
+    """Runs steps one by one; ``calls``: what ran each, ``None`` where it has gone another way than its ``bound``."""
+
+    def __init__(self, module: fx.GraphModule):
+        super().__init__(module)
+        self.extra_traceback = False  # errors say what they say without it
+        self.calls: list[Callable | None] = []
+
+    def call_module(self, target, args, kwargs):
+        result, step = super().call_module(target, args, kwargs), self.fetch_attr(target)
+        try:
+            self.calls.append(step.bound.choose(step.wire(result, *args).reads))
+        except (TypeError, ValueError):  # of the checks: a stream in another dtype than usual
+            self.calls.append(None)
+        return result
 
 
 def join_steps(graph: fx.Graph, steps: dict[str, Step]) -> dict[str, Segment]:

@@ -4,8 +4,8 @@ layout.py has the bits, ops.py the operators, dispatch.py the backends, README.m
 """
 
 from .attention import attention_table
-from .bound import Bound, join, kind
-from .dispatch import Wire, available_backends, last_backend, selection, set_backend
+from .bound import Bound, kind
+from .dispatch import Wire, available_backends, join, last_backend, selection, set_backend
 from .epilogue import Epilogue
 from .layout import LAYOUT_VERSION, WORD_BITS, pack_bits, pack_weight, transpose_weight, unpack_weight
 from .ops import (

@@ -1,13 +1,12 @@
 """An operator with its parameters bound, for those who call it again and again: checked once for each kind of input."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from . import checks, dispatch
-from .dispatch import Wire
 
 
 class Bound:
@@ -40,7 +39,7 @@ class Bound:
         return self.choose(inputs)(**inputs)
 
     def choose(self, inputs: dict[str, Tensor | None]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-        """What runs inputs of this kind; takes them by name."""
+        """What runs inputs of this kind, and may be joined with others (`bnn_kernels.join`); takes them by name."""
         key = (dispatch.forced(), *inputs, *[None if x is None else kind(x) for x in inputs.values()])
         call = self.chosen.get(key)
         if call is None:
@@ -49,24 +48,6 @@ class Bound:
                 self.chosen.clear()
             self.chosen[key] = call = dispatch.bound(self.op, self.fixed, inputs)
         return call
-
-
-def join(operators: Sequence[tuple[Bound, Wire]], values: dict[Hashable, Tensor], inputs: Sequence[Hashable],
-         results: Sequence[Hashable]) -> Callable[..., list[Tensor] | None] | None:
-    """Bound operators that follow each other, as one call; None where their backend cannot, or where they have several.
-
-    Args:
-        operators: each with the values that it reads and makes, by any names. A tensor that takes a result (`out`) is one
-            value, before and after.
-        values: an example of each value. inputs, results: which of them come, and which of the made ones go.
-
-    Returns:
-        takes tensors as `inputs`, each of the `kind` of its example, and returns `results`, or None where it cannot take them
-        for where they lie. It is good for as long as the bound tensors, and their values, stay as they are.
-    """
-    calls = [bound.choose({name: None if value is None else values[value] for name, value in wire.reads.items()})
-             for bound, wire in operators]
-    return dispatch.join(calls, [wire for _, wire in operators], inputs, results)
 
 
 def kind(x: Tensor) -> tuple:

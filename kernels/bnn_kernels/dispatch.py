@@ -159,7 +159,17 @@ def bound(op: str, fixed: dict, inputs: dict) -> Callable[..., Tensor | tuple[Te
 
 def join(calls: Sequence[Callable], wires: Sequence[Wire], inputs: Sequence[Hashable],
          results: Sequence[Hashable]) -> Callable | None:
-    """Calls that `bound` returned, as one; None where they run on several backends, or on one that joins nothing."""
+    """Operators that follow each other, as one call; None where their backend cannot, or where they have several.
+
+    Args:
+        calls: what `Bound.choose` returned for each. wires: the values that each reads and makes, by any names. A tensor that
+            takes a result (`out`) is one value, before and after.
+        inputs, results: which of the values come, and which of the made ones go.
+
+    Returns:
+        takes tensors as `inputs`, of the kinds for which the calls were chosen, and returns `results`, or None where it cannot
+        take them for where they lie. It is good for as long as the bound tensors, and their values, stay as they are.
+    """
     names, ops, operators = zip(*[call.bound for call in calls], strict=True)
     if len(set(names)) > 1:
         return None

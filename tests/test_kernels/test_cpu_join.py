@@ -103,7 +103,9 @@ class Chain:
         self.streams.append(value)
 
     def join(self):
-        return bk.join(self.operators, self.values, [0], self.results)
+        calls = [bound.choose({name: None if v is None else self.values[v] for name, v in wire.reads.items()})
+                 for bound, wire in self.operators]
+        return bk.join(calls, [wire for _, wire in self.operators], [0], self.results)
 
     def one_by_one(self, x: torch.Tensor) -> list[torch.Tensor]:
         values = {0: x}
@@ -278,7 +280,8 @@ def test_what_cannot_be_joined():
     bound = bk.Bound('binary_conv2d', channels=8, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, pad_value=0)
     wire = bk.Wire({'x_words': 'x', 'w_words': 'w'}, ('y',))
     values = dict(x=torch.zeros(1, 2, 2, 1, dtype=torch.int32), w=torch.zeros(3, 1, 1, 1, dtype=torch.int32))
-    assert bk.join([(bound, wire)], values, ['x', 'w'], ['y']) is None, 'the weight is no bound tensor'
+    call = bound.choose(dict(x_words=values['x'], w_words=values['w']))
+    assert bk.join([call], [wire], ['x', 'w'], ['y']) is None, 'the weight is no bound tensor'
 
 
 @given(uses=st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=4), min_size=1, max_size=12),
