@@ -14,17 +14,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ..layers.expand import Tile
-from .fuse_ops import (
-    LOPSIDED,
-    NORMS,
-    AffineStep,
-    ConvStep,
-    DownsampleStep,
-    Step,
-    act_kind,
-    pair,
-    symmetric_padding,
-)
+from .fuse_fold import LOPSIDED, NORMS, act_kind, pair, symmetric_padding
+from .fuse_ops import AffineStep, ConvStep, DownsampleStep, Step
 from .fuse_stem import Stem, is_plain_pool, may_begin_stem, stem_refusal
 from .packed import PackedConv2d, PackedLayer, PackedLinear
 from .trace import module_of, mutates, name_of, storage_of

@@ -9,7 +9,8 @@ import bnn_kernels
 from bnn_kernels import Bound, Wire
 
 from ..layers.expand import Tile
-from .fuse_ops import LOPSIDED, Held, Step, pair, sign_modules, symmetric_padding, through_norms
+from .fuse_fold import LOPSIDED, pair, sign_modules, symmetric_padding, through_norms
+from .fuse_ops import Held, Step
 from .packed import PackedLayer
 from .trace import has_hooks
 

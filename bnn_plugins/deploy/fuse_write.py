@@ -7,8 +7,9 @@ import torch
 from torch import fx
 
 from ..layers.base import input_copies
+from .fuse_fold import depends_on_input
 from .fuse_match import Chain, Matcher
-from .fuse_ops import AffineStep, BlockStep, CastStep, ConvStep, DownsampleStep, PackStep, Step, depends_on_input
+from .fuse_ops import AffineStep, BlockStep, CastStep, ConvStep, DownsampleStep, PackStep, Step
 from .fuse_segments import join_steps
 from .fuse_stem import Stem, StemStep
 from .packed import PackedConv2d

@@ -23,18 +23,8 @@ from ..layers.conv import convolve_levels
 from ..layers.expand import tile
 from ..layers.linear import multiply_levels
 from .fuse import FusedForward, fused_parts
-from .fuse_ops import (
-    AffineStep,
-    BlockStep,
-    ConvStep,
-    PackStep,
-    Step,
-    act_vectors,
-    affine,
-    folded_weight,
-    sign_threshold,
-    through_norms,
-)
+from .fuse_fold import act_vectors, affine, folded_weight, sign_threshold, through_norms
+from .fuse_ops import AffineStep, BlockStep, ConvStep, PackStep, Step
 from .fuse_stem import StemStep
 from .fuse_write import Place
 from .packed import PackedConv2d, PackedLayer

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
 from torch.multiprocessing.reductions import StorageWeakRef
 
-VERSION = 8  # of the C interface, as in src/api.cpp
+VERSION = 9  # of the C interface, as in src/api.cpp
 # From slow to fast; their places are enum Isa of src/engine.hpp.
 ISAS = ('portable', 'neon', 'avx2', 'avx512', 'amx', 'amx-emulated')
 EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself
@@ -29,14 +29,8 @@ FUNCTIONS = {
     'bnn_has': (c_int64, [c_int64]),
     'bnn_prepared_bytes': (c_int64, [c_void_p]),
     'bnn_prepare': (None, [c_void_p] * 3),
-    'bnn_conv2d': (c_char_p, [c_void_p] * 4),
-    'bnn_conv2d_sign': (c_char_p, [c_void_p] * 4),
-    'bnn_block2d': (c_char_p, [c_void_p] * 4),
-    'bnn_pack': (c_char_p, [c_int64, c_int64, c_void_p]),
     'bnn_downsample_bytes': (c_int64, [c_int64] * 3),
     'bnn_prepare_downsample': (None, [c_int64] * 3 + [c_void_p] * 2),
-    'bnn_downsample': (c_char_p, [c_int64, c_int64, c_void_p]),
-    'bnn_stem': (c_char_p, [c_int64, c_int64, c_void_p, c_void_p]),
     'bnn_run': (c_char_p, [c_void_p, c_int64, c_void_p, c_int64, c_void_p]),
     'bnn_time_runs': (None, [c_int64]),
     'bnn_run_seconds': (c_double, []),

@@ -47,7 +47,7 @@ class Stopwatch {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 8; }
+BNN_API int64_t bnn_version() { return 9; }
 
 // 1 where this processor has the instruction set.
 BNN_API int64_t bnn_has(int64_t isa) { return bnn::kernel(isa) != nullptr; }
@@ -58,6 +58,7 @@ BNN_API void bnn_prepare(const bnn::Conv* conv, const uint32_t* weight, void* pr
   bnn::kernel(conv->isa)->prepare(*conv, weight, prepared);
 }
 
+// Operators one by one, for programs in C++ (tests/test_kernels/exactness.cpp); Python runs them by bnn_run.
 BNN_API const char* bnn_conv2d(const bnn::Conv* conv, const uint32_t* x, const void* prepared, int32_t* y) {
   return guarded([&] { bnn::conv2d(*conv, x, prepared, y); });
 }
@@ -82,15 +83,7 @@ BNN_API void bnn_prepare_downsample(int64_t isa, int64_t channels, int64_t outpu
   bnn::kernel(isa)->prepare_downsample(channels, outputs, weight, prepared);
 }
 
-BNN_API const char* bnn_downsample(int64_t isa, int64_t threads, const bnn::Downsample* downsample) {
-  return guarded([&] { bnn::downsample(*bnn::kernel(isa), *downsample, threads); });
-}
-
-BNN_API const char* bnn_stem(int64_t isa, int64_t threads, const bnn::Stem* stem, const bnn::Fused* fused) {
-  return guarded([&] { bnn::stem(*bnn::kernel(isa), *stem, *fused, threads); });
-}
-
-// Several of the calls above in one, their addresses filled in from `bases`: see driver.hpp.
+// Operators one after another, their addresses filled in from `bases`: see driver.hpp.
 BNN_API const char* bnn_run(const int64_t* code, int64_t words, const bnn::Link* links, int64_t count, const int64_t* bases) {
   const Stopwatch stopwatch;
   return guarded([&] { bnn::run(code, words, links, count, bases); });

@@ -19,7 +19,7 @@ struct Link {
   int64_t place, base, offset;
 };
 
-// Runs records [int64 of the record][Operation][arguments of bnn_conv2d, ...; structs with all their fields] one after another.
+// Runs records [int64 of the record][Operation][arguments as program.cpp reads them; structs with all their fields] one after another.
 void run(const int64_t* code, int64_t words, const Link* links, int64_t count, const int64_t* bases);
 
 }  // namespace bnn
