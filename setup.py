@@ -45,7 +45,7 @@ setup(
     # .mim links to configs and tools: OpenMMLab's convention for finding them in an installed package.
     package_data={
         'bnn_kernels': ['triton/*.toml'],
-        'bnn_plugins': ['.mim/**/*.py', '.mim/**/*.yml', 'hosts/mmdet/*.j2', 'analysis/*.j2', 'analysis/*.css'],
+        'bnn_plugins': ['.mim/**/*.py', '.mim/**/*.yml', 'apps/*.j2', 'analysis/*.j2', 'analysis/*.css'],
     },
     ext_modules=[Extension(
         'bnn_kernels.cpu._engine',

@@ -18,7 +18,7 @@ from .binarize import (
 )
 from .convert import BinarizationReport, BNNConfig, binarize_
 from .deploy import FusionReport, VerificationReport, fuse_, load_packed_, pack_, save_packed, unfuse_, verify
-from .hosts.doors import open_doors
+from .integrations.import_hooks import open_doors
 from .version import __version__
 
 __all__ = [
@@ -36,5 +36,5 @@ _DIFFUSERS = ('BinaryUNet2DModel', 'CrossTimestepConnection', 'export_loader_shi
 def __getattr__(name: str):
     if name not in _DIFFUSERS:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(import_module('bnn_plugins.hosts.diffusers'), name)
+    return getattr(import_module('bnn_plugins.integrations.diffusers'), name)
 

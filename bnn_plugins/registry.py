@@ -20,18 +20,19 @@ from mmengine.registry import Registry
 SCOPE = 'bnn_plugins'
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=[
-    'bnn_plugins.models', 'bnn_plugins.hosts.mmdet',
-    *(['bnn_plugins.hosts.mmdet.clip_detector'] if find_spec('mmdet') else [])])
+    'bnn_plugins.models', 'bnn_plugins.integrations.mmengine',
+    *(['bnn_plugins.integrations.mmdet.clip_detector'] if find_spec('mmdet') else [])])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['bnn_plugins.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry('optimizer wrapper constructor', parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, scope=SCOPE,
                                       locations=['bnn_plugins.engine'])
 OPTIMIZERS = Registry('optimizer', parent=MMENGINE_OPTIMIZERS, scope=SCOPE, locations=['bnn_plugins.engine'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope=SCOPE, locations=['bnn_plugins.engine'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=[
-    'bnn_plugins.hosts.classification', 'bnn_plugins.hosts.sequence',
-    *(['bnn_plugins.hosts.mmdet.datasets', 'bnn_plugins.hosts.mmdet.video'] if find_spec('mmdet') else [])])
+    'bnn_plugins.integrations.mmengine.classification', 'bnn_plugins.integrations.mmengine.sequence',
+    *(['bnn_plugins.integrations.mmdet.datasets', 'bnn_plugins.integrations.mmdet.video'] if find_spec('mmdet') else [])])
 DATA_SAMPLERS = Registry('data sampler', parent=MMENGINE_DATA_SAMPLERS, scope=SCOPE,
-                         locations=['bnn_plugins.hosts.mmdet.video'])
-METRICS = Registry('metric', parent=MMENGINE_METRICS, scope=SCOPE,
-                   locations=['bnn_plugins.hosts.classification', 'bnn_plugins.hosts.sequence'])
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=['bnn_plugins.hosts.mmdet.transforms'])
+                         locations=['bnn_plugins.integrations.mmdet.video'])
+METRICS = Registry('metric', parent=MMENGINE_METRICS, scope=SCOPE, locations=[
+    'bnn_plugins.integrations.mmengine.classification', 'bnn_plugins.integrations.mmengine.sequence'])
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE,
+                      locations=['bnn_plugins.integrations.mmdet.transforms'])

@@ -37,7 +37,7 @@ def main():
     args = parser.parse_args()
     args.out = args.out or str(Path('work_dirs') / Path(args.config).stem / 'benchmark')
 
-    from bnn_plugins.hosts.mmdet.benchmark import benchmark
+    from bnn_plugins.integrations.mmengine.benchmark import benchmark
     try:
         result = benchmark(**vars(args))
     except (FileNotFoundError, ValueError, RuntimeError) as error:

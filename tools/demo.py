@@ -15,7 +15,7 @@ def main():
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides of the config, key=value')
     args = vars(parser.parse_args())
 
-    from bnn_plugins.hosts.mmdet.demo import run_demo
+    from bnn_plugins.apps.demo import run_demo
     run_demo(**args)
 
 

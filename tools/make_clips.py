@@ -5,7 +5,7 @@ import argparse
 from dataclasses import fields
 
 import bnn_plugins  # noqa: F401
-from bnn_plugins.hosts.mmdet.clips import ClipsRecipe, make_clips
+from bnn_plugins.apps.clips import ClipsRecipe, make_clips
 
 
 def main():

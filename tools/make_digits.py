@@ -4,7 +4,7 @@
 import argparse
 from dataclasses import fields
 
-from bnn_plugins.hosts.mmdet.digits import DigitsRecipe, make_digits
+from bnn_plugins.apps.digits import DigitsRecipe, make_digits
 
 
 def main():

@@ -17,7 +17,7 @@ def main():
                         help='compare with the checkpoint, layer by layer, on N images of the test set (4)')
     args = parser.parse_args()
 
-    from bnn_plugins.hosts.mmdet import pack_checkpoint
+    from bnn_plugins.integrations.mmengine import pack_checkpoint
     path = pack_checkpoint(**vars(args))
     print(f'{path}: {path.stat().st_size:,} bytes')
 

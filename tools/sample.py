@@ -3,7 +3,7 @@
 import sys
 
 import bnn_plugins  # noqa: F401
-from bnn_plugins.hosts.diffusers.sample import main
+from bnn_plugins.apps.diffusion.sample import main
 
 if __name__ == '__main__':
     try:

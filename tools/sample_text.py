@@ -19,7 +19,7 @@ def main():
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args = parser.parse_args()
 
-    from bnn_plugins.hosts.sequence.sample import sample_text
+    from bnn_plugins.apps.sample_text import sample_text
     try:
         print(sample_text(**vars(args)))
     except (FileNotFoundError, ValueError) as error:

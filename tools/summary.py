@@ -17,7 +17,7 @@ def main():
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value')
     args = parser.parse_args()
 
-    from bnn_plugins.hosts.mmdet.summarize import print_summary
+    from bnn_plugins.integrations.mmengine.summarize import print_summary
     print_summary(**vars(args))
 
 

@@ -24,7 +24,7 @@ def main():
     args = vars(parser.parse_args())
     os.environ.setdefault('LOCAL_RANK', str(args.pop('local_rank')))
 
-    from bnn_plugins.hosts.mmdet.run import test
+    from bnn_plugins.integrations.mmengine.run import test
     test(**args)
 
 

@@ -5,7 +5,7 @@ import time
 import torch
 from mmengine.hooks import Hook
 
-from bnn_plugins.hosts.classification import Accuracy
+from bnn_plugins.integrations.mmengine.classification import Accuracy
 
 
 class DeadlineHook(Hook):

@@ -19,7 +19,7 @@ from mmengine.runner import load_checkpoint
 
 from bnn_plugins import __version__
 from bnn_plugins.analysis import processor
-from bnn_plugins.hosts.mmdet.run import build_runner, load_config
+from bnn_plugins.integrations.mmengine.run import build_runner, load_config
 
 from ..rows import locked, read_rows, write_row
 from .cost import Cost, cost

@@ -11,7 +11,7 @@ import bnn_kernels
 from bnn_plugins.analysis.throughput_run import Plan, Throughput, profile
 from bnn_plugins.analysis.throughput_variants import FORMS, Models, Part
 from bnn_plugins.deploy import fuse_, pack_
-from bnn_plugins.hosts.mmdet.benchmark import benchmark, body, channels_last_
+from bnn_plugins.integrations.mmengine.benchmark import benchmark, body, channels_last_
 from bnn_plugins.models.backbones import BNNResNet
 
 from .convolutions import instruction_sets

@@ -101,7 +101,7 @@ def with_machine(rows: list) -> tuple[list[str], list[dict]]:
 def wide_console():
     from rich.console import Console
 
-    from bnn_plugins.hosts.mmdet.summarize import MIN_WIDTH
+    from bnn_plugins.integrations.mmengine.summarize import MIN_WIDTH
     return Console(width=max(Console().width, MIN_WIDTH))
 
 

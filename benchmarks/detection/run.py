@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from bnn_plugins.analysis import processor
-from bnn_plugins.hosts.mmdet import pack_checkpoint
-from bnn_plugins.hosts.mmdet.run import load_config, test, train
+from bnn_plugins.integrations.mmengine import pack_checkpoint
+from bnn_plugins.integrations.mmengine.run import load_config, test, train
 
 from ..rows import write_row
 

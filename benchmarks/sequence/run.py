@@ -14,9 +14,9 @@ from mmengine.runner import find_latest_checkpoint
 
 from bnn_plugins import __version__
 from bnn_plugins.analysis import processor
-from bnn_plugins.hosts.mmdet import pack_checkpoint
-from bnn_plugins.hosts.mmdet.run import load_config, test, train
-from bnn_plugins.hosts.sequence.sample import sample_text
+from bnn_plugins.apps.sample_text import sample_text
+from bnn_plugins.integrations.mmengine import pack_checkpoint
+from bnn_plugins.integrations.mmengine.run import load_config, test, train
 
 from ..rows import locked, write_row
 

@@ -201,7 +201,7 @@ def bidm(kernel_size=3, estimator='approx_sign') -> Method:
     """BiDM, arXiv 2412.05926: ReActNet's thresholds and weights, and a trained spatial scale of convolutions.
 
     Options: ``kernel_size`` of the filter of that scale. The cross-timestep connection and the patched distillation belong to
-    the training of a diffusion model, see :mod:`bnn_plugins.hosts.diffusers`.
+    the training of a diffusion model, see :mod:`bnn_plugins.integrations.diffusers`.
     """
     def gain(in_channels, out_channels, fan_in, channel_dim):
         return SpatialGain(kernel_size) if channel_dim == 1 else None

@@ -10,7 +10,7 @@ pytest.importorskip('diffusers')
 from PIL import Image
 
 from benchmarks.diffusion import run, tables
-from bnn_plugins.hosts.diffusers.flags import parse_args
+from bnn_plugins.apps.diffusion.flags import parse_args
 
 
 def row(config, **values):

@@ -15,7 +15,8 @@ class ImagePreprocessor(BaseDataPreprocessor):
     """``uint8`` images to the device, cropped and flipped there (in training), then normalised.
 
     A loader gives ``dict(inputs=[...], labels=[...])``: lists of images ``uint8 [C, H, W]`` and numbers, or lists with one
-    whole batch, ``uint8 [N, C, H, W]`` and ``int64 [N]``, as the datasets of :mod:`bnn_plugins.hosts.classification` give.
+    whole batch, ``uint8 [N, C, H, W]`` and ``int64 [N]``, as the datasets of
+    :mod:`bnn_plugins.integrations.mmengine.classification` give.
 
     Args:
         mean, std: per channel, of pixels in [0, 255].

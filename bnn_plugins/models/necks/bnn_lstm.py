@@ -73,7 +73,7 @@ class BNNConvLSTMNeck(LevelMixer):
     """Every level remembers the frames before (:class:`bnn_plugins.layers.BinaryConvLSTMCell`), behind any pyramid.
 
     Which images are frames of one clip is said by :meth:`set_frames` before each call
-    (:class:`bnn_plugins.hosts.mmdet.ClipDetector` does it); an image of which nothing is said is a clip by itself. In
+    (:class:`bnn_plugins.integrations.mmdet.ClipDetector` does it); an image of which nothing is said is a clip by itself. In
     evaluation the state is kept from call to call and goes on where the next frame of the same clip comes; in training a
     batch holds whole clips, frame after frame.
 

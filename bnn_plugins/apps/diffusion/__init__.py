@@ -1,0 +1,1 @@
+"""Training, sampling and measuring diffusion models. Needs diffusers."""

@@ -1,0 +1,30 @@
+"""An exponential moving average that survives save and load with binary models."""
+
+from diffusers.training_utils import EMAModel
+
+from ...integrations.diffusers.loading import from_config
+
+
+class BNNEMAModel(EMAModel):
+    """``EMAModel`` whose models are built with :func:`from_config`; diffusers' own builds float ones, whose parameters differ.
+
+    The average is over latents; the sign of an average is not an average of signs, so evaluate both.
+    """
+
+    def save_pretrained(self, path) -> None:
+        """Write the averaged model and the state of the average.
+
+        Raises:
+            ValueError: when the model has other parameters than the average.
+        """
+        if self.model_cls is None or self.model_config is None:
+            raise ValueError('save_pretrained needs model_cls and model_config: give them to BNNEMAModel')
+        model = from_config(self.model_cls, self.model_config)
+        parameters = list(model.parameters())
+        if [p.shape for p in parameters] != [p.shape for p in self.shadow_params]:
+            raise ValueError(f'the average has {len(self.shadow_params)} parameters, {self.model_cls.__name__} from its '
+                             f'config {len(parameters)} or others in shape: give the config of the model that is averaged')
+        state = {key: value for key, value in self.state_dict().items() if key != 'shadow_params'}
+        model.register_to_config(**state)
+        self.copy_to(parameters)
+        model.save_pretrained(path)

@@ -1,0 +1,3 @@
+"""The same digits set and tools as the tests of the integrations."""
+
+from test_integrations.conftest import digits  # noqa: F401

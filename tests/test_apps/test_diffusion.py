@@ -1,0 +1,347 @@
+"""Training, sampling and measuring diffusion models: the real tools on scikit-learn's digits and on folders made here."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bnn_plugins.deploy import PackedLayer
+
+pytest.importorskip('diffusers')
+pytest.importorskip('accelerate')
+
+from diffusers import DDIMPipeline, DDPMScheduler
+
+from bnn_plugins.apps.diffusion.data import Images, build_dataset, to_uint8
+from bnn_plugins.apps.diffusion.ema import BNNEMAModel
+from bnn_plugins.apps.diffusion.flags import parse_args
+from bnn_plugins.apps.diffusion.train import Trainer, main
+from bnn_plugins.integrations.diffusers import distill, metrics, sample
+from bnn_plugins.integrations.diffusers.unet_2d import BinaryUNet2DModel
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / 'configs/diffusion').glob('*.py'))
+FAST = ['--logger', 'none', '--ddpm_num_inference_steps', '2', '--eval_batch_size', '2', '--train_batch_size', '8']
+
+
+def train(folder, *flags, config='ddpm_reactnet_digits'):
+    return main([str(ROOT / f'configs/diffusion/{config}.py'), '--output_dir', str(folder), *FAST, *map(str, flags)])
+
+
+def weights(folder, part='unet'):
+    from safetensors.torch import load_file
+    return load_file(Path(folder) / part / 'diffusion_pytorch_model.safetensors')
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+# --- runs ----------------------------------------------------------------------------------------------------
+
+def test_layout_and_resume(tmp_path):
+    """Killed at step 4 of 6 and resumed: the weights, the average and the pipeline of a run that was not."""
+    train(tmp_path / 'whole', '--max_train_steps', 6, '--checkpointing_steps', 2, '--checkpoints_total_limit', 2)
+    assert {p.name for p in (tmp_path / 'whole').iterdir()} == {
+        'checkpoint-4', 'checkpoint-6', 'model_index.json', 'samples', 'scheduler', 'unet'}
+    checkpoint = {p.name for p in (tmp_path / 'whole/checkpoint-6').iterdir()}
+    assert {'unet', 'unet_ema', 'optimizer.bin', 'scheduler.bin', 'random_states_0.pkl'} <= checkpoint
+    part = tmp_path / 'part'
+    args = parse_args([str(ROOT / 'configs/diffusion/ddpm_reactnet_digits.py'), '--output_dir', str(part), *FAST,
+                       '--max_train_steps', '6', '--checkpointing_steps', '4'])
+    trainer = Trainer(args)
+    trainer.save_checkpoint, stop = stop_after(trainer.save_checkpoint), KeyboardInterrupt
+    with pytest.raises(stop):
+        trainer.run()
+    train(part, '--max_train_steps', 6, '--checkpointing_steps', 2, '--resume_from_checkpoint', 'latest')
+    for name in ('unet', 'unet_ema'):
+        assert_equal(weights(part / 'checkpoint-6', name), weights(tmp_path / 'whole/checkpoint-6', name))
+    assert_equal(weights(part), weights(tmp_path / 'whole'))
+    (part / 'model_index.json').unlink()  # killed after the last checkpoint: the pipeline is still to be written
+    train(part, '--max_train_steps', 6, '--resume_from_checkpoint', 'latest')
+    assert (part / 'model_index.json').is_file()
+    assert_equal(weights(part), weights(tmp_path / 'whole'))
+
+
+def stop_after(save):
+    def stop():
+        save()
+        raise KeyboardInterrupt
+    return stop
+
+
+def test_two_processes_have_equal_weights(tmp_path):
+    script = ('import sys, torch, bnn_plugins\n'
+              'from bnn_plugins.apps.diffusion.flags import parse_args\n'
+              'from bnn_plugins.apps.diffusion.train import Trainer\n'
+              'trainer = Trainer(parse_args(sys.argv[1:]))\n'
+              'assert trainer.accelerator.num_processes == 2\n'
+              'trainer.run()\n'
+              'rank = trainer.accelerator.process_index\n'
+              f'torch.save(trainer.bare_unet.state_dict(), {str(tmp_path)!r} + f"/rank{{rank}}")\n')
+    (tmp_path / 'script.py').write_text(script)
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '29517',
+               str(tmp_path / 'script.py'), str(ROOT / 'configs/diffusion/ddpm_reactnet_digits.py'), '--output_dir',
+               str(tmp_path / 'out'), *FAST, '--max_train_steps', '3']
+    subprocess.run(command, check=True, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)})
+    assert_equal(torch.load(tmp_path / 'rank0'), torch.load(tmp_path / 'rank1'))
+
+
+@pytest.mark.parametrize('config', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_trains(config, tmp_path, monkeypatch):
+    """Two steps each; the data are small ones of the real layout, whole pictures become crops of 16 pixels."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for size in (32, 128):
+        (tmp_path / f'data/emoji/png/{size}').mkdir(parents=True)
+        for index in range(20):
+            picture = rng.integers(0, 255, (size, size, 4), dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / f'data/emoji/png/{size}/{index}.png')
+    crop = ['--crop', '16'] if config.stem.startswith('sr') else []
+    teacher = []
+    if 'teacher' in config.read_text():
+        train(tmp_path / 'teacher', '--max_train_steps', 1, config='ddpm_float_digits')
+        teacher = ['--teacher_model', tmp_path / 'teacher']
+    out = train(tmp_path / 'out', '--max_train_steps', 2, *crop, *teacher, '--log_every', 1, config=config.stem)
+    assert (out / 'model_index.json').is_file()
+    assert list((out / 'samples').glob('*.png'))
+
+
+def test_twin_is_trained_first(tmp_path):
+    twin = tmp_path / 'twin.py'
+    twin.write_text(f'_base_ = {str(ROOT / "configs/diffusion/ddpm_float_digits.py")!r}\n'
+                    'train = dict(max_train_steps=1, ddpm_num_inference_steps=2, eval_batch_size=2, train_batch_size=8)\n')
+    flags = ['--teacher_model', tmp_path / 'twin', '--teacher_config', twin, '--max_train_steps', 1]
+    train(tmp_path / 'student', *flags, config='ddpm_bidm_digits')
+    assert (tmp_path / 'twin/model_index.json').is_file()
+    assert (tmp_path / 'student/model_index.json').is_file()
+
+
+@pytest.mark.parametrize(('flags', 'error', 'message'), [
+    (['--train_data_dir', '/nowhere'], FileNotFoundError, 'there is no folder /nowhere'),
+    (['--teacher_model', '/nowhere'], FileNotFoundError, 'there is no teacher in /nowhere'),
+    (['--spd_weight', '0.1'], ValueError, 'spd_weight needs --teacher_model'),
+    (['--resume_from_checkpoint', 'checkpoint-7'], FileNotFoundError, 'there is no checkpoint .*checkpoint-7: there are none'),
+    (['--model_config_name_or_path', '/nowhere'], FileNotFoundError, 'there is no config at'),
+    (['--learning_rate', '1e30', '--log_every', '1', '--max_grad_norm', '1e30', '--lr_warmup_steps', '0'], FloatingPointError,
+     'the loss is nan at step'),
+])
+def test_bad_input(tmp_path, flags, error, message):
+    with pytest.raises(error, match=message):
+        train(tmp_path, '--max_train_steps', 8, *flags)
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path):
+    train(tmp_path, '--max_train_steps', 1)
+    with pytest.raises(FileExistsError, match='--overwrite_output_dir'):
+        train(tmp_path, '--max_train_steps', 1)
+    train(tmp_path, '--max_train_steps', 1, '--overwrite_output_dir')
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    ('train = dict(num_epoch=1)', "'num_epoch'.*'num_epochs'"), ('modell = dict()', "'modell'.*'model'"),
+    ("model = dict(type='UNet2DModels')", "'UNet2DModel'"), ("dataset = dict(type='digit')", "'digits'"),
+    ("dataset = dict(type='imagefolder', pat='x')", "'path'"),
+    ("model = dict(type='UNet2DModel', in_channels=3)", 'takes 3 channels, the pictures give 1'),
+])
+def test_bad_config(tmp_path, text, message):
+    config = tmp_path / 'config.py'
+    config.write_text("dataset = dict(type='digits')\n" + text)
+    with pytest.raises((ValueError, TypeError), match=message):
+        main([str(config), '--output_dir', str(tmp_path / 'out'), '--resolution', '8', *FAST])
+    with pytest.raises(FileNotFoundError, match='there is no config'):
+        parse_args([str(tmp_path / 'nothing.py')])
+
+
+def test_average_survives_save_and_load(tmp_path):
+    torch.manual_seed(0)
+    unet = BinaryUNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8),
+                             norm_num_groups=4, down_block_types=('BinaryDownBlock2D',) * 2,
+                             up_block_types=('BinaryUpBlock2D',) * 2)
+    ema = BNNEMAModel(unet.parameters(), decay=0.5, model_cls=BinaryUNet2DModel, model_config=unet.config)
+    for p in unet.parameters():
+        p.data += 1
+    ema.step(unet.parameters())
+    ema.save_pretrained(tmp_path)
+    loaded = BNNEMAModel.from_pretrained(tmp_path, BinaryUNet2DModel)
+    assert loaded.optimization_step == 1
+    for first, second in zip(ema.shadow_params, loaded.shadow_params, strict=True):
+        assert torch.equal(first, second)
+    ema.shadow_params.pop()
+    with pytest.raises(ValueError, match='the average has'):
+        ema.save_pretrained(tmp_path)
+
+
+# --- sampling and packing ------------------------------------------------------------------------------------
+
+def test_sample_tool(tmp_path, capsys):
+    train(tmp_path / 'run', '--max_train_steps', 2)
+    latent = sample.main([str(tmp_path / 'run'), '--out', str(tmp_path / 'a.png'), '--num', '5', '--steps', '3'])
+    assert 'by the latent UNet' in capsys.readouterr().out
+    packed = sample.main([str(tmp_path / 'run'), '--out', str(tmp_path / 'b.png'), '--num', '5', '--steps', '3',
+                          '--save-packed', str(tmp_path / 'packed')])
+    assert 'by the packed UNet on the backend' in capsys.readouterr().out
+    again = sample.main([str(tmp_path / 'packed'), '--out', str(tmp_path / 'c.png'), '--num', '5', '--steps', '3'])
+    pictures = [np.asarray(Image.open(path)) for path in (latent, packed, again)]
+    assert (pictures[0] == pictures[1]).all()
+    assert (pictures[1] == pictures[2]).all()
+    with pytest.raises(FileNotFoundError, match=r'no model_index\.json'):
+        sample.main([str(tmp_path)])
+
+
+def test_packed_bytes_of_binary_layers(tmp_path):
+    """At most a twentieth of the float bytes for the binarized layers."""
+    unet = BinaryUNet2DModel(sample_size=8, block_out_channels=(64, 128), layers_per_block=1, norm_num_groups=8,
+                             down_block_types=('BinaryDownBlock2D',) * 2, up_block_types=('BinaryUpBlock2D',) * 2)
+    from bnn_plugins import pack_
+    from bnn_plugins.layers import BinaryLayer
+    floats = sum(4 * m.weight.numel() for m in unet.modules() if isinstance(m, BinaryLayer))
+    pack_(unet)
+    bits = sum(m.weight_bits.numel() * 4 + sum(t.numel() * 4 for t in (m.weight_scale,) if t is not None)
+               for m in unet.modules() if isinstance(m, PackedLayer))
+    assert bits * 20 <= floats
+
+
+# --- data, losses, metrics -----------------------------------------------------------------------------------
+
+def test_images_split_is_stable_and_exact():
+    data = build_dataset(dict(type='digits'), 8)
+    train_set, held = data.split(0.2)
+    assert (len(train_set), len(held)) == (1438, 359)
+    assert torch.equal(data.split(0.2)[1].images, held.images)
+    rows = {tuple(row.flatten().tolist()) for row in held.images} & {tuple(row.flatten().tolist()) for row in train_set.images}
+    assert len(rows) < 3  # the set has a few equal pictures
+    assert torch.equal(to_uint8(data[0]['input']), data.images[0])
+
+
+def test_transparent_pictures_become_white_and_middles_are_cut(tmp_path):
+    picture = np.zeros((4, 8, 4), np.uint8)
+    picture[:, 2:6] = (255, 0, 0, 255)
+    Image.fromarray(picture).save(tmp_path / 'a.png')
+    whole = build_dataset(dict(type='imagefolder', path=str(tmp_path)), 4, center_crop=True).images[0]
+    assert (whole[0] == 255).all()
+    assert (whole[1:] == 0).all()
+    edge = build_dataset(dict(type='imagefolder', path=str(tmp_path)), 8).images[0]
+    assert (edge[:, :, 0] == 255).all()
+
+
+def test_space_patched_loss_against_numpy():
+    rng = np.random.default_rng(0)
+    s, t = rng.normal(size=(2, 2, 3, 4, 6))
+
+    def attention(x):
+        rows = []
+        for i in range(2):
+            for top in (0, 2):
+                for left in (0, 3):
+                    patch = x[i, :, top:top + 2, left:left + 3]
+                    a = np.concatenate([(c @ c.T).ravel() for c in patch])
+                    rows.append(a / np.linalg.norm(a))
+        return np.array(rows)
+    expected = np.linalg.norm(attention(s) - attention(t), axis=1).mean()
+    result = distill.space_patched_loss([torch.from_numpy(s)], [torch.from_numpy(t)], patches=2)
+    assert float(result) == pytest.approx(expected)
+    assert float(distill.space_patched_loss([torch.from_numpy(s)], [torch.from_numpy(s)])) == 0
+    with pytest.raises(ValueError, match='features of the same shapes'):
+        distill.space_patched_loss([torch.zeros(1, 2, 4, 4)], [torch.zeros(1, 3, 4, 4)])
+
+
+def test_low_rank_mimicking_ignores_what_the_teacher_does_not_use():
+    torch.manual_seed(0)
+    teacher = torch.randn(4, 8, 3, 3) * torch.tensor([5., 4, .01, .01, .01, .01, .01, .01]).view(-1, 1, 1)
+    loss = distill.LowRankMimicking(0.25)
+    first = teacher.clone()
+    first[:, 2:] += 1  # only where the teacher does not move
+    other = teacher.clone()
+    other[:, :2] += 1
+    assert float(loss([teacher], [teacher])) == 0
+    assert float(loss([first], [teacher])) < 0.05 * float(loss([other], [teacher]))
+
+
+def test_metrics_tell_real_from_noise():
+    torch.manual_seed(0)
+    train_set, held = build_dataset(dict(type='digits'), 8).split(0.2)
+    net = metrics.train_feature_net(train_set, steps=200)
+    assert torch.equal(net(held.images), metrics.train_feature_net(train_set, steps=200)(held.images))
+    assert float((net(held.images).argmax(1) == held.labels).float().mean()) > 0.9
+    count = 120
+    noise = torch.randint(0, 255, (count, 1, 8, 8)).to(torch.uint8)
+    floor = metrics.distances(net, held.images[:count], held.images[count:2 * count])
+    far = metrics.distances(net, held.images[:count], noise)
+    assert far['fd_clf'] > 5 * floor['fd_clf']
+    assert far['kid_clf'] > 5 * abs(floor['kid_clf'])
+    assert far['c2st'] > 0.95
+    assert floor['c2st'] < 0.65
+    assert metrics.recognised(net, held.images) > metrics.recognised(net, noise)
+    with pytest.raises(ValueError, match='120 real and 100 generated'):
+        metrics.distances(net, held.images[:count], noise[:100])
+
+
+def test_inception_distance_needs_weights(tmp_path):
+    pictures = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(FileNotFoundError, match='there are no Inception weights at'):
+        metrics.inception_distance(str(tmp_path / 'nothing.pth'), pictures, pictures)
+    (tmp_path / 'weights.pth').write_bytes(b'')
+    if not find_spec('torch_fidelity'):
+        with pytest.raises(ModuleNotFoundError, match='pip install torch-fidelity'):
+            metrics.inception_distance(str(tmp_path / 'weights.pth'), pictures, pictures)
+
+
+def test_inception_distance(tmp_path, monkeypatch):
+    """With weights drawn here: the network, the file and grey pictures fit; equal sets are at distance 0."""
+    inception = pytest.importorskip('torch_fidelity.feature_extractor_inceptionv3')
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, 'load', lambda *args, **kwargs: {})
+        patch.setattr(torch.nn.Module, 'load_state_dict', lambda *args, **kwargs: None)
+        net = inception.FeatureExtractorInceptionV3('x', ['2048'], feature_extractor_weights_path=__file__)
+    torch.save(net.state_dict(), tmp_path / 'weights.pth')
+    real, _ = build_dataset(dict(type='digits'), 8).split(0.99)
+    noise = torch.randint(0, 255, (6, 1, 8, 8)).to(torch.uint8)
+    same, far = (metrics.inception_distance(str(tmp_path / 'weights.pth'), real.images[:6], images)
+                 for images in (real.images[:6], noise))
+    assert abs(same) < 1e-3 * far
+
+
+@pytest.mark.parametrize('prediction_type', ['epsilon', 'sample', 'v_prediction'])
+def test_noise_prediction_of_an_oracle(prediction_type):
+    """A network that knows the picture makes no error; one that always says 0 makes the variance of its target."""
+    data = Images(torch.full((64, 1, 4, 4), 255, dtype=torch.uint8))  # one picture: all ones
+    scheduler = DDPMScheduler(prediction_type=prediction_type)
+
+    class Oracle(torch.nn.Module):
+        def forward(self, noisy, t):
+            alpha = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+            noise = (noisy - alpha.sqrt()) / (1 - alpha).sqrt()
+            out = {'epsilon': noise, 'sample': torch.ones_like(noisy),
+                   'v_prediction': alpha.sqrt() * noise - (1 - alpha).sqrt()}[prediction_type]
+            return type('Out', (), dict(sample=out))
+
+    result = metrics.noise_prediction(Oracle(), scheduler, data)
+    assert result['mse'] == pytest.approx(0, abs=1e-6)
+    assert result['vlb'] == pytest.approx(0, abs=1e-3)
+    assert len([key for key in result if key.startswith('mse_')]) == 10
+
+
+def test_restoration():
+    target = torch.rand(2, 3, 16, 16)
+    noisy = (target + 0.1).clamp(0, 1)
+    result = metrics.restoration(noisy, target)
+    expected = np.mean([10 * np.log10(1 / float((a - b).square().mean())) for a, b in zip(noisy, target, strict=True)])
+    assert result['psnr'] == pytest.approx(expected, rel=1e-5)
+    assert metrics.restoration(target, target)['ssim'] == pytest.approx(1)
+
+
+def test_pipeline_file_names_the_class(tmp_path):
+    train(tmp_path, '--max_train_steps', 1)
+    index = json.loads((tmp_path / 'model_index.json').read_text())
+    assert index['unet'] == ['bnn_plugins.integrations.diffusers.unet_2d', 'BinaryUNet2DModel']
+    assert isinstance(DDIMPipeline.from_pretrained(tmp_path).unet, BinaryUNet2DModel)

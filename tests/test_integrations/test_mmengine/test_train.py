@@ -1,0 +1,165 @@
+"""``tools/train.py`` on real (small) data: every method on a stock config, resume after a kill, several processes."""
+
+import json
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.datasets import CocoDataset
+
+import bnn_plugins  # before mmdet: it provides what an mmcv without compiled operators lacks
+from bnn_plugins.integrations.mmengine.run import load_config
+
+from ..conftest import CONFIG, REPOSITORY, as_arguments, command, environment, on_digits, tool
+
+STOCK = """
+_base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+method = {method!r}
+model = dict(
+    backbone=dict(type='bnn_plugins.BNNResNet', method=method, frozen_stages=-1, norm_eval=False, init_cfg=None),
+    neck=dict(type='bnn_plugins.BNNFPN', method=method))
+custom_hooks = [dict(type='bnn_plugins.BinaryTrainingHook')]
+"""
+
+
+@pytest.fixture(scope='session')
+def coco(digits, tmp_path_factory) -> Path:
+    """The digits under the names of ten of COCO's classes, so that a COCO config needs no other classes."""
+    root = tmp_path_factory.mktemp('coco')
+    (root / 'annotations').mkdir()
+    for split in ('train', 'val'):
+        (root / split).symlink_to(digits / split)
+        annotations = json.loads((digits / f'annotations/{split}.json').read_text())
+        annotations['categories'] = [dict(id=index, name=name) for index, name in enumerate(CocoDataset.METAINFO['classes'])]
+        (root / f'annotations/{split}.json').write_text(json.dumps(annotations))
+    return root
+
+
+def stock_options(coco: Path) -> dict:
+    """Two iterations of a COCO config of mmdet: 64x64 instead of 1333x800, other folders."""
+    options = {'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 10, 'train_dataloader.dataset.indices': 4,
+               'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
+               'train_dataloader.dataset.pipeline.2.scale': '(64,64)', 'val_dataloader.dataset.pipeline.1.scale': '(64,64)',
+               'val_dataloader.dataset.indices': 1, 'val_dataloader.num_workers': 0,
+               'val_dataloader.persistent_workers': False, 'val_evaluator.ann_file': f'{coco}/annotations/val.json'}
+    for split in ('train', 'val'):
+        options.update({f'{split}_dataloader.dataset.data_root': f'{coco}/',
+                        f'{split}_dataloader.dataset.ann_file': f'annotations/{split}.json',
+                        f'{split}_dataloader.dataset.data_prefix.img': f'{split}/'})
+    return options
+
+
+def run_tool(monkeypatch, *arguments) -> None:
+    """A tool in this process: the same code as from the shell, without the seconds of importing."""
+    monkeypatch.setattr(sys, 'argv', ['train.py', *map(str, arguments)])
+    monkeypatch.setenv('LOCAL_RANK', '0')  # the tool sets it; the next test, of accelerate, must not find it
+    runpy.run_path(str(REPOSITORY / 'tools/train.py'), run_name='__main__')
+
+
+@pytest.mark.parametrize('method', bnn_plugins.list_methods())
+def test_a_stock_config_trains_with_each_method(method, coco, tmp_path, monkeypatch):
+    config = tmp_path / f'stock_{method}.py'
+    config.write_text(STOCK.format(method=method))
+    assert len(STOCK.strip().splitlines()) - 1 <= 6
+    run_tool(monkeypatch, config, '--work-dir', tmp_path / 'work', '--cfg-options', *as_arguments(stock_options(coco)))
+    weights = torch.load(tmp_path / 'work/epoch_1.pth', weights_only=False)
+    assert weights['meta']['iter'] == 2
+    assert all(value.isfinite().all() for value in weights['state_dict'].values())
+
+
+@pytest.mark.parametrize('backbone', [
+    "dict(conv_cfg=dict(type='bnn_plugins.BinaryConv2d', method='xnor', pre_norm=True), norm_eval=False, frozen_stages=-1, "
+    'init_cfg=None)',
+    "dict(_delete_=True, type='bnn_plugins.binarized', method='xnor', module=dict(type='mmdet.ResNet', depth=18, "
+    'norm_eval=False))',
+], ids=['conv_cfg', 'binarized'])
+def test_the_other_two_ways_in(backbone, coco, tmp_path, monkeypatch):
+    config = tmp_path / 'way.py'
+    config.write_text(f"_base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'\nmodel = dict(backbone={backbone})\n"
+                      "optim_wrapper = dict(optimizer=dict(lr=0.001))\n")
+    run_tool(monkeypatch, config, '--work-dir', tmp_path / 'work', '--cfg-options', *as_arguments(stock_options(coco)))
+    assert (tmp_path / 'work/epoch_1.pth').is_file()
+
+
+def test_amp_and_auto_scale_lr(digits, tmp_path, monkeypatch):
+    run_tool(monkeypatch, REPOSITORY / CONFIG, '--work-dir', tmp_path, '--amp', '--auto-scale-lr', '--cfg-options',
+             *as_arguments(on_digits(digits, **{'train_cfg.max_epochs': 1})))
+    checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+    assert all(value.isfinite().all() for value in checkpoint['state_dict'].values())
+    # Batch 8 on one process, base batch 16: the learning rate of the config is halved.
+    assert checkpoint['optimizer']['param_groups'][0]['initial_lr'] == pytest.approx(3e-3 / 2)
+
+
+def test_killed_training_resumes_to_the_same_weights(digits, tmp_path):
+    arguments = ['tools/train.py', CONFIG, '--cfg-options', *as_arguments(on_digits(digits))]
+    whole = tool(*arguments, '--work-dir', tmp_path / 'whole')
+    assert whole.returncode == 0, whole.stderr[-2000:]
+
+    process = subprocess.Popen(command(*arguments, '--work-dir', str(tmp_path / 'killed')), cwd=REPOSITORY, env=environment(),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    marker = tmp_path / 'killed/last_checkpoint'
+    deadline = time.monotonic() + 300
+    while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert marker.exists(), 'the training ended before it could be killed'
+    assert not (tmp_path / 'killed/epoch_3.pth').exists()
+
+    resumed = tool(*arguments, '--work-dir', tmp_path / 'killed', '--resume')
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert_same(*(torch.load(tmp_path / name / 'epoch_3.pth', weights_only=False) for name in ('whole', 'killed')))
+
+
+def assert_same(one: dict, other: dict) -> None:
+    """The same weights, buffers and optimizer state, bit by bit."""
+    assert one['state_dict'].keys() == other['state_dict'].keys()
+    for name, value in one['state_dict'].items():
+        assert torch.equal(value, other['state_dict'][name]), name
+    for index, state in one['optimizer']['state'].items():
+        for key, value in state.items():
+            assert torch.equal(value, other['optimizer']['state'][index][key]), (index, key)
+
+
+DUMP_HOOK = """
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class DumpRank(Hook):
+    def after_train(self, runner):
+        torch.save(dict(runner.model.module.named_parameters()), f'{runner.work_dir}/rank{runner.rank}.pth')
+"""
+
+
+def test_two_processes_keep_their_weights_equal(digits, tmp_path):
+    (tmp_path / 'dump_rank.py').write_text(DUMP_HOOK)
+    config = tmp_path / 'two.py'
+    config.write_text(f"_base_ = '{REPOSITORY / CONFIG}'\ncustom_imports = dict(imports=['dump_rank'])\n"
+                      "custom_hooks = [dict(type='bnn_plugins.BinaryTrainingHook'), dict(type='DumpRank')]\n")
+    launcher = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2')
+    done = tool('tools/train.py', config, '--launcher', 'pytorch', '--work-dir', tmp_path / 'work', '--cfg-options',
+                *as_arguments(on_digits(digits, **{'train_cfg.max_epochs': 1})), launcher=launcher, path=str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    ranks = [torch.load(tmp_path / f'work/rank{rank}.pth', weights_only=False) for rank in (0, 1)]
+    assert ranks[0].keys() == ranks[1].keys()
+    for name, value in ranks[0].items():
+        assert torch.equal(value, ranks[1][name]), name
+
+
+def test_a_config_of_an_installed_package_has_a_name():
+    cfg = load_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', cfg_options={'train_cfg.max_epochs': 3})
+    assert (cfg.model.backbone.depth, cfg.train_cfg.max_epochs) == (18, 3)
+    assert cfg.work_dir == 'work_dirs/retinanet_r18_fpn_1x_coco'
+    assert load_config('bnn_plugins::detection/retinanet_bnn-r18_fpn_bccd.py').method == 'reactnet'
+
+
+def test_a_missing_config_is_named():
+    with pytest.raises(FileNotFoundError, match=r"the config 'nowhere.py' does not exist"):
+        load_config('nowhere.py')
