@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import bnn_kernels
 
-from ..convert.trace import LayerTrace, macs_per_output, trace
+from ..convert.layer_counts import LayerCounts, count_layers, macs_per_output
 from ..deploy import PackedLayer, pack_
 from ..deploy.file import serialize
 from ..deploy.packed_attention import PackedAttention
@@ -154,7 +154,7 @@ def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: 
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     twin = copy.deepcopy(model).eval()
-    traces = trace(twin, lambda: twin(*inputs), lambda module: isinstance(module, COUNTED))
+    counts = count_layers(twin, lambda: twin(*inputs), lambda module: isinstance(module, COUNTED))
     for module in list(twin.modules()):
         if isinstance(module, BinaryAttention) or (isinstance(module, BinaryLayer) and module.w_bits < 32):
             pack_(module)
@@ -169,14 +169,14 @@ def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: 
     rows = []
     for module, names in layers.items():
         build = attention_row if isinstance(module, BinaryAttention | PackedAttention) else layer_row
-        row = build(names[0], module, traces.get(names[0]), batch)
+        row = build(names[0], module, counts.get(names[0]), batch)
         row.kind = type(model.get_submodule(names[0])).__name__
         row.bytes_latent = sum(take_bytes(latent_tensors, name) for name in names)
         row.bytes_packed = sum(take_bytes(packed_tensors, name) for name in names)
         rows.append(row)
     rest = sum(tensor.nbytes for tensor in latent_tensors.values())
     counted = {name for names in layers.values() for name in names}
-    muls = sum(record.muls for name, record in traces.items() if name not in counted) // batch
+    muls = sum(record.muls for name, record in counts.items() if name not in counted) // batch
     rows.append(SummaryRow('(others)', 'norms, activations, ...', bits='', muls=muls, bytes_float=rest, bytes_latent=rest,
                            bytes_packed=sum(tensor.nbytes for tensor in packed_tensors.values()),
                            params_float=sum(tensor.numel() for tensor in latent_tensors.values())))
@@ -190,7 +190,7 @@ def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: 
     return Summary(rows, totals, file_size, backend)
 
 
-def layer_row(name: str, module: nn.Module, record: LayerTrace | None, batch: int) -> SummaryRow:
+def layer_row(name: str, module: nn.Module, record: LayerCounts | None, batch: int) -> SummaryRow:
     """The row of one layer, packed or real, without its measured bytes."""
     row = SummaryRow(name, type(module).__name__)
     if record:
@@ -216,7 +216,7 @@ def layer_row(name: str, module: nn.Module, record: LayerTrace | None, batch: in
     return row
 
 
-def attention_row(name: str, module: BinaryAttention | PackedAttention, record: LayerTrace | None, batch: int) -> SummaryRow:
+def attention_row(name: str, module: BinaryAttention | PackedAttention, record: LayerCounts | None, batch: int) -> SummaryRow:
     """The row of an attention: it has no weights, one of its two products is real where its probabilities are."""
     planes = module.probability.planes
     row = SummaryRow(name, type(module).__name__, bits=f'{planes}x1' if planes else '32x1')

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 
 from .estimators import Estimator, build_estimator
 
-__all__ = ['ActivationBinarizer', 'CenteredSign', 'DoReFaActivation', 'FloatActivation', 'GivenSigns', 'RSign',
-           'SignActivation']
+__all__ = [
+    'ActivationBinarizer',
+    'BinaryInput',
+    'CenteredSign',
+    'DoReFaActivation',
+    'FloatActivation',
+    'RSign',
+    'SignActivation',
+]
 
 
 def per_channel(param: Tensor, ndim: int, channel_dim: int) -> Tensor:
@@ -56,7 +63,7 @@ class FloatActivation(ActivationBinarizer):
         return x
 
 
-class GivenSigns(ActivationBinarizer):
+class BinaryInput(ActivationBinarizer):
     """The identity on an input that is -1/+1 already; gradient 1.
 
     Estimators are made for real inputs: that of Bi-Real Net, ``2 - 2|x|``, is zero at -1 and +1, so whatever lies below a

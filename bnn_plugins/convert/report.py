@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import BinaryLayer
+from .layer_counts import count_layers
 from .rules import candidates
-from .trace import trace
 
 # A sign that is the same for more than this share of its inputs carries next to no information.
 ONE_SIDED = 0.99
@@ -77,10 +77,10 @@ class BinarizationReport:
             for module in model.modules():
                 if isinstance(module, _BatchNorm):
                     module.train()
-        traces = trace(model, lambda: model(*inputs), lambda m: isinstance(m, nn.Conv2d | nn.Linear | BinaryLayer))
+        counts = count_layers(model, lambda: model(*inputs), lambda m: isinstance(m, nn.Conv2d | nn.Linear | BinaryLayer))
         for row in self.rows:
-            if row.name in traces:
-                row.macs, row.sign_balance = traces[row.name].macs, traces[row.name].sign_balance
+            if row.name in counts:
+                row.macs, row.sign_balance = counts[row.name].macs, counts[row.name].sign_balance
         return self
 
     def __rich__(self) -> Table:

@@ -20,8 +20,8 @@ from ..layers import BinaryLayer
 from .fuse_match import Matcher
 from .fuse_ops import Broadcast, Step
 from .fuse_write import Rewriter
+from .graph import Untraceable, arguments_of, contains, tensors_of, trace_region
 from .packed import PackedLayer
-from .trace import Untraceable, arguments_of, contains, tensors_of, trace_region
 
 STREAMS = (None, torch.float32, torch.bfloat16, torch.float16)
 # What is traced where forward cannot be: mmdet's dense heads call forward_single for each level of the pyramid.
@@ -181,11 +181,11 @@ class FusedForward:
 
     def __init__(self, module: nn.Module, name: str, method: str, options: Options):
         self.module, self.name, self.method, self.options = module, name, method, options
-        self.alone: set[str] = set()  # layers whose neighbours have other shapes than they
+        self.unfusable_sums: set[str] = set()  # layers whose neighbours have other shapes than they
         self.run = None
 
     def __getstate__(self) -> dict:
-        return {**{key: vars(self)[key] for key in ('module', 'name', 'method', 'options', 'alone')}, 'run': None}
+        return {**{key: vars(self)[key] for key in ('module', 'name', 'method', 'options', 'unfusable_sums')}, 'run': None}
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -209,7 +209,7 @@ class FusedForward:
                     with torch.no_grad():
                         return self.run(*tensors)
                 except Broadcast as error:
-                    self.leave_alone(error.step)
+                    self.exclude_sum(error.step)
         return self.original(*args, **kwargs)
 
     def flatten(self, args: tuple, kwargs: dict) -> list[Tensor] | None:
@@ -229,8 +229,8 @@ class FusedForward:
             warnings.warn(f'fused {self.name or type(self.module).__name__} {what}, but was traced without: it runs unfused',
                           stacklevel=4)
 
-    def leave_alone(self, layer: str) -> None:
-        self.alone.add(layer)
+    def exclude_sum(self, layer: str) -> None:
+        self.unfusable_sums.add(layer)
         warnings.warn(f'fuse_: {self.full(layer)} has another shape than what is added to it (or than its norm takes): the '
                       f'sum is left to torch', stacklevel=4)
         self.build()
@@ -266,7 +266,7 @@ class FusedForward:
             inlined, opaque, self.length = tracer.inlined, tracer.opaque, tracer.length
         self.required, self.defaults = arguments_of(getattr(type(self.module), self.method))
         self.arity, self.opaque = len(self.required), sorted(opaque)
-        matcher = Matcher(self.module, graph, self.excluded, self.alone)
+        matcher = Matcher(self.module, graph, self.excluded, self.unfusable_sums)
         self.refused = {self.full(name): reason for name, reason in matcher.refused.items()}
         self.rows, self.steps = {}, {}
         self.stems = {self.full(name): f'not fused: {reason}' for name, reason in matcher.unfused.items()}

@@ -17,8 +17,8 @@ from ..layers.expand import Tile
 from .fuse_fold import LOPSIDED, NORMS, act_kind, pair, symmetric_padding
 from .fuse_ops import AffineStep, ConvStep, DownsampleStep, Step
 from .fuse_stem import Stem, is_plain_pool, may_begin_stem, stem_refusal
+from .graph import module_of, mutates, name_of, storage_of
 from .packed import PackedConv2d, PackedLayer, PackedLinear
-from .trace import module_of, mutates, name_of, storage_of
 
 ADDS = (operator.add, operator.iadd, torch.add)
 ACTS = {F.relu: 'relu', torch.relu: 'relu', 'relu': 'relu', 'relu_': 'relu', F.hardtanh: 'hardtanh', torch.tanh: None}
@@ -74,15 +74,20 @@ class Matcher:
     """Finds chains, stems, downsamples and norms in a traced graph.
 
     Attributes:
-        chains: ``{first node: Chain}``. others: ``{last node: (nodes, make)}`` for float parts, ``make()`` builds the step.
-        stems: ``{last node: Stem}``. interior: nodes that a step stands for, but for the last one.
-        refused: ``{layer name: reason}``. unfused: the same for convolutions that could have begun a stem.
+        chains: ``{first node: Chain}``.
+        float_parts: ``{last node: (nodes, make)}``, ``make()`` builds the step.
+        stems: ``{last node: Stem}``.
+        interior: nodes that a step stands for, but for the last one.
+        unfusable_sums: names of layers whose result is added to something of another shape: torch adds them.
+        refused: ``{layer name: reason}``.
+        unfused: the same for convolutions that could have begun a stem.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, exclude: Callable[[str], str], alone: set[str] = frozenset()):
-        self.root, self.graph, self.exclude, self.alone = root, graph, exclude, alone
+    def __init__(self, root: nn.Module, graph: fx.Graph, exclude: Callable[[str], str],
+                 unfusable_sums: set[str] = frozenset()):
+        self.root, self.graph, self.exclude, self.unfusable_sums = root, graph, exclude, unfusable_sums
         self.chains: dict[fx.Node, Chain] = {}
-        self.others: dict[fx.Node, tuple[list[fx.Node], Callable[[], Step]]] = {}
+        self.float_parts: dict[fx.Node, tuple[list[fx.Node], Callable[[], Step]]] = {}
         self.stems: dict[fx.Node, Stem] = {}
         self.interior: set[fx.Node] = set()
         self.refused: dict[str, str] = {}
@@ -140,7 +145,7 @@ class Matcher:
         """Whether ``reader`` can be the next part of the chain; notes it."""
         module = module_of(self.root, reader)
         # A linear layer in a plain step of its own: what follows has another shape than it.
-        ended = chain.act is not None or (chain.name in self.alone and isinstance(chain.layer, PackedLinear))
+        ended = chain.act is not None or (chain.name in self.unfusable_sums and isinstance(chain.layer, PackedLinear))
         if module is not None and (module._forward_hooks or module._forward_pre_hooks):
             chain.stop = f'{reader.target} has forward hooks'
         elif isinstance(module, Tile) and module.channel_dim == chain.layer.channel_dim:
@@ -157,7 +162,7 @@ class Matcher:
                 chain.norms.append(module)
                 chain.parts.append('norm')
                 return True
-        elif self.is_sum(reader) and not ended and chain.shortcut is None and chain.name not in self.alone:
+        elif self.is_sum(reader) and not ended and chain.shortcut is None and chain.name not in self.unfusable_sums:
             chain.shortcut = next(a for a in reader.args if a is not chain.result)
             chain.parts.append('shortcut')
             return True
@@ -255,7 +260,7 @@ class Matcher:
             pool = size
         if conv.weight.dtype != torch.float64:
             self.take(nodes)
-            self.others[result] = (nodes, lambda: DownsampleStep(pool, conv, norms))
+            self.float_parts[result] = (nodes, lambda: DownsampleStep(pool, conv, norms))
 
     def add_norm(self, result: fx.Node) -> None:
         """A norm without a convolution before it, and its non-linearity, that end at ``result``."""
@@ -273,7 +278,7 @@ class Matcher:
         if isinstance(norm, nn.BatchNorm2d) and self.is_plain_norm(node) and self.single(nodes) and node not in self.taken:
             if not is_float_conv(module_of(self.root, node.args[0])) or len(node.args[0].users) > 1:
                 self.take(nodes)
-                self.others[result] = (nodes, lambda: AffineStep(norm, act))
+                self.float_parts[result] = (nodes, lambda: AffineStep(norm, act))
 
     def add_conv(self, node: fx.Node) -> None:
         """A real convolution, its norm and non-linearity."""
@@ -289,7 +294,7 @@ class Matcher:
                 break
             nodes.append(reader)
         self.take(nodes)
-        self.others[nodes[-1]] = (nodes, lambda: ConvStep(conv, norms, act))
+        self.float_parts[nodes[-1]] = (nodes, lambda: ConvStep(conv, norms, act))
 
     def is_plain_norm(self, node: fx.Node) -> bool:
         norm = module_of(self.root, node)

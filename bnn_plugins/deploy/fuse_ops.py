@@ -88,7 +88,7 @@ class Step(nn.Module):
         return value
 
 
-class Held(list):
+class UnownedModules(list):
     """Modules that a step reads but does not own."""
 
 
@@ -97,7 +97,7 @@ class PackStep(Step):
 
     def __init__(self, layer: PackedLayer):
         super().__init__()
-        self.held = Held([layer])
+        self.held = UnownedModules([layer])
         self.copies, self.channel_dim = input_copies(layer), layer.channel_dim
         self.is_conv, self.groups = isinstance(layer, PackedConv2d), getattr(layer, 'groups', 1)
         self.depends = depends_on_input(layer)
@@ -140,8 +140,9 @@ class BlockStep(Step):
                  act: nn.Module | str | None, consumer: PackedLayer | None, keep: bool, in_place: bool):
         super().__init__()
         self.name, self.tiles, self.act, self.keep, self.in_place = name, tiles, None, keep, in_place
-        self.held = Held([layer, *norms, *([act] if isinstance(act, nn.Module) else [])])
-        self.norms, self.acts, self.consumers = Held(norms), Held([act]), Held([] if consumer is None else [consumer])
+        self.held = UnownedModules([layer, *norms, *([act] if isinstance(act, nn.Module) else [])])
+        self.norms, self.acts = UnownedModules(norms), UnownedModules([act])
+        self.consumers = UnownedModules([] if consumer is None else [consumer])
         self.pack, self.has_shortcut = consumer is not None, has_shortcut
         self.is_conv = self.joins = isinstance(layer, PackedConv2d)
         self.wants_flat = not self.is_conv and (any(norms) or channels_first(act))
@@ -251,7 +252,7 @@ class DownsampleStep(Step):
 
     def __init__(self, pool: int, conv: nn.Conv2d, norms: list[nn.Module]):
         super().__init__()
-        self.pool, self.held, self.norms = pool, Held([conv, *norms]), Held(norms)
+        self.pool, self.held, self.norms = pool, UnownedModules([conv, *norms]), UnownedModules(norms)
 
     def layers(self) -> list[nn.Module]:
         return list(self.held)
@@ -276,7 +277,7 @@ class ConvStep(Step):
 
     def __init__(self, conv: nn.Conv2d, norms: list[nn.Module], act: nn.Module | str | None):
         super().__init__()
-        self.held, self.norms, self.tail = Held([conv, *norms]), Held(norms), Tail(act)
+        self.held, self.norms, self.tail = UnownedModules([conv, *norms]), UnownedModules(norms), Tail(act)
         self.geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
 
     def layers(self) -> list[nn.Module]:
@@ -298,7 +299,7 @@ class AffineStep(Step):
 
     def __init__(self, norm: nn.Module, act: nn.Module | str | None):
         super().__init__()
-        self.held, self.tail = Held([norm]), Tail(act)
+        self.held, self.tail = UnownedModules([norm]), Tail(act)
 
     def layers(self) -> list[nn.Module]:
         return [*self.held, *self.tail.modules]
@@ -318,7 +319,7 @@ class Tail:
     """A non-linearity behind an affine, in place where that is possible; a shift before it goes into the affine's bias."""
 
     def __init__(self, act: nn.Module | str | None):
-        self.act, self.modules = act, Held([act] if isinstance(act, nn.Module) else [])
+        self.act, self.modules = act, UnownedModules([act] if isinstance(act, nn.Module) else [])
 
     def prepare(self, bias: Tensor) -> Tensor:
         self.kind, gamma, slope, zeta = act_vectors(self.act, len(bias))

@@ -10,7 +10,7 @@ from bnn_kernels import Bound, dispatch, join, kind
 from bnn_kernels.bound import MOST_KINDS
 
 from .fuse_ops import Step
-from .trace import graph_module
+from .graph import graph_module
 
 UNKNOWN = object()
 
@@ -43,7 +43,7 @@ class Segment(nn.Module):
         return self.run(*tensors) if results is None else results
 
     def first(self, key: tuple, tensors: tuple[Tensor, ...]) -> list[Tensor]:
-        recorder = Recorder(self.run)
+        recorder = CallRecorder(self.run)
         results = recorder.run(*tensors)
         if len(self.calls) >= MOST_KINDS:
             self.calls.clear()
@@ -85,7 +85,7 @@ class Segment(nn.Module):
         return node if index is None else (node, index)
 
 
-class Recorder(fx.Interpreter):
+class CallRecorder(fx.Interpreter):
     """Runs steps one by one; ``calls``: what ran each, ``None`` where it has gone another way than its ``bound``."""
 
     def __init__(self, module: fx.GraphModule):

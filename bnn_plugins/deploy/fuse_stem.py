@@ -10,9 +10,9 @@ from bnn_kernels import Bound, Wire
 
 from ..layers.expand import Tile
 from .fuse_fold import LOPSIDED, pair, sign_modules, symmetric_padding, through_norms
-from .fuse_ops import Held, Step
+from .fuse_ops import Step, UnownedModules
+from .graph import has_hooks
 from .packed import PackedLayer
-from .trace import has_hooks
 
 IMAGE_CHANNELS = 4  # at most, of a convolution that begins a stem
 
@@ -43,8 +43,9 @@ class StemStep(Step):
     def __init__(self, conv: nn.Conv2d, pool: nn.MaxPool2d | None, affines: list[nn.Module], act: nn.Module | str | None,
                  consumer: PackedLayer | None):
         super().__init__()
-        self.held = Held([conv, *affines, *([act] if isinstance(act, nn.Module) else [])])
-        self.affines, self.acts, self.consumers = Held(affines), Held([act]), Held([] if consumer is None else [consumer])
+        self.held = UnownedModules([conv, *affines, *([act] if isinstance(act, nn.Module) else [])])
+        self.affines, self.acts = UnownedModules(affines), UnownedModules([act])
+        self.consumers = UnownedModules([] if consumer is None else [consumer])
         self.pack, self.keep = consumer is not None, True
         window = (1, 1, 0) if pool is None else (pool.kernel_size, pool.stride, pool.padding)
         window, window_stride, window_padding = map(pair, window)

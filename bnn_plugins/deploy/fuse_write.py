@@ -12,8 +12,8 @@ from .fuse_match import Chain, Matcher
 from .fuse_ops import AffineStep, BlockStep, CastStep, ConvStep, DownsampleStep, PackStep, Step
 from .fuse_segments import join_steps
 from .fuse_stem import Stem, StemStep
+from .graph import constants_of, graph_module
 from .packed import PackedConv2d
-from .trace import constants_of, graph_module
 
 FRESH = (BlockStep, DownsampleStep, AffineStep, ConvStep, StemStep)  # steps whose stream is theirs and channels-last
 
@@ -64,8 +64,8 @@ class Rewriter:
                 self.write_chain(self.m.chain_of[node])
             elif node in self.m.stems:
                 self.write_stem(self.m.stems[node])
-            elif node in self.m.others:
-                nodes, make = self.m.others[node]
+            elif node in self.m.float_parts:
+                nodes, make = self.m.float_parts[node]
                 step = make()
                 source = nodes[0].args[0]
                 value = self.host(source) if isinstance(step, ConvStep) else self.values[source]

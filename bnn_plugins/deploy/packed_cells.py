@@ -11,8 +11,8 @@ from ..layers.cells import State, last
 from ..layers.conv import convolve_levels
 from ..layers.gates import GateProduct, pre_activations
 from ..layers.linear import multiply_levels
+from .graph import has_hooks
 from .packed import PackedConv2d, PackedLinear, PackedModule
-from .trace import has_hooks
 
 
 class PackedGates(GateProduct):

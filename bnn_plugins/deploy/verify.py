@@ -27,8 +27,8 @@ from .fuse_fold import act_vectors, affine, folded_weight, sign_threshold, throu
 from .fuse_ops import AffineStep, BlockStep, ConvStep, PackStep, Step
 from .fuse_stem import StemStep
 from .fuse_write import Place
+from .graph import constants_of, graph_module, trace_region
 from .packed import PackedConv2d, PackedLayer
-from .trace import constants_of, graph_module, trace_region
 
 ROUNDINGS = 16  # of a block, in units in the last place of the largest intermediate result
 
@@ -200,7 +200,7 @@ def watched(module: nn.Module, part: FusedForward, row: Callable[[str, str], Lay
         handle.remove()
         return
     _, graph = trace_region(module, BinaryLayer, part.method)
-    recorder = Recorder(graph_module(module, graph, constants_of(graph), {}), part.places)
+    recorder = ValueRecorder(graph_module(module, graph, constants_of(graph), {}), part.places)
     original = vars(module).get(part.method)
     run = getattr(module, part.method)
 
@@ -221,7 +221,7 @@ def watched(module: nn.Module, part: FusedForward, row: Callable[[str, str], Lay
         setattr(module, part.method, original)
 
 
-class Recorder(fx.Interpreter):
+class ValueRecorder(fx.Interpreter):
     """Runs a graph and keeps the values that steps stand between; what is changed in place later is kept as it was."""
 
     def __init__(self, module: fx.GraphModule, places: list[Place]):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..binarize import FloatActivation, GivenSigns, SignActivation, SignWeight, unknown
+from ..binarize import BinaryInput, FloatActivation, SignActivation, SignWeight, unknown
 from ..binarize.activations import per_channel
 from .conv import BinaryConv2d, convolve_levels
 from .expand import Expansion
@@ -67,7 +67,7 @@ class GateProduct(nn.Module):
         if real_input:
             self.activation = FloatActivation()
         elif binary_input and self.activation.bits < 32:
-            self.activation = GivenSigns()
+            self.activation = BinaryInput()
         if self.activation.bits == 32 and self.w_bits == 32:
             raise ValueError('real inputs and real weights leave nothing binary: this is nn.LSTM')
         self._sign_checked = self._sign_checked or not isinstance(self.activation, SignActivation)
@@ -95,7 +95,7 @@ class GateProduct(nn.Module):
         return self.weight_binarizer(self.weight)
 
     def signature_suffix(self) -> str:
-        inputs = {FloatActivation: ' real input', GivenSigns: ' binary input'}.get(type(self.activation), '')
+        inputs = {FloatActivation: ' real input', BinaryInput: ' binary input'}.get(type(self.activation), '')
         return f' gates {self.gates} norm {self.norm_name}{inputs}'
 
 

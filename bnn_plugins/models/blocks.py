@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..binarize import build_method
 from ..layers import BinaryConv2d, build_act
-from .parts import Parts, match_width, pool
+from .layer_factory import LayerFactory, match_width, pool
 
 
 class BinaryConvModule(BaseModule):
@@ -54,15 +54,15 @@ class BinaryUnit(BaseModule):
 
     Source: Liu et al. 2018 (Bi-Real Net), arXiv 1808.00278, fig. 3; with RPReLU as ``act`` it is ReActNet's, arXiv 2003.03488.
 
-    Shape: ``[N, W(in_channels), H, W]`` -> ``[N, W(out_channels), H', W']``, see :class:`bnn_plugins.models.parts.Parts`.
+    Shape: ``[N, W(in_channels), H, W]`` -> ``[N, W(out_channels), H', W']``, see :class:`.LayerFactory`.
     """
 
-    def __init__(self, parts: Parts, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1,
-                 groups: int = 1, act: bool = True, residual: bool = True):
+    def __init__(self, factory: LayerFactory, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
+                 dilation: int = 1, groups: int = 1, act: bool = True, residual: bool = True):
         super().__init__()
-        self.conv = parts.conv(in_channels, out_channels, kernel_size, stride, dilation, groups)
-        self.norm = parts.norm(out_channels, spread=not residual)[1]
-        self.act = parts.nonlinearity(out_channels) if act else None
+        self.conv = factory.conv(in_channels, out_channels, kernel_size, stride, dilation, groups)
+        self.norm = factory.norm(out_channels, spread=not residual)[1]
+        self.act = factory.nonlinearity(out_channels) if act else None
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         out = self.norm(self.conv(x))

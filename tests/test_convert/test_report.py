@@ -10,7 +10,7 @@ from torch import nn
 
 from bnn_plugins import BinarizationReport, binarize_
 from bnn_plugins.convert import LayerRow
-from bnn_plugins.convert.trace import trace
+from bnn_plugins.convert.layer_counts import count_layers
 
 from .nets import BINARY, FLOAT, Net, image
 
@@ -112,11 +112,11 @@ def test_trace_of_a_shared_layer():
     """Sums over the calls; the shape is that of the last one."""
     lin = nn.Linear(8, 8)
     model = nn.Sequential(lin, nn.Flatten(0, 1), lin)
-    record = trace(model, lambda: model(torch.randn(2, 3, 8)), lambda module: module is lin)['0']
+    record = count_layers(model, lambda: model(torch.randn(2, 3, 8)), lambda module: module is lin)['0']
     assert (record.calls, record.macs, record.output_shape, record.sign_balance) == (2, 2 * 6 * 64, (6, 8), None)
     assert not lin._forward_hooks
     with pytest.raises(ZeroDivisionError):
-        trace(model, lambda: 1 // 0, lambda module: True)
+        count_layers(model, lambda: 1 // 0, lambda module: True)
     assert not any(module._forward_hooks for module in model.modules()), 'no hook stays behind a failure'
 
 

@@ -24,7 +24,7 @@ from bnn_plugins.models.backbones import (
 from bnn_plugins.models.backbones.bnn_bnext import Processor
 from bnn_plugins.models.backbones.bnn_cifar_resnet import CifarBlock, PadShortcut, SliceShortcut
 from bnn_plugins.models.backbones.bnn_reactnet import ReActBlock
-from bnn_plugins.models.parts import Parts
+from bnn_plugins.models.layer_factory import LayerFactory
 from bnn_plugins.models.thresholds import UntiedThresholds
 from bnn_plugins.registry import MODELS
 
@@ -304,10 +304,10 @@ class TestArithmetic:
     @pytest.mark.parametrize('expand', [None, dict(tau=2)], ids=str)
     @pytest.mark.parametrize('average', [True, False])
     def test_pad_shortcut(self, average, expand):
-        cls, parts = (PadShortcut if average else SliceShortcut), Parts(expand=expand)
+        cls, factory = (PadShortcut if average else SliceShortcut), LayerFactory(expand=expand)
         wide = 1 if expand is None else 2
         x = torch.randn(2, 4 * wide, 6, 6)
-        out = cls(parts, 4, 8, 2)(x)
+        out = cls(factory, 4, 8, 2)(x)
         assert out.shape == (2, 8 * wide, 3, 3)
         inner = x.unflatten(3, (3, 2)).unflatten(2, (3, 2)).mean((3, 5)) if average else x[:, :, ::2, ::2]
         torch.testing.assert_close(out[:, 2 * wide:6 * wide], inner)
@@ -316,7 +316,7 @@ class TestArithmetic:
 
     @pytest.mark.parametrize('skips', ['double', 'single'])
     def test_cifar_block(self, skips):
-        block = CifarBlock(Parts('bireal', 'hardtanh'), 4, 4, 1, 'pad', skips, with_cp=False).eval()
+        block = CifarBlock(LayerFactory('bireal', 'hardtanh'), 4, 4, 1, 'pad', skips, with_cp=False).eval()
         x = torch.randn(2, 4, 5, 5)
 
         def unit(u, x):
@@ -333,7 +333,8 @@ class TestArithmetic:
 
     def test_expanded_unit(self):
         """Fewer filters, tiled, each copy with a norm of its own."""
-        block = CifarBlock(Parts('binarynet', 'identity', expand=dict(tau=2)), 4, 4, 1, 'pad', 'double', with_cp=False).eval()
+        factory = LayerFactory('binarynet', 'identity', expand=dict(tau=2))
+        block = CifarBlock(factory, 4, 4, 1, 'pad', 'double', with_cp=False).eval()
         unit = block.unit1
         unit.norm.weight.data.normal_()
         x = torch.randn(2, 8, 5, 5)
@@ -344,7 +345,7 @@ class TestArithmetic:
         torch.testing.assert_close(unit(x, x), expected)
 
     def test_reactnet_block(self):
-        block = ReActBlock(Parts('bireal', 'identity'), 4, 8, 2).eval()
+        block = ReActBlock(LayerFactory('bireal', 'identity'), 4, 8, 2).eval()
         x = torch.randn(2, 4, 6, 6)
         middle = block.unit1.norm(block.unit1.conv(x)) + F.avg_pool2d(x, 2)
         expected = torch.cat([u.norm(u.conv(middle)) + middle for u in (block.unit2_0, block.unit2_1)], 1)
@@ -352,7 +353,7 @@ class TestArithmetic:
 
     @pytest.mark.parametrize('multiply', [True, False])
     def test_bnext_processor(self, multiply):
-        unit = Processor(Parts('bireal', 'prelu'), 16, 3, 2, multiply).eval()
+        unit = Processor(LayerFactory('bireal', 'prelu'), 16, 3, 2, multiply).eval()
         unit.mix.data.uniform_(0, 1)
         x = torch.randn(2, 16, 6, 6)
         y = F.prelu(unit.norm1(unit.conv(x)), torch.full((16,), 0.25))
@@ -365,7 +366,7 @@ class TestArithmetic:
         torch.testing.assert_close(unit(x), y / (1 + 1e-5) ** 0.5 + around)
 
     def test_bnext_mix_stays_between_0_and_1(self):
-        unit = Processor(Parts('bireal'), 16, 1)
+        unit = Processor(LayerFactory('bireal'), 16, 1)
         unit.mix.data.uniform_(-2, 3)
         unit.eval()(images(4, channels=16))
         assert unit.mix.max() > 1
@@ -379,7 +380,7 @@ class TestArithmetic:
 
     def test_multi_threshold(self):
         """Group k of the kernels reads sign(x + t_k), with as many weights as the base network."""
-        conv = Parts('bireal', expand=dict(style='thresholds', tau=2, spread=0.5)).conv(4, 6, 3)
+        conv = LayerFactory('bireal', expand=dict(style='thresholds', tau=2, spread=0.5)).conv(4, 6, 3)
         untie, layer = conv
         assert isinstance(untie, UntiedThresholds)
         assert torch.equal(untie.shift, torch.tensor([-0.5] * 4 + [0.5] * 4))

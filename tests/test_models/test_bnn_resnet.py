@@ -14,7 +14,7 @@ from bnn_plugins.binarize import list_methods
 from bnn_plugins.layers import BinaryConv2d, RPReLU
 from bnn_plugins.models import BNNResNet
 from bnn_plugins.models.backbones.bnn_resnet import BinaryBasicBlock, BinaryBlock, BinaryBottleneck
-from bnn_plugins.models.parts import Parts
+from bnn_plugins.models.layer_factory import LayerFactory
 
 METHODS = [*list_methods(), dict(type='dorefa', w_bits=2, a_bits=2), dict(type='binaryconnect', stochastic=True)]
 
@@ -176,7 +176,7 @@ class TestArithmetic:
     @pytest.mark.parametrize('stride', [1, 2])
     @pytest.mark.parametrize('inplanes', [8, 4])
     def test_basic_block(self, stride, inplanes):
-        common = dict(parts=Parts('reactnet'), with_cp=False)
+        common = dict(factory=LayerFactory('reactnet'), with_cp=False)
         block = BinaryBasicBlock(inplanes, 8, stride, 1, **common).eval()
         self.randomise(block)
         x = torch.randn(2, inplanes, 9, 7)
@@ -188,7 +188,7 @@ class TestArithmetic:
     @pytest.mark.parametrize('stride', [1, 2])
     @pytest.mark.parametrize('inplanes', [8, 4])
     def test_bottleneck(self, stride, inplanes):
-        common = dict(parts=Parts('reactnet'), with_cp=False)
+        common = dict(factory=LayerFactory('reactnet'), with_cp=False)
         block = BinaryBottleneck(inplanes, 2, stride, 1, **common).eval()
         self.randomise(block)
         x = torch.randn(2, inplanes, 9, 7)

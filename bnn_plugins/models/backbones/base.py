@@ -3,7 +3,7 @@
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from ..parts import Parts
+from ..layer_factory import LayerFactory
 
 
 class BinaryBackbone(BaseModule):
@@ -14,14 +14,14 @@ class BinaryBackbone(BaseModule):
     fit; style ``'rep'`` gives the whole stream (RepBNN's head).
     """
 
-    def __init__(self, parts: Parts, init_cfg: dict | list | None):
+    def __init__(self, factory: LayerFactory, init_cfg: dict | list | None):
         super().__init__(init_cfg or [dict(type='Kaiming', layer=['Conv2d', 'Linear']),
                                       dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])])
-        self.parts = parts
+        self.factory = factory
 
     def out_width(self, channels: int) -> int:
         """Channels that leave the network where the base network has ``channels``."""
-        return self.parts.wide(channels) if self.parts.copies > 1 and self.parts.expand.style == 'rep' else channels
+        return self.factory.wide(channels) if self.factory.copies > 1 and self.factory.expand.style == 'rep' else channels
 
     def output(self, x: Tensor, channels: int) -> Tensor:
         """``[N, W(channels), ...]`` -> ``[N, out_width(channels), ...]``."""
@@ -30,7 +30,7 @@ class BinaryBackbone(BaseModule):
     def init_weights(self) -> None:
         """As ``init_cfg`` says; then the copies of an expansion are spread, where that was asked for."""
         super().init_weights()
-        self.parts.untie_(self)
+        self.factory.untie_(self)
 
 
 def check_out_indices(name: str, out_indices, stages: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...binarize.lookup import checked_arguments
 from ...layers import BinaryConv2d, BinaryLinear, Tile
 from ...registry import MODELS
-from ..parts import Parts
+from ..layer_factory import LayerFactory
 from .base import BinaryBackbone
 from .bnn_vgg import BNNVGGSmall
 
@@ -16,12 +16,12 @@ from .bnn_vgg import BNNVGGSmall
 class HiddenLayer(nn.Module):
     """``act(norm(layer(x)))`` on ``[N, W(in)]``, dropout in front of it."""
 
-    def __init__(self, parts: Parts, layer: nn.Module, channels: int, dropout: float = 0.0):
+    def __init__(self, factory: LayerFactory, layer: nn.Module, channels: int, dropout: float = 0.0):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.layer = layer
-        self.norm = parts.norm1d(channels)
-        self.act = parts.nonlinearity(channels)
+        self.norm = factory.norm1d(channels)
+        self.act = factory.nonlinearity(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.layer(self.dropout(x))))
@@ -42,7 +42,7 @@ class BNNMLP(BinaryBackbone):
         in_features (int): pixels times channels of an image.
         width, hidden (int): size and number of the hidden layers.
         dropout (float): in front of each hidden layer but the first.
-        method, act, expand: see :class:`bnn_plugins.models.parts.Parts`.
+        method, act, expand: see :class:`.LayerFactory`.
         init_cfg: as in ``mmdet.ResNet``.
 
     Raises:
@@ -53,11 +53,11 @@ class BNNMLP(BinaryBackbone):
     def __init__(self, in_features: int = 784, width: int = 4096, hidden: int = 3, dropout: float = 0.0,
                  method: str | dict = 'binarynet', act: str = 'auto', expand: dict | None = None,
                  init_cfg: dict | list | None = None):
-        super().__init__(Parts(method, act, expand=expand), init_cfg)
-        first = first_layer(BinaryLinear(in_features, width, bias=False, method='binaryconnect'), self.parts.copies)
-        self.layers = nn.Sequential(HiddenLayer(self.parts, first, width))
+        super().__init__(LayerFactory(method, act, expand=expand), init_cfg)
+        first = first_layer(BinaryLinear(in_features, width, bias=False, method='binaryconnect'), self.factory.copies)
+        self.layers = nn.Sequential(HiddenLayer(self.factory, first, width))
         for _ in range(hidden - 1):
-            self.layers.append(HiddenLayer(self.parts, self.parts.linear(width, width), width, dropout))
+            self.layers.append(HiddenLayer(self.factory, self.factory.linear(width, width), width, dropout))
         self.width = width
         self.feat_dim = self.out_width(width)
 
@@ -85,15 +85,15 @@ class BNNConvNet(BNNVGGSmall):
         features = self.widths[-1] * (image_size // 8)**2
         self.layers = nn.Sequential()
         for width in hidden:
-            self.layers.append(HiddenLayer(self.parts, self.parts.linear(features, width), width))
+            self.layers.append(HiddenLayer(self.factory, self.factory.linear(features, width), width))
             features = width
         self.features = features
         self.feat_dim = self.out_width(features)
 
     def make_stem(self, in_channels: int, channels: int) -> nn.Module:
         conv = BinaryConv2d(in_channels, channels, 3, padding=1, bias=False, method='binaryconnect')
-        return nn.Sequential(first_layer(conv, self.parts.copies), self.parts.norm(channels, spread=True)[1],
-                             self.parts.nonlinearity(channels))
+        return nn.Sequential(first_layer(conv, self.factory.copies), self.factory.norm(channels, spread=True)[1],
+                             self.factory.nonlinearity(channels))
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """``[N, in_channels, image_size, image_size]`` -> ``([N, hidden[-1]],)``."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...binarize.lookup import checked_arguments, unknown
 from ...registry import MODELS
-from ..parts import Parts, pool
+from ..layer_factory import LayerFactory, pool
 from .mobile import MobileBackbone
 
 SE_RATIO = 8
@@ -22,16 +22,16 @@ class Processor(BaseModule):
     before it is normalised and added to it. Source: Guo et al. 2022 (BNext), arXiv 2211.12933, fig. 3 and 4.
     """
 
-    def __init__(self, parts: Parts, channels: int, kernel_size: int, stride: int = 1, multiply: bool = False):
+    def __init__(self, factory: LayerFactory, channels: int, kernel_size: int, stride: int = 1, multiply: bool = False):
         super().__init__()
         self.stride = stride
-        self.conv = parts.conv(channels, channels, kernel_size, stride)
-        self.norm1 = parts.norm(channels)[1]
-        self.act = parts.nonlinearity(channels)
-        self.shortcut_act = parts.nonlinearity(channels) if multiply else None
-        self.mix = nn.Parameter(torch.full((parts.wide(channels), 1, 1), 0.5))
-        self.attention = parts.squeeze_excite(channels, SE_RATIO)
-        self.norm2 = parts.norm(channels)[1]
+        self.conv = factory.conv(channels, channels, kernel_size, stride)
+        self.norm1 = factory.norm(channels)[1]
+        self.act = factory.nonlinearity(channels)
+        self.shortcut_act = factory.nonlinearity(channels) if multiply else None
+        self.mix = nn.Parameter(torch.full((factory.wide(channels), 1, 1), 0.5))
+        self.attention = factory.squeeze_excite(channels, SE_RATIO)
+        self.norm2 = factory.norm(channels)[1]
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act(self.norm1(self.conv(x)))
@@ -48,10 +48,10 @@ class Processor(BaseModule):
 class BNextBlock(BaseModule):
     """A 3x3 processor, then a 1x1 one; where the width doubles, two 1x1 processors, concatenated."""
 
-    def __init__(self, parts: Parts, in_channels: int, out_channels: int, stride: int, multiply: bool):
+    def __init__(self, factory: LayerFactory, in_channels: int, out_channels: int, stride: int, multiply: bool):
         super().__init__()
-        self.spatial = Processor(parts, in_channels, 3, stride, multiply)
-        self.pointwise = nn.ModuleList(Processor(parts, in_channels, 1) for _ in range(out_channels // in_channels))
+        self.spatial = Processor(factory, in_channels, 3, stride, multiply)
+        self.pointwise = nn.ModuleList(Processor(factory, in_channels, 1) for _ in range(out_channels // in_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.spatial(x)
@@ -66,7 +66,7 @@ class BNNBNext(MobileBackbone):
 
     Args:
         size (str): ``'T'``, ``'S'``, ``'M'`` or ``'L'``; widths and numbers of blocks.
-        method, act, pad_value, expand: see :class:`bnn_plugins.models.parts.Parts`.
+        method, act, pad_value, expand: see :class:`.LayerFactory`.
         in_channels, base_channels, out_indices, norm_cfg, init_cfg: as in ``mmdet.ResNet``; by default the last map.
         blocks: how many blocks each stage has; default: those of the size.
         stem_stride: 2, or 1 for small images.
@@ -91,10 +91,10 @@ class BNNBNext(MobileBackbone):
             raise ValueError(unknown('size of BNNBNext', size, self.sizes))
         width, depths = self.sizes[size]
         blocks = blocks or depths
-        parts = Parts(method, act, pad_value, norm_cfg, expand)
+        factory = LayerFactory(method, act, pad_value, norm_cfg, expand)
         count = iter(range(sum(blocks)))
-        super().__init__(parts, blocks, base_channels or width,
-                         lambda *args: BNextBlock(parts, *args, multiply=next(count) % 2 == 1), in_channels, stem_stride,
+        super().__init__(factory, blocks, base_channels or width,
+                         lambda *args: BNextBlock(factory, *args, multiply=next(count) % 2 == 1), in_channels, stem_stride,
                          out_indices, init_cfg)
         # PReLU in front of the pooling of the classifier; each output has its own.
         self.out_acts = nn.ModuleList(nn.PReLU(self.out_width(self.widths[index])) for index in self.out_indices)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...binarize.lookup import checked_arguments, unknown
 from ...registry import MODELS
 from ..blocks import BinaryUnit, CheckpointedModule
-from ..parts import Parts, pool
+from ..layer_factory import LayerFactory, pool
 from .base import BinaryBackbone, check_out_indices
 
 
@@ -19,15 +19,15 @@ class CifarBlock(CheckpointedModule):
     ``skips='double'``: a shortcut around each unit (Bi-Real Net); ``'single'``: one around both, as in the float ResNet.
     """
 
-    def __init__(self, parts: Parts, in_channels: int, out_channels: int, stride: int, shortcut: str, skips: str,
+    def __init__(self, factory: LayerFactory, in_channels: int, out_channels: int, stride: int, shortcut: str, skips: str,
                  with_cp: bool):
         super().__init__()
         self.with_cp = with_cp
         self.double = skips == 'double'
-        self.unit1 = BinaryUnit(parts, in_channels, out_channels, 3, stride, residual=self.double)
-        self.unit2 = BinaryUnit(parts, out_channels, out_channels, 3)
+        self.unit1 = BinaryUnit(factory, in_channels, out_channels, 3, stride, residual=self.double)
+        self.unit2 = BinaryUnit(factory, out_channels, out_channels, 3)
         same = stride == 1 and in_channels == out_channels
-        self.shortcut = nn.Identity() if same else SHORTCUTS[shortcut](parts, in_channels, out_channels, stride)
+        self.shortcut = nn.Identity() if same else SHORTCUTS[shortcut](factory, in_channels, out_channels, stride)
 
     def run(self, x: Tensor) -> Tensor:
         shortcut = self.shortcut(x)
@@ -43,10 +43,10 @@ class PadShortcut(nn.Module):
     ``average=False`` takes every stride-th pixel (IR-Net), ``average=True`` their mean (ReCU).
     """
 
-    def __init__(self, parts: Parts, in_channels: int, out_channels: int, stride: int, average: bool = True):
+    def __init__(self, factory: LayerFactory, in_channels: int, out_channels: int, stride: int, average: bool = True):
         super().__init__()
         self.stride, self.average = stride, average
-        self.new = parts.wide(out_channels) - parts.wide(in_channels)
+        self.new = factory.wide(out_channels) - factory.wide(in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = pool(x, self.stride) if self.average else x[:, :, ::self.stride, ::self.stride]
@@ -56,18 +56,18 @@ class PadShortcut(nn.Module):
 class SliceShortcut(PadShortcut):
     """:class:`PadShortcut` that takes every stride-th pixel."""
 
-    def __init__(self, parts: Parts, in_channels: int, out_channels: int, stride: int):
-        super().__init__(parts, in_channels, out_channels, stride, average=False)
+    def __init__(self, factory: LayerFactory, in_channels: int, out_channels: int, stride: int):
+        super().__init__(factory, in_channels, out_channels, stride, average=False)
 
 
 class ConvShortcut(BaseModule):
     """Average pooling, real 1x1 convolution, norm."""
 
-    def __init__(self, parts: Parts, in_channels: int, out_channels: int, stride: int):
+    def __init__(self, factory: LayerFactory, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         self.stride = stride
-        self.conv = parts.real_conv(in_channels, out_channels)
-        self.norm = parts.norm(out_channels, spread=True)[1]
+        self.conv = factory.real_conv(in_channels, out_channels)
+        self.norm = factory.norm(out_channels, spread=True)[1]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(pool(x, self.stride)))
@@ -85,7 +85,7 @@ class BNNCifarResNet(BinaryBackbone):
 
     Args:
         depth (int): 18, or 6n + 2.
-        method, act, pad_value, expand: see :class:`bnn_plugins.models.parts.Parts`.
+        method, act, pad_value, expand: see :class:`.LayerFactory`.
         shortcut (str): where the shape changes: ``'pad'`` (average pooling, new channels are zero), ``'slice'`` (every other
             pixel, new channels are zero) or ``'conv'`` (average pooling, real 1x1 convolution, norm). Default: ``'conv'`` for
             ResNet-18, ``'pad'`` for the others.
@@ -103,7 +103,7 @@ class BNNCifarResNet(BinaryBackbone):
                  expand: dict | None = None, shortcut: str | None = None, skips: str = 'double', in_channels: int = 3,
                  base_channels: int | None = None, out_indices: Sequence[int] | None = None, residual_init: float = 1.0,
                  norm_cfg: dict | None = None, with_cp: bool = False, init_cfg: dict | list | None = None):
-        super().__init__(Parts(method, act, pad_value, norm_cfg, expand), init_cfg)
+        super().__init__(LayerFactory(method, act, pad_value, norm_cfg, expand), init_cfg)
         if depth != 18 and (depth < 8 or (depth - 2) % 6):
             raise ValueError(f'BNNCifarResNet has depth 18 or 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), but got {depth}')
         shortcut = shortcut or ('conv' if depth == 18 else 'pad')
@@ -114,14 +114,14 @@ class BNNCifarResNet(BinaryBackbone):
         stages, blocks, base = (4, 2, 64) if depth == 18 else (3, (depth - 2) // 6, 16)
         self.out_indices = check_out_indices('BNNCifarResNet', out_indices or (stages - 1,), stages)
         self.widths = [(base_channels or base) * 2**stage for stage in range(stages)]
-        self.stem = self.parts.stem(in_channels, self.widths[0])
+        self.stem = self.factory.stem(in_channels, self.widths[0])
         self.stages = nn.ModuleList()
         width = self.widths[0]
         for stage, out in enumerate(self.widths):
             layer = nn.Sequential()
             for index in range(blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
-                layer.append(CifarBlock(self.parts, width, out, stride, shortcut, skips, with_cp))
+                layer.append(CifarBlock(self.factory, width, out, stride, shortcut, skips, with_cp))
                 width = out
             self.stages.append(layer)
         self.feat_dim = self.out_width(width)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...binarize.lookup import checked_arguments
 from ...registry import MODELS
 from ..blocks import BinaryUnit
-from ..parts import Parts, match_width, pool
+from ..layer_factory import LayerFactory, match_width, pool
 from .mobile import MobileBackbone
 
 
@@ -18,12 +18,12 @@ class SeparableBlock(BaseModule):
     ``[N, W(in), H, W]`` -> ``[N, W(out), H/stride, W/stride]`` (rounded up).
     """
 
-    def __init__(self, parts: Parts, in_channels: int, out_channels: int, stride: int, k: int):
+    def __init__(self, factory: LayerFactory, in_channels: int, out_channels: int, stride: int, k: int):
         super().__init__()
         self.stride = stride
-        self.depthwise = BinaryUnit(parts, in_channels, in_channels, 3, stride, groups=in_channels // k)
-        self.pointwise = BinaryUnit(parts, in_channels, out_channels, 1)
-        self.width = parts.wide(out_channels)
+        self.depthwise = BinaryUnit(factory, in_channels, in_channels, 3, stride, groups=in_channels // k)
+        self.pointwise = BinaryUnit(factory, in_channels, out_channels, 1)
+        self.width = factory.wide(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.depthwise(x, pool(x, self.stride))
@@ -39,7 +39,7 @@ class BNNMoBiNet(MobileBackbone):
 
     Args:
         k (int): channels that one 3x3 kernel sees; 1 is depthwise. A multiple of tau where the network is expanded.
-        method, act, pad_value, expand: see :class:`bnn_plugins.models.parts.Parts`.
+        method, act, pad_value, expand: see :class:`.LayerFactory`.
         in_channels, base_channels, out_indices, norm_cfg, init_cfg: as in ``mmdet.ResNet``; by default the last map.
         blocks: how many blocks each stage has.
         stem_stride: 2, or 1 for small images.
@@ -55,6 +55,6 @@ class BNNMoBiNet(MobileBackbone):
                  norm_cfg: dict | None = None, init_cfg: dict | list | None = None):
         if k < 1 or base_channels % k:
             raise ValueError(f'k channels per group must divide the {base_channels} channels of the stem, but got k={k}')
-        parts = Parts(method, act, pad_value, norm_cfg, expand)
-        super().__init__(parts, blocks, base_channels, lambda *args: SeparableBlock(parts, *args, k), in_channels, stem_stride,
-                         out_indices, init_cfg)
+        factory = LayerFactory(method, act, pad_value, norm_cfg, expand)
+        super().__init__(factory, blocks, base_channels, lambda *args: SeparableBlock(factory, *args, k), in_channels,
+                         stem_stride, out_indices, init_cfg)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...binarize.lookup import checked_arguments
 from ...registry import MODELS
 from ..blocks import BinaryUnit
-from ..parts import Parts, pool
+from ..layer_factory import LayerFactory, pool
 from .mobile import MobileBackbone
 
 
@@ -19,14 +19,14 @@ class ReActBlock(BaseModule):
     ``[N, W(C), H, W]`` -> ``[N, W(C) or W(2C), H/stride, W/stride]`` (rounded up).
     """
 
-    def __init__(self, parts: Parts, in_channels: int, out_channels: int, stride: int):
+    def __init__(self, factory: LayerFactory, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         self.stride = stride
-        self.unit1 = BinaryUnit(parts, in_channels, in_channels, 3, stride)
+        self.unit1 = BinaryUnit(factory, in_channels, in_channels, 3, stride)
         self.branches = out_channels // in_channels
         for branch in range(self.branches):
-            self.add_module(f'unit2_{branch}', BinaryUnit(parts, in_channels, in_channels, 1, act=False))
-        self.act = parts.nonlinearity(out_channels)
+            self.add_module(f'unit2_{branch}', BinaryUnit(factory, in_channels, in_channels, 1, act=False))
+        self.act = factory.nonlinearity(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.unit1(x, pool(x, self.stride))
@@ -40,7 +40,7 @@ class BNNReActNet(MobileBackbone):
     13 blocks, widths 64, 128, 256, 512, 1024. Source: Liu et al. 2020 (ReActNet), arXiv 2003.03488, sec. 4.1.
 
     Args:
-        method, act, pad_value, expand: see :class:`bnn_plugins.models.parts.Parts`; ``style='rep'`` is Rep-ReActNet-A.
+        method, act, pad_value, expand: see :class:`.LayerFactory`; ``style='rep'`` is Rep-ReActNet-A.
         in_channels, base_channels, out_indices, norm_cfg, init_cfg: as in ``mmdet.ResNet``; by default the last map.
         blocks: how many blocks each stage has.
         stem_stride: 2, or 1 for small images.
@@ -53,6 +53,6 @@ class BNNReActNet(MobileBackbone):
     def __init__(self, method: str | dict = 'reactnet', act: str = 'auto', pad_value: int = 0, expand: dict | None = None,
                  in_channels: int = 3, base_channels: int = 32, blocks: Sequence[int] = (1, 2, 2, 6, 2), stem_stride: int = 2,
                  out_indices: Sequence[int] = (4,), norm_cfg: dict | None = None, init_cfg: dict | list | None = None):
-        parts = Parts(method, act, pad_value, norm_cfg, expand)
-        super().__init__(parts, blocks, base_channels, lambda *args: ReActBlock(parts, *args), in_channels, stem_stride,
+        factory = LayerFactory(method, act, pad_value, norm_cfg, expand)
+        super().__init__(factory, blocks, base_channels, lambda *args: ReActBlock(factory, *args), in_channels, stem_stride,
                          out_indices, init_cfg)

@@ -10,30 +10,30 @@ from ...binarize.lookup import checked_arguments
 from ...layers import build_act
 from ...registry import MODELS
 from ..blocks import CheckpointedModule
-from ..parts import Parts
+from ..layer_factory import LayerFactory
 from .base import BinaryBackbone
 
 
 class BinaryBlock(CheckpointedModule):
-    """Base of the residual blocks: builds the parts under mmdet's names.
+    """Base of the residual blocks: builds the layers under mmdet's names.
 
     A *unit* is that of :class:`bnn_plugins.models.blocks.BinaryUnit`.
     """
 
     expansion: int
 
-    def __init__(self, parts: Parts, with_cp: bool):
+    def __init__(self, factory: LayerFactory, with_cp: bool):
         super().__init__()
-        self.parts, self.with_cp = parts, with_cp
+        self.factory, self.with_cp = factory, with_cp
 
     def add_unit(self, index: int, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
                  dilation: int = 1) -> None:
         """Add ``conv{index}``, its norm (``bn{index}``) and ``act{index}``; names as in mmdet's ResNet."""
-        name, norm = self.parts.norm(out_channels, postfix=index)
+        name, norm = self.factory.norm(out_channels, postfix=index)
         setattr(self, f'norm{index}_name', name)
-        self.add_module(f'conv{index}', self.parts.conv(in_channels, out_channels, kernel_size, stride, dilation))
+        self.add_module(f'conv{index}', self.factory.conv(in_channels, out_channels, kernel_size, stride, dilation))
         self.add_module(name, norm)
-        self.add_module(f'act{index}', self.parts.nonlinearity(out_channels))
+        self.add_module(f'act{index}', self.factory.nonlinearity(out_channels))
 
     def unit(self, index: int, x: Tensor, shortcut: Tensor | None) -> Tensor:
         norm = getattr(self, getattr(self, f'norm{index}_name'))
@@ -45,8 +45,8 @@ class BinaryBlock(CheckpointedModule):
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
             pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False) if stride != 1 else nn.Identity()
-            self.downsample = nn.Sequential(pool, self.parts.real_conv(in_channels, out_channels),
-                                            self.parts.norm(out_channels, spread=True)[1])
+            self.downsample = nn.Sequential(pool, self.factory.real_conv(in_channels, out_channels),
+                                            self.factory.norm(out_channels, spread=True)[1])
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         # Without avg_down (torchvision's, mmdet's default) the 1x1 convolution is at index 0 and its norm at 1.
@@ -114,7 +114,7 @@ class BNNResNet(BinaryBackbone):
         method (str | dict): see :func:`bnn_plugins.list_methods`.
         act (str): non-linearity of the units; ``'auto'`` is the method's own (``Method.act``).
         pad_value (int): what stands outside of the image after the sign: 0, -1 or 1.
-        expand (dict): expanding-and-shrinking, see :class:`bnn_plugins.models.parts.Parts`.
+        expand (dict): expanding-and-shrinking, see :class:`.LayerFactory`.
         in_channels, stem_channels, base_channels, num_stages, strides, dilations, out_indices, deep_stem, frozen_stages,
             norm_cfg, norm_eval, with_cp, init_cfg: as in ``mmdet.ResNet``. ``norm_eval`` defaults to False and
             ``frozen_stages`` to -1: frozen latents or statistics of a float network do not fit a binary one.
@@ -138,7 +138,7 @@ class BNNResNet(BinaryBackbone):
                  out_indices: Sequence[int] = (0, 1, 2, 3), style: str = 'pytorch', deep_stem: bool = False,
                  frozen_stages: int = -1, norm_cfg: dict | None = None, norm_eval: bool = False, with_cp: bool = False,
                  init_cfg: dict | list | None = None):
-        super().__init__(Parts(method, act, pad_value, norm_cfg, expand), init_cfg)
+        super().__init__(LayerFactory(method, act, pad_value, norm_cfg, expand), init_cfg)
         if depth not in self.arch_settings:
             raise KeyError(f'BNNResNet has depth {", ".join(map(str, self.arch_settings))}, but got {depth}')
         if style != 'pytorch':
@@ -162,8 +162,8 @@ class BNNResNet(BinaryBackbone):
             planes = base_channels * 2**stage
             layer = nn.Sequential()
             for index, kind in enumerate(self.stage_blocks(stage, block, blocks[stage])):
-                layer.append(kind(inplanes, planes, strides[stage] if index == 0 else 1, dilations[stage], parts=self.parts,
-                                  with_cp=with_cp))
+                layer.append(kind(inplanes, planes, strides[stage] if index == 0 else 1, dilations[stage],
+                                  factory=self.factory, with_cp=with_cp))
                 inplanes = planes * block.expansion
             self.res_layers.append(f'layer{stage + 1}')
             self.add_module(self.res_layers[-1], layer)
@@ -176,20 +176,20 @@ class BNNResNet(BinaryBackbone):
         return [block] * count
 
     def _add_stem(self, in_channels: int, channels: int, deep_stem: bool) -> None:
-        parts = self.parts
-        self.stem = make_stem(in_channels, channels, parts) if deep_stem else None
+        factory = self.factory
+        self.stem = make_stem(in_channels, channels, factory) if deep_stem else None
         if not deep_stem:
             self.conv1 = nn.Conv2d(in_channels, channels, 7, 2, 3, bias=False)
-            self.norm1_name, norm = parts.stem_norm(channels, postfix=1)
+            self.norm1_name, norm = factory.stem_norm(channels, postfix=1)
             self.add_module(self.norm1_name, norm)
-            self.act1 = parts.nonlinearity(channels)
+            self.act1 = factory.nonlinearity(channels)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
 
     def _stem_modules(self) -> list[nn.Module]:
         modules = [*self.stem] if self.stem is not None else [self.conv1, getattr(self, self.norm1_name), self.act1]
         *first, norm, act = modules
         # Pooling before the last norm, as in XNOR-Net: maxima behind a norm are nearly all positive, their sign is no news.
-        return [*first, self.maxpool, *self.parts.around_norm(norm), act]
+        return [*first, self.maxpool, *self.factory.around_norm(norm), act]
 
     def _freeze_stages(self) -> None:
         frozen = self._stem_modules() if self.frozen_stages >= 0 else []
@@ -220,14 +220,14 @@ class BNNResNet(BinaryBackbone):
         return self
 
 
-def make_stem(in_channels: int, out_channels: int, parts: Parts) -> nn.Sequential:
+def make_stem(in_channels: int, out_channels: int, factory: LayerFactory) -> nn.Sequential:
     """Three real 3x3 convolutions instead of the 7x7 (ResNet-D)."""
     half = out_channels // 2
     stem = nn.Sequential()
     for inputs, outputs, stride in ((in_channels, half, 2), (half, half, 1)):
         stem.append(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False))
-        stem.append(build_norm_layer(parts.norm_cfg, outputs)[1])
-        stem.append(build_act(parts.act, outputs))
+        stem.append(build_norm_layer(factory.norm_cfg, outputs)[1])
+        stem.append(build_act(factory.act, outputs))
     stem.append(nn.Conv2d(half, out_channels, 3, 1, 1, bias=False))
-    stem.append(parts.stem_norm(out_channels)[1])
-    return stem.append(parts.nonlinearity(out_channels))
+    stem.append(factory.stem_norm(out_channels)[1])
+    return stem.append(factory.nonlinearity(out_channels))

@@ -8,20 +8,21 @@ from torch import Tensor
 from ...layers import BinaryLSTMCell, BinaryScan2d, GatedLinearCell
 from ...registry import MODELS
 from ..blocks import CheckpointedModule
-from ..parts import Parts
+from ..layer_factory import LayerFactory
 from .bnn_resnet import BinaryBasicBlock, BinaryBlock, BNNResNet
 
 
 class ScanBlock(CheckpointedModule):
     """``x = act(norm(scan(x)) + x)``, then a binary 1x1 unit that mixes the channels. ``[N, C, H, W]``, kept."""
 
-    def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, parts: Parts, with_cp: bool, lstm: dict):
+    def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, factory: LayerFactory, with_cp: bool,
+                 lstm: dict):
         super().__init__()
         self.with_cp = with_cp
-        self.scan = BinaryScan2d(parts.wide(planes), method=parts.method, expand=parts.expand, **lstm)
-        self.norm1, self.norm2 = parts.norm(planes)[1], parts.norm(planes)[1]
-        self.act1, self.act2 = parts.nonlinearity(planes), parts.nonlinearity(planes)
-        self.conv = parts.conv(planes, planes, 1)
+        self.scan = BinaryScan2d(factory.wide(planes), method=factory.method, expand=factory.expand, **lstm)
+        self.norm1, self.norm2 = factory.norm(planes)[1], factory.norm(planes)[1]
+        self.act1, self.act2 = factory.nonlinearity(planes), factory.nonlinearity(planes)
+        self.conv = factory.conv(planes, planes, 1)
 
     def run(self, x: Tensor) -> Tensor:
         x = self.act1(self.norm1(self.scan(x)) + x)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ...binarize.lookup import checked_arguments
 from ...registry import MODELS
 from ..blocks import BinaryUnit
-from ..parts import Parts, match_width, pool
+from ..layer_factory import LayerFactory, match_width, pool
 from .base import BinaryBackbone, check_out_indices
 
 
@@ -17,12 +17,12 @@ class PooledUnit(nn.Module):
     ``[N, W(in), H, W]`` -> ``[N, W(out), H / pool, W / pool]``.
     """
 
-    def __init__(self, parts: Parts, conv: nn.Module, out_channels: int, pool: int):
+    def __init__(self, factory: LayerFactory, conv: nn.Module, out_channels: int, pool: int):
         super().__init__()
         self.conv = conv
         self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
-        self.norm = parts.norm(out_channels, spread=True)[1]
-        self.act = parts.nonlinearity(out_channels)
+        self.norm = factory.norm(out_channels, spread=True)[1]
+        self.act = factory.nonlinearity(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.pool(self.conv(x))))
@@ -36,7 +36,7 @@ class BNNVGGSmall(BinaryBackbone):
     ReCU on CIFAR-10; their classifier is one linear layer on the flattened map.
 
     Args:
-        method, act, pad_value, expand: see :class:`bnn_plugins.models.parts.Parts`.
+        method, act, pad_value, expand: see :class:`.LayerFactory`.
         in_channels, base_channels, out_indices, norm_cfg, init_cfg: as in ``mmdet.ResNet``; by default the last map.
     """
 
@@ -44,7 +44,7 @@ class BNNVGGSmall(BinaryBackbone):
     def __init__(self, method: str | dict = 'reactnet', act: str = 'auto', pad_value: int = 0, expand: dict | None = None,
                  in_channels: int = 3, base_channels: int = 128, out_indices: Sequence[int] = (2,),
                  norm_cfg: dict | None = None, init_cfg: dict | list | None = None):
-        super().__init__(Parts(method, act, pad_value, norm_cfg, expand), init_cfg)
+        super().__init__(LayerFactory(method, act, pad_value, norm_cfg, expand), init_cfg)
         self.out_indices = check_out_indices('BNNVGGSmall', out_indices, 3)
         self.widths = [base_channels * 2**stage for stage in range(3)]
         self.stem = self.make_stem(in_channels, base_channels)
@@ -53,13 +53,13 @@ class BNNVGGSmall(BinaryBackbone):
         for stage, out in enumerate(self.widths):
             layer = nn.Sequential()
             for inputs, pool_size in ([(width, 2)] if stage == 0 else [(width, 1), (out, 2)]):
-                layer.append(PooledUnit(self.parts, self.parts.conv(inputs, out, 3), out, pool_size))
+                layer.append(PooledUnit(self.factory, self.factory.conv(inputs, out, 3), out, pool_size))
             self.stages.append(layer)
             width = out
         self.feat_dim = self.out_width(width)
 
     def make_stem(self, in_channels: int, channels: int) -> nn.Module:
-        return self.parts.stem(in_channels, channels)
+        return self.factory.stem(in_channels, channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``[N, in_channels, H, W]`` -> one ``[N, C_i, H_i, W_i]`` for each of ``out_indices``."""
@@ -87,7 +87,7 @@ class BNNSSDVGG(BinaryBackbone):
     stride 8) and conv7 (1024, stride 16). Source of the layout: Liu et al. 2016 (SSD), arXiv 1512.02325.
 
     Args:
-        method, act, pad_value, expand: see :class:`bnn_plugins.models.parts.Parts`.
+        method, act, pad_value, expand: see :class:`.LayerFactory`.
         depth, with_last_pool, ceil_mode, out_indices, out_feature_indices: accepted with the values of mmdet's SSD configs.
         in_channels, base_channels, norm_cfg, init_cfg: as in ``mmdet.ResNet``.
 
@@ -103,22 +103,22 @@ class BNNSSDVGG(BinaryBackbone):
                  expand: dict | None = None, in_channels: int = 3, base_channels: int = 64, with_last_pool: bool = False,
                  ceil_mode: bool = True, out_indices: Sequence[int] = (3, 4), out_feature_indices: Sequence[int] = (22, 34),
                  norm_cfg: dict | None = None, init_cfg: dict | list | None = None):
-        super().__init__(Parts(method, act, pad_value, norm_cfg, expand), init_cfg)
+        super().__init__(LayerFactory(method, act, pad_value, norm_cfg, expand), init_cfg)
         given = (depth, with_last_pool, ceil_mode, tuple(out_indices), tuple(out_feature_indices))
         if given != (16, False, True, (3, 4), (22, 34)):
             raise ValueError('BNNSSDVGG is the VGG16 of SSD: depth=16, with_last_pool=False, ceil_mode=True, '
                              f'out_indices=(3, 4), out_feature_indices=(22, 34), but got {given}')
-        self.stem = self.parts.stem(in_channels, base_channels)
+        self.stem = self.factory.stem(in_channels, base_channels)
         self.stages = nn.ModuleList()
         width = base_channels
         for stage, (blocks, factor) in enumerate(zip(self.blocks, self.factors, strict=True)):
             layer, out = nn.Sequential(), base_channels * factor
             for _ in range(blocks - (stage == 0)):  # the stem is the first layer of the first stage
-                layer.append(ShortcutUnit(self.parts, width, out, 3))
+                layer.append(ShortcutUnit(self.factory, width, out, 3))
                 width = out
             self.stages.append(layer)
-        self.conv6 = ShortcutUnit(self.parts, width, 2 * width, 3, dilation=6)
-        self.conv7 = ShortcutUnit(self.parts, 2 * width, 2 * width, 1)
+        self.conv6 = ShortcutUnit(self.factory, width, 2 * width, 3, dilation=6)
+        self.conv7 = ShortcutUnit(self.factory, 2 * width, 2 * width, 1)
         self.widths = [width, 2 * width]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

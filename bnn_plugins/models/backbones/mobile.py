@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ..parts import Parts
+from ..layer_factory import LayerFactory
 from .base import BinaryBackbone, check_out_indices
 
 
@@ -19,12 +19,12 @@ class MobileBackbone(BinaryBackbone):
         stem_act: whether the stem has a non-linearity behind its norm.
     """
 
-    def __init__(self, parts: Parts, blocks: Sequence[int], base_channels: int, block: Callable[[int, int, int], nn.Module],
-                 in_channels: int, stem_stride: int, out_indices: Sequence[int], init_cfg: dict | list | None,
-                 stem_act: bool = False):
-        super().__init__(parts, init_cfg)
+    def __init__(self, factory: LayerFactory, blocks: Sequence[int], base_channels: int,
+                 block: Callable[[int, int, int], nn.Module], in_channels: int, stem_stride: int,
+                 out_indices: Sequence[int], init_cfg: dict | list | None, stem_act: bool = False):
+        super().__init__(factory, init_cfg)
         self.out_indices = check_out_indices(type(self).__name__, out_indices, len(blocks))
-        self.stem = parts.stem(in_channels, base_channels, stride=stem_stride, act=stem_act)
+        self.stem = factory.stem(in_channels, base_channels, stride=stem_stride, act=stem_act)
         self.widths = [base_channels * 2**(stage + 1) for stage in range(len(blocks))]
         self.stages = nn.ModuleList()
         width = base_channels

@@ -1,6 +1,6 @@
-"""The parts of native networks: convolutions, norms and non-linearities of one method and one expansion.
+"""Layers of native networks: convolutions, norms and non-linearities of one method and one expansion.
 
-All widths that a network says are those of its base network; a part knows how wide it really is.
+All widths that a network says are those of its base network; a layer knows how wide it really is.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ from .thresholds import MultiThreshold, UntiedThresholds
 
 
 @dataclass
-class Parts:
-    """Builds the parts of a network. ``W(C)`` is the width of the stream where the base network has ``C`` channels.
+class LayerFactory:
+    """Builds the layers of a network. ``W(C)`` is the width of the stream where the base network has ``C`` channels.
 
     Attributes:
         method: see :func:`bnn_plugins.list_methods`.

@@ -15,7 +15,7 @@ SLOPES = (nn.PReLU, RPReLU)
 
 
 @dataclass
-class LayerTrace:
+class LayerCounts:
     """Sums over all calls of one layer in one forward pass.
 
     Attributes:
@@ -62,13 +62,13 @@ def has_scale(layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def trace(model: nn.Module, run: Callable[[], object], is_layer: Callable[[nn.Module], bool]) -> dict[str, LayerTrace]:
+def count_layers(model: nn.Module, run: Callable[[], object], is_layer: Callable[[nn.Module], bool]) -> dict[str, LayerCounts]:
     """Call ``run()`` and record what happens in the layers of ``model`` that ``is_layer`` accepts, by name."""
-    traces, handles = {}, []
+    counts, handles = {}, []
 
     def after(name: str, module: nn.Module):
         def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            record = traces.setdefault(name, LayerTrace())
+            record = counts.setdefault(name, LayerCounts())
             counted = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
             # The outputs of an expanded layer are copies of fewer ones.
             distinct = counted.numel() // getattr(module, 'replicas', 1)
@@ -85,7 +85,7 @@ def trace(model: nn.Module, run: Callable[[], object], is_layer: Callable[[nn.Mo
     def after_attention(name: str, module: nn.Module):
         def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             query, key = inputs[:2]
-            record = traces.setdefault(name, LayerTrace())
+            record = counts.setdefault(name, LayerCounts())
             products = query.numel() * key.shape[1]  # of the scores, and of each plane of probabilities
             record.macs += products * (1 + max(module.probability.planes, 1))
             record.inputs += query.numel() + key.numel() * (1 if module.real_values else 2)
@@ -98,7 +98,7 @@ def trace(model: nn.Module, run: Callable[[], object], is_layer: Callable[[nn.Mo
 
     def elementwise(name: str, is_norm: bool):
         def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            traces.setdefault(name, LayerTrace()).muls += output.numel()
+            counts.setdefault(name, LayerCounts()).muls += output.numel()
             if is_norm and hasattr(inputs[0], 'scale_count'):
                 record, count = inputs[0].scale_count
                 record.muls -= count
@@ -106,7 +106,7 @@ def trace(model: nn.Module, run: Callable[[], object], is_layer: Callable[[nn.Mo
 
     def signs(name: str):
         def hook(_, inputs: tuple[Tensor, ...], levels: Tensor) -> None:
-            record = traces.setdefault(name, LayerTrace())
+            record = counts.setdefault(name, LayerCounts())
             record.positive += int((levels > 0).sum())
             record.signs += levels.numel()
         return hook
@@ -124,4 +124,4 @@ def trace(model: nn.Module, run: Callable[[], object], is_layer: Callable[[nn.Mo
     finally:
         for handle in handles:
             handle.remove()
-    return traces
+    return counts
