@@ -17,12 +17,12 @@ from PIL import Image
 
 from bnn_plugins import pack_, summarize
 from bnn_plugins.analysis import processor
+from bnn_plugins.apps.diffusion import metrics
 from bnn_plugins.apps.diffusion.data import Images, build_dataset
 from bnn_plugins.apps.diffusion.flags import parse_args
 from bnn_plugins.apps.diffusion.grid import picture_grid
 from bnn_plugins.apps.diffusion.sample import generate, kind_of, load_pipeline
 from bnn_plugins.apps.diffusion.train import main as train
-from bnn_plugins.integrations.diffusers import metrics
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / 'results'

@@ -19,11 +19,11 @@ pytest.importorskip('accelerate')
 
 from diffusers import DDIMPipeline, DDPMScheduler
 
+from bnn_plugins.apps.diffusion import distill, metrics, sample
 from bnn_plugins.apps.diffusion.data import Images, build_dataset, to_uint8
 from bnn_plugins.apps.diffusion.ema import BNNEMAModel
 from bnn_plugins.apps.diffusion.flags import parse_args
 from bnn_plugins.apps.diffusion.train import Trainer, main
-from bnn_plugins.integrations.diffusers import distill, metrics, sample
 from bnn_plugins.integrations.diffusers.unet_2d import BinaryUNet2DModel
 
 ROOT = Path(__file__).parents[2]
