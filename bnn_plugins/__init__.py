@@ -18,7 +18,7 @@ from .binarize import (
 )
 from .convert import BinarizationReport, BNNConfig, binarize_
 from .deploy import FusionReport, VerificationReport, fuse_, load_packed_, pack_, save_packed, unfuse_, verify
-from .integrations.import_hooks import open_doors
+from .integrations.import_hooks import install
 from .version import __version__
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     'save_packed', 'set_progress', 'start_epoch_', 'summarize', 'unfuse_', 'verify',
 ]
 
-open_doors()
+install()
 
 # What needs diffusers, imported when it is asked for.
 _DIFFUSERS = ('BinaryUNet2DModel', 'CrossTimestepConnection', 'export_loader_shim', 'from_config', 'register_block')

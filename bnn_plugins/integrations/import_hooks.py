@@ -1,14 +1,18 @@
-"""What ``import bnn_plugins`` arranges in the hosts, without importing them.
+"""What ``import bnn_plugins`` changes in other packages: the rows of :data:`HOOKS`, and nothing else.
 
-- ``mmcv._ext`` can be imported where mmcv has no compiled operators (:mod:`.mmcv_ext`).
-- ``_base_ = 'bnn_plugins::detection/...'`` finds the configs of the installed package.
-- diffusers knows ``BNNConfig`` as a ``quantization_config``; BNN_PLUGINS_NO_REGISTER=1 in the environment leaves it alone.
-- PEFT refuses to merge an adapter into a binary layer.
-- mmengine reads packed ``.safetensors`` wherever it reads a checkpoint: ``Runner``, ``DetInferencer``, ``init_detector``; the
-  model is fused then.
+No other package is imported for it: the function of a row is called when the module of the row is imported by somebody. Every
+row has an environment variable; ``0`` leaves that package as it is. ``print(bnn_plugins.integrations.import_hooks.table())``
+shows the rows.
 """
 
+import functools
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import packages_distributions, version
+from operator import attrgetter
+from types import ModuleType
 
 import wrapt
 
@@ -17,35 +21,88 @@ from ..layers import Packable
 from . import mmcv_ext
 
 
-def open_doors() -> None:
-    """Arrange everything; a second call changes nothing."""
-    mmcv_ext.install()
-    wrapt.register_post_import_hook(register_packed_files, 'mmengine.runner.checkpoint')
-    wrapt.register_post_import_hook(register_configs, 'mmengine.config.utils')
-    wrapt.register_post_import_hook(refuse_merging, 'peft.tuners.lora.layer')
-    if os.environ.get('BNN_PLUGINS_NO_REGISTER', '0') in ('', '0'):
-        wrapt.register_post_import_hook(register_quantizer, 'diffusers.quantizers.auto')
-        wrapt.register_post_import_hook(import_models, 'diffusers.pipelines.pipeline_loading_utils')
+@dataclass(frozen=True)
+class ImportHook:
+    """One change in another package.
+
+    Attributes:
+        host: the package that is changed.
+        module: whose import sets it off; ``'bnn_plugins'`` for at once.
+        effect: what is different then, in a sentence.
+        variable: the environment variable that turns it off when it is ``'0'``.
+        change: makes the change, called with the imported module.
+        needs: dotted attributes of the module that ``change`` relies on.
+    """
+
+    host: str
+    module: str
+    effect: str
+    variable: str
+    change: Callable[[ModuleType], object]
+    needs: tuple[str, ...] = ()
+
+    def __call__(self, module: ModuleType) -> None:
+        """Make the change. Raises ``RuntimeError`` when the host no longer has what the change relies on."""
+        for attribute in self.needs:
+            try:
+                attrgetter(attribute)(module)
+            except AttributeError:
+                raise RuntimeError(
+                    f'{self.module} of {installed(self.host)} has no {attribute}, on which this bnn_plugins relies: install '
+                    f'another version of it, or set {self.variable}=0 to do without the change') from None
+        self.change(module)
+
+    @property
+    def enabled(self) -> bool:
+        """What the environment says. Raises ``ValueError`` for a value that is neither empty nor '0' nor '1'."""
+        value = os.environ.get(self.variable, '')
+        if value not in ('', '0', '1'):
+            raise ValueError(f"{self.variable} must be '0' (off) or '1' (on, the default), but got {value!r}")
+        return value != '0'
 
 
-def register_configs(config_utils) -> None:
-    """Add the package to those whose configs ``_base_ = 'package::path'`` may name."""
+def installed(host: str) -> str:
+    """Name and version of the distribution that brings the package ``host``: ``'onedl-mmengine 0.10.12'``."""
+    names = packages_distributions().get(host)
+    return f'{names[0]} {version(names[0])}' if names else host
+
+
+@functools.cache
+def install() -> None:
+    """Arrange for all rows that the environment does not turn off; a second call changes nothing."""
+    for hook in HOOKS:
+        if hook.enabled:
+            wrapt.register_post_import_hook(hook, hook.module)
+
+
+def table() -> str:
+    """The rows as a table in Markdown."""
+    rows = [f'| `{hook.host}` | `{hook.module}` | {hook.effect} | `{hook.variable}=0` |' for hook in HOOKS]
+    return '\n'.join(['| package | when this is imported | what changes | turned off by |', '|---|---|---|---|', *rows])
+
+
+def register_configs(config_utils: ModuleType) -> None:
     config_utils.MODULE2PACKAGE['bnn_plugins'] = 'bnn_plugins'
 
 
-def register_quantizer(auto) -> None:
-    """Add the quantizer to diffusers."""
+def register_quantizer(auto: ModuleType) -> None:
     from .diffusers.quantizer import register
     register(auto)
 
 
-def import_models(loading_utils) -> None:
-    """diffusers loads a class of ours only from a module that is imported already."""
+def import_models(loading_utils: ModuleType) -> None:
+    """diffusers does not import a module because a folder names it."""
     from .diffusers import unet_2d  # noqa: F401
 
 
-def refuse_merging(lora) -> None:
-    """An adapter beside a binary layer works; added to its latents it would be lost under the sign."""
+def alias_old_modules(loading_utils: ModuleType) -> None:
+    """A saved pipeline names the module of its classes. The only one that moved since is that of the UNet."""
+    from .diffusers import unet_2d
+    sys.modules.setdefault('bnn_plugins.hosts.diffusers.unet_2d', unet_2d)
+
+
+def refuse_merging(lora: ModuleType) -> None:
+    """An adapter beside a binary layer works; added to its latent weights it would be lost under the sign."""
 
     def merge(original, adapter, args, kwargs):
         layer = adapter.get_base_layer()
@@ -58,7 +115,7 @@ def refuse_merging(lora) -> None:
         wrapt.wrap_function_wrapper(lora, f'{name}.merge', merge)
 
 
-def register_packed_files(checkpoint) -> None:
+def register_packed_files(checkpoint: ModuleType) -> None:
     """Add the packed file to the schemes of ``mmengine.runner.checkpoint``."""
 
     def load_from_packed(filename, map_location=None):
@@ -75,3 +132,25 @@ def register_packed_files(checkpoint) -> None:
             from .mmengine.pack import fuse_loaded
             fuse_loaded(args[0])
         return result
+
+
+HOOKS = (
+    ImportHook('mmcv', 'bnn_plugins',
+               '`mmcv._ext` can be imported where mmcv has no compiled operators: plain torch ones stand in',
+               'BNN_PLUGINS_MMCV_EXT', lambda _: mmcv_ext.install()),
+    ImportHook('mmengine', 'mmengine.config.utils',
+               "`_base_ = 'bnn_plugins::detection/...'` finds the configs of the installed package",
+               'BNN_PLUGINS_CONFIGS', register_configs, ('MODULE2PACKAGE',)),
+    ImportHook('mmengine', 'mmengine.runner.checkpoint',
+               'packed `.safetensors` files are read wherever a checkpoint is: `Runner`, `DetInferencer`, `init_detector`',
+               'BNN_PLUGINS_PACKED_FILES', register_packed_files, ('CheckpointLoader.register_scheme', 'load_state_dict')),
+    ImportHook('diffusers', 'diffusers.quantizers.auto', '`BNNConfig` is a `quantization_config`',
+               'BNN_PLUGINS_QUANTIZER', register_quantizer, ('AUTO_QUANTIZER_MAPPING', 'AUTO_QUANTIZATION_CONFIG_MAPPING')),
+    ImportHook('diffusers', 'diffusers.pipelines.pipeline_loading_utils', 'saved pipelines find `BinaryUNet2DModel`',
+               'BNN_PLUGINS_MODELS', import_models),
+    ImportHook('diffusers', 'diffusers.pipelines.pipeline_loading_utils',
+               'pipelines load that were saved when `BinaryUNet2DModel` was in `bnn_plugins.hosts`',
+               'BNN_PLUGINS_OLD_MODULES', alias_old_modules),
+    ImportHook('peft', 'peft.tuners.lora.layer', 'merging an adapter into a binary layer raises an error',
+               'BNN_PLUGINS_PEFT', refuse_merging, ('Linear.merge', '_ConvNd.merge')),
+)

@@ -5,6 +5,7 @@ diffusers has no call to register a quantizer of a third party; packages that br
 """
 
 import re
+from types import ModuleType
 
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.quantizers.base import DiffusersQuantizer
@@ -174,17 +175,10 @@ def note_packed(model: nn.Module) -> None:
     model.hf_quantizer.packed = model.is_quantized = True
 
 
-def register(auto) -> None:
-    """Enter the quantizer into the tables of ``diffusers.quantizers.auto``; a second call changes nothing.
-
-    Raises:
-        RuntimeError: when diffusers has moved its tables.
-    """
-    for table, entry in (('AUTO_QUANTIZER_MAPPING', BNNQuantizer), ('AUTO_QUANTIZATION_CONFIG_MAPPING', BNNConfig)):
-        if not isinstance(getattr(auto, table, None), dict):
-            raise RuntimeError(f'diffusers.quantizers.auto has no table {table} any more: this version of bnn_plugins does '
-                               'not fit this version of diffusers')
-        getattr(auto, table)[BNNConfig.quant_method.value] = entry
+def register(auto: ModuleType) -> None:
+    """Enter the quantizer into the tables of ``diffusers.quantizers.auto``; a second call changes nothing."""
+    auto.AUTO_QUANTIZER_MAPPING[BNNConfig.quant_method.value] = BNNQuantizer
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[BNNConfig.quant_method.value] = BNNConfig
     for notes, note in ((CONVERTED, note_config), (PACKED, note_packed)):
         if note not in notes:
             notes.append(note)

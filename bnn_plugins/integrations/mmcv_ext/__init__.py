@@ -2,7 +2,7 @@
 
 ``pip install onedl-mmcv`` builds without the operators unless torch is visible to the build, and mmdet cannot even be
 imported then. :func:`install` makes ``mmcv._ext`` importable in that case, and only then: an mmcv that has its
-compiled operators keeps them. ``BNN_PLUGINS_MMCV_EXT=0`` in the environment turns it off.
+compiled operators keeps them. ``import bnn_plugins`` calls it, see :mod:`bnn_plugins.integrations.import_hooks`.
 
 Importing this package costs nothing: torch and mmcv are imported when ``mmcv._ext`` is.
 

@@ -3,12 +3,10 @@
 import importlib
 import importlib.util
 import logging
-import os
 import sys
 from importlib.abc import Loader, MetaPathFinder
 
 MODULE = 'mmcv._ext'
-SWITCH = 'BNN_PLUGINS_MMCV_EXT'
 
 
 class StandInLoader(Loader):
@@ -24,7 +22,7 @@ class StandInLoader(Loader):
         module.__dict__.update((name, getattr(ops, name)) for name in ops.__all__)
         module.__getattr__ = ops.unsupported
         logging.getLogger('bnn_plugins').warning(
-            'mmcv has no compiled operators: plain torch ones stand in for %s (%s=0 turns them off)', MODULE, SWITCH
+            'mmcv has no compiled operators: plain torch ones stand in for %s (BNN_PLUGINS_MMCV_EXT=0 turns them off)', MODULE
         )
 
 
@@ -37,24 +35,11 @@ class StandInFinder(MetaPathFinder):
         return importlib.util.spec_from_loader(fullname, StandInLoader(), origin='torch stand-in of bnn_plugins')
 
 
-def install() -> bool:
-    """Append the finder to ``sys.meta_path``; calling it again changes nothing. Imports neither mmcv nor torch.
-
-    Returns:
-        bool: whether the finder is in place. False when the environment says ``BNN_PLUGINS_MMCV_EXT=0``.
-
-    Raises:
-        ValueError: the environment variable is neither empty, '0' nor '1'.
-    """
-    switch = os.environ.get(SWITCH, '')
-    if switch not in ('', '0', '1'):
-        raise ValueError(f"{SWITCH} is '0' (no stand-in for {MODULE}) or '1' (the default), not {switch!r}")
-    if switch == '0':
-        return False
+def install() -> None:
+    """Append the finder to ``sys.meta_path``; calling it again changes nothing. Imports neither mmcv nor torch."""
     if not any(isinstance(finder, StandInFinder) for finder in sys.meta_path):
         sys.meta_path.append(StandInFinder())
         importlib.invalidate_caches()
-    return True
 
 
 def active() -> bool:

@@ -1,6 +1,6 @@
 """Where diffusers, PEFT and the mathematics would make a binary model wrong in silence. Numbers: section 1.6 of the design.
 
-1, 2, 4, 5, 6, 11, 13, 15, 17: test_diffusers_door.py; 12: test_average_survives_save_and_load; 16: also test_cross_timestep_*.
+1, 2, 4, 5, 6, 11, 13, 15, 17: test_quantizer.py; 12: test_average_survives_save_and_load; 16: also test_cross_timestep_*.
 """
 
 from types import SimpleNamespace
