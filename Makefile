@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 ENGINE := kernels/bnn_kernels/cpu/src
 
-.PHONY: install demo test lint check-arm test-triton sanitize clean
+.PHONY: install demo test lint check-arm test-triton sanitize mutate clean
 
 install: $(VENV)/.installed
 
@@ -65,6 +65,11 @@ $(SANITIZED): $(wildcard $(ENGINE)/*)
 	mkdir -p build
 	$(CXX) -std=c++20 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -fPIC -shared \
 		-fopenmp -ffp-contract=off -fvisibility=hidden $(ENGINE)/*.cpp -o $@
+
+# One-line mutations of every package, which the mirrored tests have to notice: a sample, or all of them with SAMPLE=999.
+SAMPLE ?= 4
+mutate: install
+	$(BIN)/python tests/mutate.py --sample $(SAMPLE)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info work_dirs
