@@ -35,7 +35,7 @@ class Segment(nn.Module):
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         if any(self.hooks) or not Bound.direct(tensors[0]):
             return self.run(*tensors)
-        key = dispatch.forced(), *[kind(x) for x in tensors]
+        key = dispatch.choice(), *[kind(x) for x in tensors]
         call = self.calls.get(key, UNKNOWN)  # one look: another thread may clear them
         if call is UNKNOWN:
             return self.first(key, tensors)

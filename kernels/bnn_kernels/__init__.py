@@ -5,7 +5,7 @@ layout.py has the bits, ops.py the operators, dispatch.py the backends, README.m
 
 from .attention import attention_table
 from .bound import Bound, kind
-from .dispatch import Wire, available_backends, join, last_backend, selection, set_backend
+from .dispatch import Backend, Wire, available_backends, join, last_backend, register_backend, selection, set_backend
 from .epilogue import Epilogue
 from .layout import LAYOUT_VERSION, WORD_BITS, pack_bits, pack_weight, transpose_weight, unpack_weight
 from .ops import (
@@ -27,6 +27,7 @@ from .warmup import warmup
 __all__ = [
     'LAYOUT_VERSION',
     'WORD_BITS',
+    'Backend',
     'Bound',
     'Epilogue',
     'Recurrence',
@@ -53,6 +54,7 @@ __all__ = [
     'pack_normalized',
     'pack_values',
     'pack_weight',
+    'register_backend',
     'selection',
     'set_backend',
     'stem2d',

@@ -40,7 +40,7 @@ class Bound:
 
     def choose(self, inputs: dict[str, Tensor | None]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
         """What runs inputs of this kind, and may be joined with others (`bnn_kernels.join`); takes them by name."""
-        key = (dispatch.forced(), *inputs, *[None if x is None else kind(x) for x in inputs.values()])
+        key = (dispatch.choice(), *inputs, *[None if x is None else kind(x) for x in inputs.values()])
         call = self.chosen.get(key)
         if call is None:
             self.check(**self.fixed, **inputs)

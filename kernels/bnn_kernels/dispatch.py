@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-# In order of preference, one line per backend: name -> 'module:class', imported when it is first asked for.
-BACKENDS = {
+# In order of preference, one line per backend: name -> 'module:class', imported when it is first asked for, or the class.
+BACKENDS: dict[str, 'str | type[Backend]'] = {
     'triton-tensorcore': 'bnn_kernels.triton.tensorcore:TensorCore',
     'triton-bitplane': 'bnn_kernels.triton.bitplane:Bitplane',
     'triton-popcount': 'bnn_kernels.triton.popcount:Popcount',
@@ -100,6 +100,31 @@ class set_backend:
     def __exit__(self, *error):
         global _forced
         _forced = self.previous
+
+
+def register_backend(name: str, backend: str | type[Backend], before: str | None = 'reference') -> None:
+    """Adds a backend to those that are asked, from now on and in operators that ran already.
+
+    Args:
+        name: what `last_backend` and `set_backend` call it; also its attribute `name`.
+        backend: a subclass of `Backend`, or 'module:class', imported when it is first asked for.
+        before: the known backend that it is preferred to; None puts it behind all others.
+
+    Raises:
+        ValueError: the name is taken, or `before` is not known.
+
+    Example:
+        >>> register_backend('mine', 'my_package.backend:Mine', before='cpu')
+    """
+    if name in BACKENDS:
+        raise ValueError(f'A backend {name!r} is registered already: choose another name.')
+    if before is not None:
+        _path(before)
+    known = list(BACKENDS.items())
+    place = len(known) if before is None else list(BACKENDS).index(before)
+    known.insert(place, (name, backend))
+    BACKENDS.clear()
+    BACKENDS.update(known)
 
 
 def available_backends() -> dict[str, str]:
@@ -198,9 +223,9 @@ def _chosen(op: str, call: dict) -> str:
     raise RuntimeError(f'No backend can run {op} here ({reasons}).')
 
 
-def forced() -> str | None:
-    """The name of the forced backend: a choice holds as long as it stays."""
-    return _forced
+def choice() -> tuple[str | None, int]:
+    """What the selection of a backend depends on beside the call: it holds as long as this is the same."""
+    return _forced, len(BACKENDS)
 
 
 _forced: str | None = os.environ.get('BNN_KERNELS_BACKEND') or None  # looked up at the first call: importing stays light
@@ -213,20 +238,22 @@ def _able() -> list[tuple[str, Backend]]:
     return [(name, backend) for name, backend in found if backend is not None]
 
 
-def _path(name: str) -> str:
+def _path(name: str) -> 'str | type[Backend]':
     if name not in BACKENDS:
         nearest = get_close_matches(name, BACKENDS, n=1, cutoff=0)
-        raise ValueError(f'Unknown backend {name!r} in set_backend or BNN_KERNELS_BACKEND: did you mean {nearest[0]!r}? '
-                         f'Known are {", ".join(BACKENDS)}.')
+        raise ValueError(f'Unknown backend {name!r} in set_backend, register_backend or BNN_KERNELS_BACKEND: did you mean '
+                         f'{nearest[0]!r}? Known are {", ".join(BACKENDS)}.')
     return BACKENDS[name]
 
 
 @cache
-def _load(path: str) -> tuple[Backend | None, str]:
+def _load(backend: 'str | type[Backend]') -> tuple[Backend | None, str]:
     """The backend, or None and the reason: its own, or what went wrong when it was imported."""
-    module, _, name = path.partition(':')
     try:
-        backend = getattr(importlib.import_module(module), name)()
+        if isinstance(backend, str):
+            module, _, name = backend.partition(':')
+            backend = getattr(importlib.import_module(module), name)
+        backend = backend()
         able, reason = backend.available()
     except Exception as error:
         return None, f'{type(error).__name__}: {error}'

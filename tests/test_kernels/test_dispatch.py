@@ -147,7 +147,8 @@ def test_environment_variable_sets_the_first_choice():
     use = 'import bnn_kernels as bk, torch; bk.pack_features(torch.ones(3)); print(bk.last_backend())'
     assert python(use, BNN_KERNELS_BACKEND='reference').stdout == 'reference\n'
     failed = python(use, BNN_KERNELS_BACKEND='refernce')
-    assert "Unknown backend 'refernce' in set_backend or BNN_KERNELS_BACKEND: did you mean 'reference'?" in failed.stderr
+    assert ("Unknown backend 'refernce' in set_backend, register_backend or BNN_KERNELS_BACKEND: did you mean 'reference'?"
+            in failed.stderr)
 
 
 def test_readme_example_runs():
