@@ -22,6 +22,7 @@ demo: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: lint
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
@@ -55,11 +56,7 @@ SANITIZED := build/engine-sanitized.so
 SANITIZERS = $(foreach library,libasan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(library)))
 sanitize: install $(SANITIZED)
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD='$(SANITIZERS)' BNN_KERNELS_CPU_LIBRARY=$(abspath $(SANITIZED)) \
-		$(BIN)/pytest tests/test_kernels/test_cpu.py tests/test_kernels/test_amx.py tests/test_kernels/test_bad_input.py \
-		tests/test_kernels/test_concurrency.py tests/test_kernels/test_sequence.py tests/test_kernels/test_sequence_backends.py \
-		tests/test_kernels/test_sequence_bad_input.py tests/test_kernels/test_stem.py tests/test_kernels/test_cpu_bound.py \
-		tests/test_kernels/test_cpu_join.py \
-		-k 'not compile and not export'
+		$(BIN)/pytest tests/test_kernels -m 'sanitize and not compiles'
 
 $(SANITIZED): $(wildcard $(ENGINE)/*)
 	mkdir -p build

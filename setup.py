@@ -44,8 +44,8 @@ setup(
     package_dir={'bnn_kernels': 'kernels/bnn_kernels'},
     # .mim links to configs and tools: OpenMMLab's convention for finding them in an installed package.
     package_data={
-        'bnn_kernels': ['triton/*.toml'],
-        'bnn_plugins': ['.mim/**/*.py', '.mim/**/*.yml', 'apps/*.j2', 'analysis/*.j2', 'analysis/*.css'],
+        'bnn_kernels': ['py.typed', 'triton/*.toml'],
+        'bnn_plugins': ['py.typed', '.mim/**/*.py', '.mim/**/*.yml', 'apps/*.j2', 'analysis/*.j2', 'analysis/*.css'],
     },
     ext_modules=[Extension(
         'bnn_kernels.cpu._engine',

@@ -19,6 +19,7 @@ from bnn_kernels.reference import Reference
 
 from . import cases
 
+pytestmark = pytest.mark.sanitize
 SOURCES, TESTS = Path(engine.__file__).with_name('src'), Path(__file__).parent
 COMPILER = os.environ.get('CXX') or shutil.which('c++') or shutil.which('g++')
 CPU, REFERENCE = Cpu(), Reference()

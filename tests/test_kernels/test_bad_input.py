@@ -12,6 +12,7 @@ from bnn_kernels.cpu import engine
 
 from . import cases
 
+pytestmark = pytest.mark.sanitize
 FAR = 2**46  # elements: more bytes than a process can address
 ISAS = engine.available_isas() if bk.available_backends()['cpu'] == 'available' else []
 BACKENDS = [f'cpu {isa}' for isa in ISAS] + [name for name in ('numba', 'reference')

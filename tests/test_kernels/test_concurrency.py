@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 import bnn_kernels as bk
 from bnn_kernels.cpu import engine
 
+pytestmark = pytest.mark.sanitize
 ISAS = engine.available_isas() if bk.available_backends()['cpu'] == 'available' else []
 BACKENDS = [f'cpu {isa}' for isa in ISAS] + [name for name in ('numba', 'reference')
                                              if bk.available_backends()[name] == 'available']

@@ -22,6 +22,7 @@ from bnn_kernels.reference import Reference
 
 from . import cases
 
+pytestmark = pytest.mark.sanitize
 CPU, REFERENCE = Cpu(), Reference()
 try:
     AVAILABLE = engine.available_isas()

@@ -19,7 +19,8 @@ from bnn_kernels.reference import Reference
 
 from . import cases
 
-pytestmark = pytest.mark.skipif(bk.available_backends()['cpu'] != 'available', reason='the engine was not compiled')
+pytestmark = [pytest.mark.sanitize,
+              pytest.mark.skipif(bk.available_backends()['cpu'] != 'available', reason='the engine was not compiled')]
 CPU, REFERENCE = Cpu(), Reference()
 INPUTS = {'binary_conv2d': ['x_words'], 'binary_conv_transpose2d': ['x_words'], 'binary_linear': ['x_words'],
           'binary_conv2d_sign': ['x_words'], 'binary_block2d': ['x_words', 'shortcut', 'out'],

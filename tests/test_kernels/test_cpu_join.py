@@ -17,7 +17,8 @@ from bnn_kernels.cpu.calls import arrange
 
 from . import cases
 
-pytestmark = pytest.mark.skipif(bk.available_backends()['cpu'] != 'available', reason='the engine was not compiled')
+pytestmark = [pytest.mark.sanitize,
+              pytest.mark.skipif(bk.available_backends()['cpu'] != 'available', reason='the engine was not compiled')]
 
 
 @pytest.fixture(autouse=True)

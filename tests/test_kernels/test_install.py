@@ -56,6 +56,7 @@ def site(tmp_path_factory) -> Path:
     assert 'The engine of bnn_kernels was not compiled' in log.stderr
     wheel, = folder.glob('*.whl')
     run(*pip, 'install', '--quiet', '--no-index', '--no-deps', '--target', site, wheel)
+    assert all((site / package / 'py.typed').exists() for package in ('bnn_kernels', 'bnn_plugins'))
     return site
 
 

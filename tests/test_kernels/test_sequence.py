@@ -15,6 +15,7 @@ from bnn_kernels.reference import Reference
 from . import cases, oracle
 from .cases import examples
 
+pytestmark = pytest.mark.sanitize
 REFERENCE = Reference()
 
 

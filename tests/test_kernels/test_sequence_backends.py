@@ -15,6 +15,7 @@ from bnn_kernels.reference import Reference
 from . import cases
 from .cases import examples
 
+pytestmark = pytest.mark.sanitize
 CPU, REFERENCE = Cpu(), Reference()
 ISAS = cpu.available_isas() if bk.available_backends()['cpu'] == 'available' else []
 needs_engine = pytest.mark.skipif(not ISAS, reason='the engine was not compiled')
@@ -181,6 +182,7 @@ def test_bound_operators_are_the_public_ones():
             assert torch.equal(result, expected)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(('backend', 'sizes'), [('aot_eager', [(5, 2), (7, 3)]), ('inductor', [(5, 2)])])
 def test_compile_in_one_graph(backend, sizes):
     net = Net()
@@ -191,6 +193,7 @@ def test_compile_in_one_graph(backend, sizes):
             assert torch.equal(result, expected)
 
 
+@pytest.mark.compiles
 def test_export_with_dynamic_lengths():
     net, auto = Net(), torch.export.Dim.AUTO
     program = torch.export.export(net, (torch.randn(5, 2, 48),), dynamic_shapes=({0: auto, 1: auto},))

@@ -6,6 +6,7 @@ import torch
 import bnn_kernels as bk
 from bnn_kernels import checks
 
+pytestmark = pytest.mark.sanitize
 LSTM = dict(x=torch.zeros(2, 3, 1, 160), w_words=torch.zeros(1, 160, 2).int(), scale=torch.zeros(1, 160), scale_x=None,
             bias=None, threshold=None, eps=None, gates='soft', candidate='tanh', readout='tanh', feedback='h',
             h_words=torch.zeros(1, 3, 2).int(), cell=torch.zeros(1, 3, 40), lengths=None, pack=False, keep=True)

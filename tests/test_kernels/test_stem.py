@@ -13,6 +13,7 @@ from bnn_kernels.epilogue import ACTS
 
 from . import cases
 
+pytestmark = pytest.mark.sanitize
 ISAS = engine.available_isas() if bk.available_backends()['cpu'] == 'available' else []
 BACKENDS = [f'cpu {isa}' for isa in ISAS] + ['reference']
 OUTPUTS = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 48, 64, 65, 96, 112]))
@@ -151,6 +152,7 @@ def test_bound_follows_what_is_written_to_its_weight(call, backend):
             call['weight'].mul_(-2)
 
 
+@pytest.mark.compiles
 def test_it_passes_opcheck_and_compiles(call):
     op = torch.ops.bnn_kernels.stem2d.default
     call['x'] = call['x'][:, :, :9, :9]
