@@ -96,12 +96,6 @@ class PackedLayer(PackedModule):
             return torch.cat(sums, self.channel_dim)
         return sum(acc * 2 ** j for j, acc in enumerate(sums))
 
-    def _dtype(self, x: Tensor) -> torch.dtype:
-        """dtype of the latent layer's levels: a threshold or a step in float32 lifts inputs in half precision."""
-        threshold = self.activation.threshold()
-        learned = self.activation.step if threshold is None else threshold
-        return torch.promote_types(x.dtype, learned.dtype) if isinstance(learned, Tensor) else x.dtype
-
     @property
     def replicas(self) -> int:
         return 1 if self.expand is None else self.expand.replicas
@@ -115,6 +109,13 @@ class PackedLayer(PackedModule):
             if value is not None and getattr(self, name) is None:
                 setattr(self, name, torch.empty_like(value))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def levels_dtype(activation: ActivationBinarizer, x: Tensor) -> torch.dtype:
+    """dtype of the levels of ``x`` in a latent layer: a threshold or a step in float32 lifts inputs in half precision."""
+    threshold = activation.threshold()
+    learned = activation.step if threshold is None else threshold
+    return torch.promote_types(x.dtype, learned.dtype) if isinstance(learned, Tensor) else x.dtype
 
 
 def method_text(method: str | dict) -> str:
@@ -157,7 +158,7 @@ class PackedConv2d(PackedLayer):
         if self.activation.bits == 32:
             return self._epilogue(input, convolve_levels(self, seen, self._weight(seen.dtype)))
         # dtype and memory format of a latent convolution: float layers behind it sum in an order that depends on both.
-        acc = self._accumulate(seen).to(self._dtype(seen), memory_format=memory_format(seen))
+        acc = self._accumulate(seen).to(levels_dtype(self.activation, seen), memory_format=memory_format(seen))
         return self._epilogue(input, acc)
 
     def signature(self) -> str:
@@ -214,7 +215,7 @@ class PackedLinear(PackedLayer):
         seen = expand_input(self, input)
         if self.activation.bits == 32:
             return self._epilogue(input, multiply_levels(self, seen, self._weight(seen.dtype)))
-        return self._epilogue(input, self._accumulate(seen).to(self._dtype(seen)))
+        return self._epilogue(input, self._accumulate(seen).to(levels_dtype(self.activation, seen)))
 
     def signature(self) -> str:
         return f'linear {self.in_features}->{self.out_features} method {method_text(self.method)}{expand_text(self)}'

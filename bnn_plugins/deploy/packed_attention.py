@@ -6,7 +6,7 @@ from torch import Tensor
 import bnn_kernels
 
 from ..layers.attention import BinaryAttention, attend, scaled
-from .packed import PackedModule, method_text
+from .packed import PackedModule, levels_dtype, method_text
 
 
 class PackedAttention(PackedModule):
@@ -43,7 +43,7 @@ class PackedAttention(PackedModule):
         mask = None if keep is None else bnn_kernels.pack_mask(keep)
         out = bnn_kernels.binary_attention(*words, self.features, limit, rule=names, table=table, scale=torch.stack(steps),
                                            mask_words=mask)
-        return scaled(self, out.flatten(2).to(query.dtype))
+        return scaled(self, out.flatten(2).to(levels_dtype(self.value, value)))
 
     def signature(self) -> str:
         real = ' real values' if self.real_values else ''

@@ -104,7 +104,7 @@ def attend(layer, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None
     """The attention of a latent layer, and of a packed one whose probabilities are real."""
     q, k = (split_heads(binarizer(x), layer.heads) for binarizer, x in ((layer.query, query), (layer.key, key)))
     v = split_heads(value if layer.value is None else layer.value(value), layer.heads)
-    if layer.features > 256:  # half precision cannot count that far
+    if layer.features > 256 or not layer.training:  # bfloat16 cannot count further; what is evaluated is what the bits compute
         q = q.to(torch.promote_types(q.dtype, torch.float32))
     with torch.autocast(query.device.type, enabled=False):  # thresholds are integers: so must be what they are compared with
         scores = integers(layer, q @ k.transpose(-1, -2).to(q.dtype))
@@ -121,7 +121,7 @@ def attend(layer, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None
         for bits in layer.probability(scores, layer.features, scale, keep, logits):
             with summation(layer, v):
                 sums.append(integers(layer, bits @ v.to(bits.dtype)))
-        out = superpose(layer, sums)
+        out = superpose(layer, sums).to(v.dtype)
     return merge_heads(scaled(layer, out))
 
 

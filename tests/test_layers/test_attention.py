@@ -70,6 +70,48 @@ def test_against_numpy(probability):
     np.testing.assert_allclose(out.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+def sums_of_values(rule, q, k, v, size, scale):
+    """The values' sums of each query by the definitions, float64, one head: ``q``, ``k``, ``v`` are -1 and +1."""
+    s = q @ k.swapaxes(-1, -2)
+    p = softmax(s * scale)
+    bits = {'bool': s > 0, 'max_relative': p >= p.max(-1, keepdims=True) / 4 - 1e-12, 'elastic': p > size / 2}[rule]
+    assert 0.01 < bits.mean() < 0.99
+    return bits.astype(np.float64) @ v
+
+
+@pytest.mark.parametrize('features', [64, 255, 301, 600, 601, 1030])
+@pytest.mark.parametrize('rule', ['bool', 'max_relative', 'elastic'])
+@pytest.mark.parametrize('mode', ['train', 'eval', 'packed'])
+def test_half_precision_counts_every_channel(features, rule, mode):
+    """Scores of 600 channels are no numbers of bfloat16, nor are sums of 300 values. Keys at every distance from the query."""
+    keys = 300 if mode != 'train' else 200  # in training the sums are as rounded as those of every layer
+    layer = BinaryAttention(features, 1, 'bireal', rule if rule != 'elastic' else dict(type='elastic', initial=0.01))
+    layer = layer.bfloat16().train(mode == 'train')
+    q, v = (torch.where(torch.rand(1, n, features) < 0.5, -1.0, 1.0) for n in (4, keys))
+    near = torch.rand(1, keys, features) < torch.linspace(0, 0.6, keys)[:, None]
+    k = torch.where(near, -q[:, :1], q[:, :1])
+    size = 1.0 if rule != 'elastic' else float(layer.probability.size.detach())
+    expected = size * sums_of_values(rule, *(x.double().numpy() for x in (q[:, :1], k, v)), size, features ** -0.5)
+    if mode == 'packed':
+        layer = bnn_plugins.pack_(layer)
+    out = layer(*(x.bfloat16() for x in (q[:, :1], k, v)))
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out.detach(), torch.from_numpy(expected).bfloat16())
+
+
+@pytest.mark.parametrize('features', [6, 300])
+@pytest.mark.parametrize('parameters', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('inputs', [torch.float32, torch.bfloat16])
+def test_packed_equals_latent_in_half_precision(probability, features, parameters, inputs):
+    layer = build(probability, 'reactnet', 2 * features, 2).to(parameters).eval()
+    x = [t.to(inputs) for t in tensors(channels=2 * features)]
+    with torch.no_grad():
+        expected, found = layer(*x), bnn_plugins.pack_(copy.deepcopy(layer))(*x)
+    assert expected.dtype == torch.promote_types(parameters, inputs)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+
+
 def test_gradients_reach_everything(probability):
     layer, inputs = build(probability, 'bit'), tensors(grad=True)
     (layer(*inputs) * torch.randn(3, 7, 12)).sum().backward()
