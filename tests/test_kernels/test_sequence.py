@@ -166,6 +166,36 @@ def test_attention_is_that_of_the_softmax(rule, queries, keys, heads, features):
     assert 0.1 < bits.double().mean() < 0.9
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'reference'])
+@pytest.mark.parametrize('mask', ['of the sample', 'of each query'])
+@pytest.mark.parametrize(('rule', 'limit'), [('max_relative', 2.0), ('elastic', 0.2)])
+def test_a_masked_key_is_never_the_best(backend, mask, rule, limit):
+    """The key that agrees with the query everywhere is masked: what is compared is the distance to the best of the others.
+
+    The scale is so large that no exponential of the others is left in a table that begins at the masked key.
+    """
+    if bk.available_backends()[backend] != 'available':
+        pytest.skip(bk.available_backends()[backend])
+    torch.manual_seed(0)
+    features, keys = 64, 40
+    k, v = torch.randn(2, keys, features), torch.randn(2, keys, 5)
+    q = k[:, [3, 33]].clone()
+    keep = torch.ones(2, 2, keys, dtype=torch.bool)
+    keep[:, 0, 3] = keep[:, 1, 33] = False
+    if mask == 'of the sample':
+        keep = (keep[:, :1] & keep[:, 1:]).expand_as(keep)
+    scores = (heads_of(q, 1) @ heads_of(k, 1).transpose(-1, -2)).masked_fill(~keep[:, None], -torch.inf)
+    bits = (scores >= scores.amax(-1, keepdim=True) - limit) if rule == 'max_relative' else (3 * scores).softmax(-1) > limit
+    assert bool(bits.any(-1).all())
+    expected = (bits.double() @ heads_of(v, 1)).transpose(1, 2)
+    with bk.set_backend(backend):
+        result = bk.binary_attention(bk.pack_heads(q, 1), bk.pack_heads(k, 1), bk.pack_values(v, 1), features,
+                                     torch.full((1, 1), limit, dtype=torch.float64), rule=rule,
+                                     table=bk.attention_table(3.0, features) if rule == 'elastic' else None,
+                                     mask_words=bk.pack_mask(keep[:, 0] if mask == 'of the sample' else keep))
+    assert torch.equal(result.double(), expected)
+
+
 def test_planes_are_added_in_their_order():
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, tokens, 64) for tokens in (9, 40, 40))
