@@ -381,6 +381,16 @@ class TestExpand:
         assert model['odd'].expand is None
         assert model['odd'].weight.shape == (9, 12, 1, 1)
 
+    @pytest.mark.parametrize('frozen', [True, False])
+    def test_what_was_frozen_stays_frozen(self, frozen):
+        """Also where a layer gets new parameters, because an expanded one has its weights in another shape."""
+        model = self.net().requires_grad_(not frozen)
+        binarize_(model, dict(method='bireal', expand=dict(tau=2)))
+        assert model['wide'].expand is not None
+        for name, layer in model.items():
+            assert layer.weight.requires_grad is not frozen, name
+            assert layer.bias is None or layer.bias.requires_grad is not frozen, name
+
     def test_groups(self):
         model = self.net()
         reasons = {row.name: row.reason for row in binarize_(model, dict(expand=dict(tau=1, groups=3))).rows}

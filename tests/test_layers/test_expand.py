@@ -238,6 +238,36 @@ def test_packed(expand, folded):
         assert packed.weight_bits.shape[1] == len(layer.weight), 'bits of the few filters'
 
 
+@pytest.mark.parametrize('expand', EXPANSIONS, ids=str)
+@pytest.mark.parametrize('method', ['reactnet', 'binarynet', 'recu', dict(type='dorefa', w_bits=2, a_bits=2)], ids=str)
+@pytest.mark.parametrize('linear', [False, True], ids=['conv', 'linear'])
+@torch.no_grad()
+def test_folded_factors_are_those_of_the_outputs(expand, method, linear):
+    """``z_j = f_j * scale_(j mod filters) * y_(j mod filters) + b_j``, in float64; latent, packed, and both with no factor."""
+    if linear and expand.get('groups', 1) > 1:
+        return
+    inputs, outputs = widths(expand)
+    layer = (BinaryLinear if linear else lambda *args, **kwargs: BinaryConv2d(*args, 1, **kwargs))(
+        inputs, outputs, method=method, expand=expand).eval()
+    for name, parameter in layer.named_parameters():
+        if parameter.ndim == 1:
+            parameter.add_(0.3 * torch.randn_like(parameter) if 'alpha' not in name else 0.3 * torch.rand_like(parameter))
+    x, copies, groups = torch.randn(40, inputs), Expansion(**expand).copies, expand.get('groups', 1)
+    seen = x.repeat(1, copies) + layer.copy_shift if layer.copy_shift is not None else x
+    levels = layer.activation(seen if linear else seen[..., None, None]).flatten(1).double()
+    weight_levels, scale = layer.weight_binarizer(layer.weight)
+    sums = torch.cat([part @ rows.T for part, rows in zip(levels.chunk(groups, 1), weight_levels.double().flatten(1).chunk(groups),
+                                                          strict=True)], 1)
+    sums = sums * layer.activation.step * (1.0 if scale is None else scale.double())
+    unfolded = np.stack([sums[:, j % sums.shape[1]] for j in range(outputs)], 1)
+    factor, bias = torch.randn(outputs), layer.bias.double().numpy()
+    for expected in (unfolded + bias, unfolded * factor.double().numpy() + bias):
+        for module in (layer, pack_(copy.deepcopy(layer))):
+            found = module(x if linear else x[..., None, None]).flatten(1)
+            np.testing.assert_allclose(found.double().numpy(), expected, rtol=1e-5, atol=1e-5)
+        layer.fold_(factor)
+
+
 def test_signature_holds_what_the_bits_mean():
     signatures = [pack_(BinaryConv2d(72, 72, 1, method='bireal', expand=expand)).signature() for expand in
                   (None, dict(tau=2), dict(tau=3), dict(tau=2, groups=3), dict(tau=2, style='drop_in'))]

@@ -183,6 +183,38 @@ def test_bits_are_never_binarized_again(x):
         BinaryLSTM(12, 8, binary_input=True).train()(x)
 
 
+@pytest.mark.parametrize('wrong', [0.5, 0.0, -2.0])
+@pytest.mark.parametrize('share', ['one number', 'one of a thousand', 'all'])
+def test_an_input_that_is_not_binary_is_refused(wrong, share):
+    """However few of its values are others than -1 and +1."""
+    lstm, x = BinaryLSTM(12, 8, binary_input=True).train(), sign(torch.randn(7, 30, 12))
+    lstm(x)
+    lstm, flat = BinaryLSTM(12, 8, binary_input=True).train(), x.flatten()
+    flat[{'one number': slice(100, 101), 'one of a thousand': slice(0, None, 1000), 'all': slice(None)}[share]] = wrong
+    with pytest.raises(ValueError, match='other values than -1 and'):
+        lstm(flat.view_as(x))
+
+
+@pytest.mark.parametrize('layers', [1, 2, 3])
+@pytest.mark.parametrize('bidirectional', [False, True])
+def test_dropout_is_between_layers_only(layers, bidirectional):
+    """All of it: every layer but the first sees zeros, and what leaves the last one is whole. In evaluation nothing happens."""
+    lstm, x = build(num_layers=layers, bidirectional=bidirectional, dropout=1.0).train(), torch.randn(5, 3, 12)
+    twin = build(num_layers=layers, bidirectional=bidirectional).train()
+    twin.load_state_dict(lstm.state_dict())
+    if layers > 1:
+        out = lstm(x)[0]
+        seen = torch.zeros(5, 3, 16 if bidirectional else 8)
+        cells = lstm.cells[-lstm.directions:]
+        forward = cells[0].scan(seen)[0]
+        backward = [cell.scan(seen)[0].flip(0) for cell in cells[1:]]
+        torch.testing.assert_close(out, torch.cat([forward, *backward], -1))
+        assert not torch.allclose(out, twin(x)[0])
+    else:
+        torch.testing.assert_close(lstm(x)[0], twin(x)[0])
+    assert torch.equal(lstm.eval()(x)[0], twin.eval()(x)[0])
+
+
 def test_stages(x):
     lstm = build(gates='binary', candidate='sign', soft_until=0.5)
     soft = build()

@@ -131,3 +131,16 @@ def test_packed_cells_fold_their_vectors_once(name, change, x):
     if change in ('in place', 'data'):  # the others go back, or little away
         assert not torch.equal(result, before)
     assert torch.equal(lstm(x)[0], before)
+
+
+@pytest.mark.parametrize('name', ['plain', 'binary', 'no_bias', 'tau'])
+@torch.no_grad()
+def test_inputs_of_another_dtype_get_vectors_of_their_own(name, x):
+    """In float32 the kernel scales the sums of the inputs; in bfloat16 they are scaled before. One after the other, and back."""
+    lstm = build(**VARIANTS[name]).eval()
+    packed = pack_(copy.deepcopy(lstm))
+    expected = {dtype: lstm(x.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+    for dtype in (torch.float32, torch.bfloat16, torch.float32, torch.bfloat16):
+        out, (h, c) = packed(x.to(dtype))
+        for found, latent in zip((out, h, c), (expected[dtype][0], *expected[dtype][1]), strict=True):
+            assert torch.equal(found, latent)

@@ -183,6 +183,20 @@ class TestMemory:
             torch.testing.assert_close(out[:4], whole, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(out[4:], whole[:2], rtol=1e-4, atol=1e-5)
 
+    def test_a_batch_that_goes_on_with_one_clip_and_begins_another(self):
+        """The state kept from the call before is that of the first clip only; what is kept now is that of the last."""
+        first, second = self.frame(1), self.frame(2)
+        alone = awake(BNNConvLSTMNeck(8, 2))
+        alone.load_state_dict(self.neck.state_dict())
+        expected, after = said(alone, second, [(8, 0)]), said(alone, self.frame(3), [(8, 1)])
+        said(self.neck, self.frame(0), [(7, 0)])
+        outs = said(self.neck, tuple(torch.cat(pair) for pair in zip(first, second, strict=True)), [(7, 1), (8, 0)])
+        self.check([out[:1] for out in outs], 1)
+        for out, one in zip(outs, expected, strict=True):
+            torch.testing.assert_close(out[1:], one)
+        for out, one in zip(said(self.neck, self.frame(3), [(8, 1)]), after, strict=True):
+            torch.testing.assert_close(out, one)
+
     def test_a_wrong_number_of_frames(self):
         with pytest.raises(ValueError, match='3 frames were announced, but 4 images came'):
             said(self.neck, self.clip, [(7, 0)] * 3)
