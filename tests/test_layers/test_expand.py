@@ -256,8 +256,8 @@ def test_folded_factors_are_those_of_the_outputs(expand, method, linear):
     seen = x.repeat(1, copies) + layer.copy_shift if layer.copy_shift is not None else x
     levels = layer.activation(seen if linear else seen[..., None, None]).flatten(1).double()
     weight_levels, scale = layer.weight_binarizer(layer.weight)
-    sums = torch.cat([part @ rows.T for part, rows in zip(levels.chunk(groups, 1), weight_levels.double().flatten(1).chunk(groups),
-                                                          strict=True)], 1)
+    weights = weight_levels.double().flatten(1).chunk(groups)
+    sums = torch.cat([part @ rows.T for part, rows in zip(levels.chunk(groups, 1), weights, strict=True)], 1)
     sums = sums * layer.activation.step * (1.0 if scale is None else scale.double())
     unfolded = np.stack([sums[:, j % sums.shape[1]] for j in range(outputs)], 1)
     factor, bias = torch.randn(outputs), layer.bias.double().numpy()

@@ -198,7 +198,7 @@ def test_an_input_that_is_not_binary_is_refused(wrong, share):
 @pytest.mark.parametrize('layers', [1, 2, 3])
 @pytest.mark.parametrize('bidirectional', [False, True])
 def test_dropout_is_between_layers_only(layers, bidirectional):
-    """All of it: every layer but the first sees zeros, and what leaves the last one is whole. In evaluation nothing happens."""
+    """All of it: every layer but the first sees zeros, and what leaves the last one is whole."""
     lstm, x = build(num_layers=layers, bidirectional=bidirectional, dropout=1.0).train(), torch.randn(5, 3, 12)
     twin = build(num_layers=layers, bidirectional=bidirectional).train()
     twin.load_state_dict(lstm.state_dict())

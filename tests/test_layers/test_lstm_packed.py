@@ -136,7 +136,7 @@ def test_packed_cells_fold_their_vectors_once(name, change, x):
 @pytest.mark.parametrize('name', ['plain', 'binary', 'no_bias', 'tau'])
 @torch.no_grad()
 def test_inputs_of_another_dtype_get_vectors_of_their_own(name, x):
-    """In float32 the kernel scales the sums of the inputs; in bfloat16 they are scaled before. One after the other, and back."""
+    """In float32 the kernel scales the sums of the inputs, in bfloat16 they are scaled before: in turns, on one layer."""
     lstm = build(**VARIANTS[name]).eval()
     packed = pack_(copy.deepcopy(lstm))
     expected = {dtype: lstm(x.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
