@@ -17,7 +17,15 @@ import bnn_plugins.deploy.file as packed_file
 from bnn_plugins import load_packed_, pack_, save_packed
 from bnn_plugins.deploy import PackedLayer, attach_signatures, fused_parts, read_packed
 from bnn_plugins.deploy.file import serialize
-from bnn_plugins.layers import BinaryConv2d, BinaryLayer, BinaryLinear
+from bnn_plugins.layers import (
+    AdaptiveConv2d,
+    BinaryAttention,
+    BinaryConv2d,
+    BinaryConvLSTM,
+    BinaryLayer,
+    BinaryLinear,
+    BinaryLSTM,
+)
 
 from .nets import METHODS, Net, net, same
 
@@ -57,6 +65,24 @@ def test_round_trip(method, tmp_path):
         for key, value in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[key], value), key
             assert loaded.state_dict()[key].dtype == value.dtype
+
+
+def all_kinds():
+    """One layer of each kind that is packed, and float ones that know of training."""
+    return nn.ModuleDict(dict(conv=BinaryConv2d(6, 6, 3, pre_norm=True), adaptive=AdaptiveConv2d(6, 6, 3),
+                              linear=BinaryLinear(6, 6), norm=nn.BatchNorm2d(6), dropout=nn.Dropout(0.5), attention=BinaryAttention(6),
+                              lstm=BinaryLSTM(6, 6), maps=BinaryConvLSTM(6, 6)))
+
+
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.parametrize('training', [False, True])
+def test_a_loaded_model_is_in_evaluation_mode(packed, training, tmp_path):
+    """Whatever it was in before, and also what is not binary: dropout would go on, and norms would learn."""
+    model = pack_(all_kinds().train(training))
+    assert not any(module.training for module in model.modules())
+    path = save_packed(model, tmp_path / 'all.safetensors')
+    loaded = load_packed_((pack_(all_kinds()) if packed else all_kinds()).train(training), path)
+    assert [name for name, module in loaded.named_modules() if module.training] == []
 
 
 def test_content(tmp_path):

@@ -92,6 +92,41 @@ def test_last_backend_by_operator_and_thread():
     assert seen == [None]
 
 
+def test_recorded_calls_are_those_inside_of_the_block_in_this_thread():
+    with bk.set_backend('reference'):
+        linear()
+    bk.pack_features(torch.ones(3))
+    with dispatch.recorded() as ran:
+        linear(64)
+        thread = threading.Thread(target=lambda: bk.pack_activations(torch.ones(1, 3, 2, 2)))
+        thread.start()
+        thread.join()
+        with dispatch.recorded() as inner:
+            bk.pack_activations(torch.ones(1, 3, 2, 2))
+        linear(63)
+        assert ran == {}, 'filled at the end'
+    assert inner == {'pack_activations': 'reference'}
+    assert ran == {'binary_linear': 'reference', 'pack_activations': 'reference'}, 'the last of each, inner blocks included'
+    with dispatch.recorded() as ran:
+        linear(64)
+    assert ran == {'binary_linear': 'picky'}
+
+
+def test_recording_takes_nothing_from_last_backend():
+    bk.pack_features(torch.ones(3))
+    with bk.set_backend('reference'):
+        linear()
+    with dispatch.recorded() as ran:
+        pass
+    assert ran == {}
+    assert (bk.last_backend(), bk.last_backend('binary_linear')) == ('reference', 'reference')
+    with pytest.raises(ZeroDivisionError), dispatch.recorded() as ran:
+        linear().numel() // 0
+    assert ran == {'binary_linear': 'picky'}, 'what ran before the error'
+    assert (bk.last_backend(), bk.last_backend('binary_linear')) == ('picky', 'picky')
+    assert bk.last_backend('pack_features') == 'reference', 'from before'
+
+
 def test_forced_backend_runs_or_raises_its_reason():
     bk.set_backend('reference')
     assert linear(64).unique().tolist() == [64]
