@@ -69,9 +69,10 @@ def test_round_trip(method, tmp_path):
 
 def all_kinds():
     """One layer of each kind that is packed, and float ones that know of training."""
-    return nn.ModuleDict(dict(conv=BinaryConv2d(6, 6, 3, pre_norm=True), adaptive=AdaptiveConv2d(6, 6, 3),
-                              linear=BinaryLinear(6, 6), norm=nn.BatchNorm2d(6), dropout=nn.Dropout(0.5), attention=BinaryAttention(6),
-                              lstm=BinaryLSTM(6, 6), maps=BinaryConvLSTM(6, 6)))
+    return nn.ModuleDict(dict(
+        conv=BinaryConv2d(6, 6, 3, pre_norm=True), adaptive=AdaptiveConv2d(6, 6, 3), linear=BinaryLinear(6, 6),
+        attention=BinaryAttention(6), lstm=BinaryLSTM(6, 6), maps=BinaryConvLSTM(6, 6), norm=nn.BatchNorm2d(6),
+        dropout=nn.Dropout(0.5)))
 
 
 @pytest.mark.parametrize('packed', [False, True])
