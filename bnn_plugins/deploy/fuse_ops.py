@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bnn_kernels
-from bnn_kernels import Bound, Epilogue, Wire
+from bnn_kernels import Epilogue, OpIO, PreparedOp
 from bnn_kernels.checks import output_sizes
 
 from ..layers.base import input_copies
@@ -44,7 +44,7 @@ class Step(nn.Module):
     Attributes:
         label: name of the layer that it stands for. text: what is fused.
         stream, host: dtype of the real-valued stream between steps, and of the model.
-        joins: whether ``bound`` is all that it runs, so that it can be one call with its neighbours.
+        joins: whether ``prepared_op`` is all that it runs, so that it can be one call with its neighbours.
         pack, keep: whether it returns words, and a stream; with both a tuple of them.
     """
 
@@ -59,8 +59,8 @@ class Step(nn.Module):
     def prepare(self) -> None:
         raise NotImplementedError
 
-    def wire(self, out: Hashable | tuple[Hashable, Hashable], *arguments: Hashable) -> Wire:
-        """What ``bound`` reads and makes, if ``forward(*arguments)`` returns ``out``; of a step that ``joins``."""
+    def io(self, out: Hashable | tuple[Hashable, Hashable], *arguments: Hashable) -> OpIO:
+        """What ``prepared_op`` reads and makes, if ``forward(*arguments)`` returns ``out``; of a step that ``joins``."""
         raise NotImplementedError
 
     def _fold_epilogue(self, scale: Tensor, bias: Tensor, act: nn.Module | str | None, consumer: PackedLayer | None,
@@ -71,11 +71,11 @@ class Step(nn.Module):
         threshold = None if consumer is None else sign_threshold(consumer)
         threshold = None if threshold is None else threshold.expand(width)
         vectors = dict(scale=scale, bias=bias, gamma=gamma, slope=slope, zeta=zeta, threshold=threshold)
-        vectors = {name: self._keep(name, None if v is None else v.to(device, torch.float32).contiguous())
+        vectors = {name: self._set_constant(name, None if v is None else v.to(device, torch.float32).contiguous())
                    for name, v in vectors.items()}
         self.epilogue = Epilogue(**vectors, act=kind, out_groups=getattr(consumer, 'groups', 1))
 
-    def _keep(self, name: str, value: Tensor | None) -> Tensor | None:
+    def _set_constant(self, name: str, value: Tensor | None) -> Tensor | None:
         old = getattr(self, name, None)
         same = old is not None and value is not None and (old.shape, old.dtype, old.device) == (value.shape, value.dtype,
                                                                                                value.device)
@@ -107,20 +107,20 @@ class PackStep(Step):
         return sign_modules(self.held[0])
 
     def prepare(self) -> None:
-        self._keep('threshold', sign_threshold(self.held[0]))
-        self.bound = (Bound('pack_activations', threshold=self.threshold, groups=self.groups) if self.is_conv
-                      else Bound('pack_features', threshold=self.threshold))
+        self._set_constant('threshold', sign_threshold(self.held[0]))
+        self.prepared_op = (PreparedOp('pack_activations', threshold=self.threshold, groups=self.groups) if self.is_conv
+                            else PreparedOp('pack_features', threshold=self.threshold))
 
-    def wire(self, out, x):
-        return Wire({'x': x}, (out,))
+    def io(self, out, x):
+        return OpIO({'x': x}, (out,))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.copies > 1:
             x = tile(x, self.copies, self.channel_dim)
         if self.depends:
             x = self.held[0].activation.prepare(x)
-        if Bound.direct(x):
-            return self.bound(x=x)
+        if PreparedOp.direct(x):
+            return self.prepared_op(x=x)
         if self.is_conv:
             return bnn_kernels.pack_activations(x, self.threshold, self.groups)
         return bnn_kernels.pack_features(x, self.threshold)
@@ -169,42 +169,42 @@ class BlockStep(Step):
         self.by_integers = not (self.keep or self.has_shortcut) and (slope is None or bool((slope >= 0).all()))
         if self.by_integers:
             limit, flip = integer_threshold(self.epilogue, layer.fan_in)
-            self._keep('limit', limit)
-            self._keep('flip', flip if bool(flip.any()) else None)
+            self._set_constant('limit', limit)
+            self._set_constant('flip', flip if bool(flip.any()) else None)
         self.bind()
 
     def bind(self) -> None:
         """What eager code calls: everything but words and shortcut is known."""
         geometry = {**dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, pad_value=0), **self.geometry}
         if self.by_integers:
-            self.bound = Bound('binary_conv2d_sign', w_words=self.weight, channels=self.channels, **geometry,
-                               threshold=self.limit, flip=self.flip, out_groups=self.epilogue.out_groups)
+            self.prepared_op = PreparedOp('binary_conv2d_sign', w_words=self.weight, channels=self.channels, **geometry,
+                                          threshold=self.limit, flip=self.flip, out_groups=self.epilogue.out_groups)
         else:
-            self.bound = Bound('binary_block2d', w_words=self.weight, channels=self.channels, **geometry,
-                               **self.epilogue._asdict(), dtype=self.stream if self.keep else torch.float32, pack=self.pack,
-                               keep=self.keep)
+            self.prepared_op = PreparedOp('binary_block2d', w_words=self.weight, channels=self.channels, **geometry,
+                                          **self.epilogue._asdict(), pack=self.pack, keep=self.keep,
+                                          dtype=self.stream if self.keep else torch.float32)
 
-    def wire(self, out, words, shortcut=None):
+    def io(self, out, words, shortcut=None):
         if self.by_integers:
-            return Wire({'x_words': words}, (out,))
+            return OpIO({'x_words': words}, (out,))
         made = out if self.pack and self.keep else (out, None) if self.pack else (None, out)
-        return Wire({'x_words': words, 'shortcut': shortcut, 'out': shortcut if self.in_place else None}, made)
+        return OpIO({'x_words': words, 'shortcut': shortcut, 'out': shortcut if self.in_place else None}, made)
 
     def forward(self, words: Tensor, shortcut: Tensor | None = None):
         if not self.is_conv:
             return self.on_features(words, shortcut)
         if self.by_integers:
-            if Bound.direct(words):
-                return self.bound(x_words=words)
+            if PreparedOp.direct(words):
+                return self.prepared_op(x_words=words)
             return bnn_kernels.binary_conv2d_sign(words, self.weight, self.channels, self.limit, self.flip,
                                                   out_groups=self.epilogue.out_groups, **self.geometry)
         return self.block(words, shortcut)
 
     def block(self, words: Tensor, shortcut: Tensor | None):
-        if Bound.direct(words):
+        if PreparedOp.direct(words):
             inputs = dict(x_words=words, shortcut=shortcut, out=shortcut if self.in_place else None)
             try:
-                call = self.bound.choose(inputs)
+                call = self.prepared_op.choose(inputs)
             except (TypeError, ValueError):
                 pass  # of the checks: the ordinary way takes other inputs, or says what is wrong
             else:
@@ -259,16 +259,16 @@ class DownsampleStep(Step):
 
     def prepare(self) -> None:
         weight, bias = folded_weight(self.held[0], self.norms)
-        self._keep('weight', weight.flatten(1).float())
-        self._keep('bias', bias.float())
-        self.bound = Bound('downsample2d', weight=self.weight, bias=self.bias, pool=self.pool)
+        self._set_constant('weight', weight.flatten(1).float())
+        self._set_constant('bias', bias.float())
+        self.prepared_op = PreparedOp('downsample2d', weight=self.weight, bias=self.bias, pool=self.pool)
 
-    def wire(self, out, x):
-        return Wire({'x': x}, (out,))
+    def io(self, out, x):
+        return OpIO({'x': x}, (out,))
 
     def forward(self, x: Tensor) -> Tensor:
-        if Bound.direct(x):
-            return self.bound(x=x)
+        if PreparedOp.direct(x):
+            return self.prepared_op(x=x)
         return bnn_kernels.downsample2d(x, self.weight, self.bias, self.pool)
 
 
@@ -287,8 +287,8 @@ class ConvStep(Step):
         conv = self.held[0]
         weight, bias = folded_weight(conv, self.norms)
         bias = self.tail.prepare(bias)
-        self._keep('weight', weight.to(conv.weight.dtype).contiguous(memory_format=torch.channels_last))
-        self._keep('bias', bias.to(conv.weight.dtype) if bias.any() or conv.bias is not None or self.norms else None)
+        self._set_constant('weight', weight.to(conv.weight.dtype).contiguous(memory_format=torch.channels_last))
+        self._set_constant('bias', bias.to(conv.weight.dtype) if bias.any() or conv.bias is not None or self.norms else None)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(F.conv2d(x, self.weight, self.bias, *self.geometry)).contiguous(memory_format=torch.channels_last)
@@ -307,8 +307,8 @@ class AffineStep(Step):
     def prepare(self) -> None:
         mean = self.held[0].running_mean.double()
         scale, bias = through_norms(torch.ones_like(mean), torch.zeros_like(mean), self.held)
-        self._keep('scale', scale.float().view(1, -1, 1, 1))
-        self._keep('bias', self.tail.prepare(bias).float().view(1, -1, 1, 1))
+        self._set_constant('scale', scale.float().view(1, -1, 1, 1))
+        self._set_constant('bias', self.tail.prepare(bias).float().view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.tail(torch.addcmul(self.bias, x.float(), self.scale))

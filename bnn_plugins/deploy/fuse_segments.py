@@ -6,8 +6,8 @@ from itertools import groupby
 
 from torch import Tensor, fx, nn
 
-from bnn_kernels import Bound, dispatch, join, kind
-from bnn_kernels.bound import MOST_KINDS
+from bnn_kernels import PreparedOp, dispatch, input_signature, join
+from bnn_kernels.prepared_op import MOST_SIGNATURES
 
 from .fuse_ops import Step
 from .graph import graph_module
@@ -33,9 +33,9 @@ class Segment(nn.Module):
         self.calls: dict[tuple, Callable[..., list[Tensor] | None] | None] = {}
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
-        if any(self.hooks) or not Bound.direct(tensors[0]):
+        if any(self.hooks) or not PreparedOp.direct(tensors[0]):
             return self.run(*tensors)
-        key = dispatch.choice(), *[kind(x) for x in tensors]
+        key = dispatch.choice(), *[input_signature(x) for x in tensors]
         call = self.calls.get(key, UNKNOWN)  # one look: another thread may clear them
         if call is UNKNOWN:
             return self.first(key, tensors)
@@ -45,25 +45,25 @@ class Segment(nn.Module):
     def first(self, key: tuple, tensors: tuple[Tensor, ...]) -> list[Tensor]:
         recorder = CallRecorder(self.run)
         results = recorder.run(*tensors)
-        if len(self.calls) >= MOST_KINDS:
+        if len(self.calls) >= MOST_SIGNATURES:
             self.calls.clear()
         self.calls[key] = None if None in recorder.calls else self.joined(recorder.calls)
         return results
 
     def joined(self, calls: list[Callable]) -> Callable[..., list[Tensor] | None] | None:
         """The calls of the steps as one."""
-        wires, inputs = [], []
+        ios, inputs = [], []
         for node in self.run.graph.nodes:
             if node.op == 'placeholder':
                 inputs.append(node)
             elif node.op == 'call_module':
                 step = self.run.get_submodule(node.target)
                 out = (self.value(node, 0), self.value(node, 1)) if step.pack and step.keep else self.value(node)
-                wires.append(step.wire(out, *map(self.value, node.args)))
+                ios.append(step.io(out, *map(self.value, node.args)))
             elif node.op == 'output':
                 results = list(map(self.value, node.args[0]))
         made = [result for result in results if result not in inputs]
-        call = join(calls, wires, inputs, made)
+        call = join(calls, ios, inputs, made)
         if call is None or len(made) == len(results):
             return call
 
@@ -86,7 +86,7 @@ class Segment(nn.Module):
 
 
 class CallRecorder(fx.Interpreter):
-    """Runs steps one by one; ``calls``: what ran each, ``None`` where it has gone another way than its ``bound``."""
+    """Runs steps one by one; ``calls``: what ran each, ``None`` where it has gone another way than its ``prepared_op``."""
 
     def __init__(self, module: fx.GraphModule):
         super().__init__(module)
@@ -96,7 +96,7 @@ class CallRecorder(fx.Interpreter):
     def call_module(self, target, args, kwargs):
         result, step = super().call_module(target, args, kwargs), self.fetch_attr(target)
         try:
-            self.calls.append(step.bound.choose(step.wire(result, *args).reads))
+            self.calls.append(step.prepared_op.choose(step.io(result, *args).reads))
         except (TypeError, ValueError):  # of the checks: a stream in another dtype than usual
             self.calls.append(None)
         return result

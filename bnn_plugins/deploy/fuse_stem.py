@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import bnn_kernels
-from bnn_kernels import Bound, Wire
+from bnn_kernels import OpIO, PreparedOp
 
 from ..layers.expand import Tile
 from .fuse_fold import LOPSIDED, pair, sign_modules, symmetric_padding, through_norms
@@ -70,17 +70,17 @@ class StemStep(Step):
 
     def prepare(self) -> None:
         weight = self.held[0].weight
-        self._keep('weight', weight.float().contiguous())
+        self._set_constant('weight', weight.float().contiguous())
         self._fold_epilogue(*self.affine(), self.acts[0], self.consumers[0] if self.consumers else None, weight.device)
-        self.bound = Bound('stem2d', weight=self.weight, **self.geometry, **self.epilogue._asdict(), dtype=self.stream,
-                           pack=self.pack)
+        self.prepared_op = PreparedOp('stem2d', weight=self.weight, **self.geometry, **self.epilogue._asdict(),
+                                      dtype=self.stream, pack=self.pack)
 
-    def wire(self, out, x):
-        return Wire({'x': x}, out if self.pack else (None, out))
+    def io(self, out, x):
+        return OpIO({'x': x}, out if self.pack else (None, out))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        if Bound.direct(x):
-            words, stream = self.bound(x=x)
+        if PreparedOp.direct(x):
+            words, stream = self.prepared_op(x=x)
         else:
             words, stream = bnn_kernels.stem2d(x, self.weight, self.epilogue, **self.geometry, dtype=self.stream,
                                                pack=self.pack)

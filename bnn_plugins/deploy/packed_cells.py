@@ -91,7 +91,7 @@ class PackedCell(PackedModule, RecurrentCell):
             return super().scan(x, state, lengths)
         h, c = self.first_state(x) if state is None else state
         counts = is_integer(self.input) and x.dtype == torch.float32  # scale and bias are left to the kernel
-        steps = self.steps(counts) if bnn_kernels.Bound.direct(x) else self.new_steps(counts)
+        steps = self.steps(counts) if bnn_kernels.PreparedOp.direct(x) else self.new_steps(counts)
         inputs = self.input._accumulate(x) if counts else self.pre_activations(x).float()
         words = bnn_kernels.pack_features(h, None if steps.threshold is None else steps.threshold[0])
         states, _, _, cell = bnn_kernels.binary_lstm(inputs[:, :, None], self.hidden.weight_bits, steps, words[None],

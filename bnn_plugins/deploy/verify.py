@@ -246,12 +246,12 @@ def compare_step(row: Callable[[str, str], LayerCheck], part: FusedForward, plac
         compare_stem(row(part.full(step.label), step.text), step, x, expected)
         return
     check = row(part.full(step.label), type(step).__name__.removesuffix('Step').lower())
-    found, bound = step(x), float_bound(step, x)
-    compare_values(check, found, expected, bound)
+    found, error_bound = step(x), float_error_bound(step, x)
+    compare_values(check, found, expected, error_bound)
 
 
-def compare_values(check: LayerCheck, found: Tensor, expected: Tensor, bound: Tensor) -> None:
-    distance = (found.double() - expected.double()).abs() / bound
+def compare_values(check: LayerCheck, found: Tensor, expected: Tensor, error_bound: Tensor) -> None:
+    distance = (found.double() - expected.double()).abs() / error_bound
     check.worst = max(check.worst, float(distance.max()) if distance.numel() else 0.0)
     check.violations += int((distance > 1).sum())
 
@@ -261,27 +261,27 @@ def compare_block(check: LayerCheck, step: BlockStep, x: Tensor, shortcut: Tenso
     packing = PackStep(layer)
     packing.prepare()
     words = packing(x)
-    bound = block_bound(step, words, shortcut, expected)
+    error_bound = block_error_bound(step, words, shortcut, expected)
     if shortcut is not None:
         shortcut = shortcut.to(step.stream)
         shortcut = shortcut.clone(memory_format=torch.channels_last) if step.is_conv else shortcut.clone()
     out = step(words) if shortcut is None else step(words, shortcut)
     signs, stream = out if step.pack and step.keep else (out, None) if step.pack else (None, out)
     if stream is not None:
-        compare_values(check, stream, expected, bound)
+        compare_values(check, stream, expected, error_bound)
     if signs is not None:
-        compare_signs(check, step, signs, expected, bound)
+        compare_signs(check, step, signs, expected, error_bound)
 
 
 def compare_stem(check: LayerCheck, step: StemStep, x: Tensor, expected: Tensor) -> None:
-    bound = stem_bound(step, x, expected)
+    error_bound = stem_error_bound(step, x, expected)
     signs, stream = step(x) if step.pack else (None, step(x))
-    compare_values(check, stream, expected, bound)
+    compare_values(check, stream, expected, error_bound)
     if signs is not None:
-        compare_signs(check, step, signs, expected, bound)
+        compare_signs(check, step, signs, expected, error_bound)
 
 
-def compare_signs(check: LayerCheck, step: BlockStep | StemStep, signs: Tensor, expected: Tensor, bound: Tensor) -> None:
+def compare_signs(check: LayerCheck, step: BlockStep | StemStep, signs: Tensor, expected: Tensor, error_bound: Tensor) -> None:
     reader = step.consumers[0]
     reading = PackStep(reader)
     reading.prepare()
@@ -290,14 +290,14 @@ def compare_signs(check: LayerCheck, step: BlockStep | StemStep, signs: Tensor, 
     threshold = torch.zeros_like(step.scale) if threshold is None else threshold
     if isinstance(reader, PackedConv2d):
         flipped, threshold = flipped.permute(0, 3, 1, 2), threshold.view(-1, 1, 1)
-    distance = ((expected.double() - threshold.double()).abs() / bound)[flipped]
+    distance = ((expected.double() - threshold.double()).abs() / error_bound)[flipped]
     check.positions += flipped.numel()
     check.different += distance.numel()
     check.violations += int((distance > 1).sum())
     check.worst = max(check.worst, float(distance.max()) if distance.numel() else 0.0)
 
 
-def block_bound(step: BlockStep, words: Tensor, shortcut: Tensor | None, expected: Tensor) -> Tensor:
+def block_error_bound(step: BlockStep, words: Tensor, shortcut: Tensor | None, expected: Tensor) -> Tensor:
     """How far the result of a block may be from the latent model's, elementwise; see :func:`verify`."""
     layer = step.held[0]
     scale, bias = affine(layer, step.tiles, step.norms, sizes=True)
@@ -313,8 +313,8 @@ def block_bound(step: BlockStep, words: Tensor, shortcut: Tensor | None, expecte
     return total * rounding(expected, step) + torch.finfo(torch.float32).tiny
 
 
-def float_bound(step: Step, x: Tensor) -> Tensor:
-    """As :func:`block_bound`, for a real convolution, a downsample or a norm: one rounding more for each term of a sum."""
+def float_error_bound(step: Step, x: Tensor) -> Tensor:
+    """As :func:`block_error_bound`, for a real convolution, a downsample or a norm: every term of a sum is rounded once."""
     size, terms = x.double().abs(), 0
     if isinstance(step, AffineStep):
         one = torch.ones(size.shape[1], dtype=torch.float64, device=x.device)
@@ -332,8 +332,8 @@ def float_bound(step: Step, x: Tensor) -> Tensor:
     return total * (rounding(x, step) + terms * torch.finfo(torch.float32).eps) + torch.finfo(torch.float32).tiny
 
 
-def stem_bound(step: StemStep, x: Tensor, expected: Tensor) -> Tensor:
-    """As :func:`block_bound`, with one rounding more for each term of the convolution."""
+def stem_error_bound(step: StemStep, x: Tensor, expected: Tensor) -> Tensor:
+    """As :func:`block_error_bound`, with each term of the convolution rounded once more."""
     weight, where = step.held[0].weight.double().abs(), step.geometry
     total = F.conv2d(x.double().abs(), weight, None, where['stride'], where['padding'])
     total = F.max_pool2d(total, where['window'], where['window_stride'], where['window_padding'])

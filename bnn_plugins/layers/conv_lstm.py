@@ -33,7 +33,7 @@ class BinaryConvLSTMCell(RecurrentCell, Packable):
     @checked_arguments
     def __init__(self, in_channels: int, hidden_channels: int, kernel_size: int = 3, bias: bool = True, device=None,
                  dtype=None, *, method: str | dict = 'reactnet', gates: str = 'soft', candidate: str = 'tanh',
-                 norm: str | tuple[str, str] = 'static', gain: float = 1.0, out: str = 'real', weight_only: bool = False,
+                 norm: str | tuple[str, str] = 'static', norm_init: float = 1.0, out: str = 'real', weight_only: bool = False,
                  binary_input: bool = False, expand: dict | Expansion | None = None, soft_until: float = 0.0,
                  pad_value: int = 0):
         super().__init__()
@@ -42,8 +42,8 @@ class BinaryConvLSTMCell(RecurrentCell, Packable):
         self.units = hidden_channels
         self._init_switches(gates, candidate, out, soft_until, weight_only)
         input_norm, hidden_norm = both(norm)
-        common = dict(units=hidden_channels, kernel_size=kernel_size, method=method, gain=gain, real_input=weight_only,
-                      expand=expand)
+        common = dict(units=hidden_channels, kernel_size=kernel_size, method=method, norm_init=norm_init,
+                      real_input=weight_only, expand=expand)
         self.input = GateConv2d(in_channels, norm=input_norm, binary_input=binary_input, pad_value=pad_value, **common)
         self.hidden = GateConv2d(hidden_channels, norm=hidden_norm, **common)
         self.hidden.pad_value = int(self.first_bit)

@@ -23,18 +23,18 @@ class GatedLinearCell(nn.Module):
 
     Args:
         input_size, hidden_size, bias, method, weight_only, binary_input, expand: as in :class:`BinaryLSTMCell`.
-        norm (str): of the product. gain (float): where the gains of the norm start.
+        norm (str): of the product. norm_init (float): the initial weight of the norm.
 
     Shape: as in :class:`BinaryLSTMCell`.
     """
 
     @checked_arguments
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None, *,
-                 method: str | dict = 'reactnet', norm: str = 'static', gain: float = 1.0, weight_only: bool = False,
+                 method: str | dict = 'reactnet', norm: str = 'static', norm_init: float = 1.0, weight_only: bool = False,
                  binary_input: bool = False, expand: dict | Expansion | None = None):
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
-        self.input = GateLinear(input_size, hidden_size, 3, method, norm, gain, binary_input, weight_only, expand)
+        self.input = GateLinear(input_size, hidden_size, 3, method, norm, norm_init, binary_input, weight_only, expand)
         self.bias = nn.Parameter(torch.empty(3 * hidden_size)) if bias else None
         self.reset_parameters()
         self.to(device=device, dtype=dtype)

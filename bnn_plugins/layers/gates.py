@@ -4,12 +4,12 @@ A product is a binary linear layer or a binary convolution whose outputs are the
 a norm behind it:
 
 - ``'static'``: :math:`g_j\,S_j / \sqrt{2n}` with the sum of signs :math:`S`, its number of terms :math:`n` and a learned
-  gain :math:`g`: where it starts at 1, unit variance for the sum of two products; no statistics, the same for every batch.
-- ``'ln'``: layer norm over the units of each gate (and over the positions of a map), with a gain, without a bias.
+  weight :math:`g`: where it starts at 1, unit variance for the sum of two products; no statistics, the same for every batch.
+- ``'ln'``: layer norm over the units of each gate (and over the positions of a map), with a weight, without a bias.
 - ``'none'``: only the scale of the method. A mean magnitude of the weights is left out in front of the others.
 
 ``expand`` (expanding-and-shrinking) has ``tau`` times fewer, ``tau`` times deeper filters; each gate is tiled by itself, and
-every copy of a unit has a gain of its own.
+every copy of a unit has a norm weight of its own.
 """
 
 import torch
@@ -41,7 +41,7 @@ class StaticScale(nn.Module):
 
 
 class GateNorm(nn.Module):
-    """Layer norm of each gate with a gain per channel: ``[N, gates * H, ...]``, or ``[..., gates * H]``."""
+    """Layer norm of each gate with a weight per channel: ``[N, gates * H, ...]``, or ``[..., gates * H]``."""
 
     def __init__(self, gates: int, channels: int, channel_dim: int):
         super().__init__()
@@ -57,13 +57,13 @@ class GateProduct(nn.Module):
     """What the two products share; lists no weights of its own.
 
     Attributes:
-        gates (int): how many. norm_name (str): see :data:`NORMS`. first_gain (float): where the gains of the norm start.
+        gates (int): how many. norm_name (str): see :data:`NORMS`. norm_init (float): the initial weight of the norm.
     """
 
-    def _init_gates(self, gates: int, norm: str, gain: float, binary_input: bool, real_input: bool) -> None:
+    def _init_gates(self, gates: int, norm: str, norm_init: float, binary_input: bool, real_input: bool) -> None:
         if norm not in NORMS:
             raise ValueError(unknown('norm', norm, NORMS))
-        self.gates, self.norm_name, self.first_gain = gates, norm, gain
+        self.gates, self.norm_name, self.norm_init = gates, norm, norm_init
         if real_input:
             self.activation = FloatActivation()
         elif binary_input and self.activation.bits < 32:
@@ -84,11 +84,11 @@ class GateProduct(nn.Module):
 
     @torch.no_grad()
     def draw_(self, bound: float) -> None:
-        """New weights, uniform within ``bound``, and gains; static ones begin by undoing the scale that the method gives."""
+        """New weights, uniform within ``bound``, and norm weights; static ones begin by undoing the method's scale."""
         self.weight.uniform_(-bound, bound)
         if self.norm_name != 'none':
             scale = self.weight_binarizer(self.weight)[1] if self.norm_name == 'static' else None
-            self.norm.weight.fill_(self.first_gain / (1.0 if scale is None or scale.is_meta else float(scale.mean())))
+            self.norm.weight.fill_(self.norm_init / (1.0 if scale is None or scale.is_meta else float(scale.mean())))
 
     def binarized(self) -> tuple[Tensor, Tensor | None]:
         """Levels and scale of the weights."""
@@ -112,16 +112,16 @@ class GateLinear(GateProduct, BinaryLinear, nn.Linear):
     """``[..., in_features]`` -> pre-activations ``[..., gates * units]``.
 
     Args:
-        gain: where the gains of the norm start.
+        norm_init: the initial weight of the norm.
         binary_input: the input is -1/+1 already and is taken as it is: an estimator could stop its gradient there.
         real_input: the input stays real, only the weights are binary.
     """
 
     def __init__(self, in_features: int, units: int, gates: int = 4, method: str | dict = 'reactnet', norm: str = 'static',
-                 gain: float = 1.0, binary_input: bool = False, real_input: bool = False,
+                 norm_init: float = 1.0, binary_input: bool = False, real_input: bool = False,
                  expand: dict | Expansion | None = None, device=None, dtype=None):
         super().__init__(in_features, gates * units, False, method=method, expand=expand)
-        self._init_gates(gates, norm, gain, binary_input, real_input)
+        self._init_gates(gates, norm, norm_init, binary_input, real_input)
         self.to(device=device, dtype=dtype)
 
     def forward(self, input: Tensor, binarized: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
@@ -135,11 +135,11 @@ class GateConv2d(GateProduct, BinaryConv2d, nn.Conv2d):
     """``[N, in_channels, H, W]`` -> pre-activations ``[N, gates * units, H, W]``, 'same' padding. Arguments as above."""
 
     def __init__(self, in_channels: int, units: int, kernel_size: int, gates: int = 4, method: str | dict = 'reactnet',
-                 norm: str = 'static', gain: float = 1.0, binary_input: bool = False, real_input: bool = False,
+                 norm: str = 'static', norm_init: float = 1.0, binary_input: bool = False, real_input: bool = False,
                  expand: dict | Expansion | None = None, pad_value: int = 0, device=None, dtype=None):
         super().__init__(in_channels, gates * units, kernel_size, 1, kernel_size // 2, bias=False, method=method,
                          pad_value=pad_value, expand=expand)
-        self._init_gates(gates, norm, gain, binary_input, real_input)
+        self._init_gates(gates, norm, norm_init, binary_input, real_input)
         self.to(device=device, dtype=dtype)
 
     def forward(self, input: Tensor, binarized: tuple[Tensor, Tensor | None] | None = None) -> Tensor:

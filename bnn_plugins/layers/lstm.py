@@ -34,14 +34,14 @@ class BinaryLSTMCell(RecurrentCell, Packable):
         candidate (str): ``'tanh'`` or ``'sign'``; with binary gates the cell is then an integer.
         norm (str | tuple): ``'static'``, ``'ln'`` or ``'none'``, or one for the input and one for the hidden product, see
             :mod:`bnn_plugins.layers.gates`.
-        gain (float): where the gains of the norms start. Real states are smaller than signs: with ``weight_only``, 3 trains
+        norm_init (float): the initial weight of the norms. Real states are smaller than signs: with ``weight_only``, 3 trains
             faster than 1.
         out (str): ``'real'``, or ``'binary'``: the next layer sees the signs that are fed back. The state stays real.
         weight_only (bool): inputs and hidden states stay real.
         binary_input (bool): the input is -1/+1 already and taken as it is.
         expand (dict): ``dict(tau=2)``: ``hidden_size`` (and ``input_size``, from a layer before) are the wide widths, products
-            have ``tau`` times fewer and deeper filters, and every gate is tiled ``tau**2`` times with gains and biases of its
-            own. ``spread`` sets the biases of the copies apart.
+            have ``tau`` times fewer and deeper filters, and every gate is tiled ``tau**2`` times with norm weights and biases
+            of its own. ``spread`` sets the biases of the copies apart.
         soft_until (float): share of the training with soft gates, see :class:`RecurrentCell`.
 
     Shape: ``x [N, D]``, ``(h, c)`` of ``[N, H]`` (zero cell and hidden bits -1 without) -> ``(h', c')``. Also without ``N``.
@@ -53,13 +53,13 @@ class BinaryLSTMCell(RecurrentCell, Packable):
     @checked_arguments
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None, *,
                  method: str | dict = 'reactnet', gates: str = 'soft', candidate: str = 'tanh',
-                 norm: str | tuple[str, str] = 'static', gain: float = 1.0, out: str = 'real', weight_only: bool = False,
+                 norm: str | tuple[str, str] = 'static', norm_init: float = 1.0, out: str = 'real', weight_only: bool = False,
                  binary_input: bool = False, expand: dict | Expansion | None = None, soft_until: float = 0.0):
         super().__init__()
         self.input_size, self.hidden_size, self.units = input_size, hidden_size, hidden_size
         self._init_switches(gates, candidate, out, soft_until, weight_only)
         input_norm, hidden_norm = both(norm)
-        common = dict(units=hidden_size, method=method, gain=gain, real_input=weight_only, expand=expand)
+        common = dict(units=hidden_size, method=method, norm_init=norm_init, real_input=weight_only, expand=expand)
         self.input = GateLinear(input_size, norm=input_norm, binary_input=binary_input, **common)
         self.hidden = GateLinear(hidden_size, norm=hidden_norm, **common)
         self.bias = nn.Parameter(torch.empty(4 * hidden_size)) if bias else None

@@ -4,8 +4,7 @@ layout.py has the bits, ops.py the operators, dispatch.py the backends, README.m
 """
 
 from .attention import attention_table
-from .bound import Bound, kind
-from .dispatch import Backend, Wire, available_backends, join, last_backend, register_backend, selection, set_backend
+from .dispatch import Backend, OpIO, available_backends, join, last_backend, register_backend, selection, set_backend
 from .epilogue import Epilogue
 from .layout import LAYOUT_VERSION, WORD_BITS, pack_bits, pack_weight, transpose_weight, unpack_weight
 from .ops import (
@@ -20,6 +19,7 @@ from .ops import (
     pack_features,
     stem2d,
 )
+from .prepared_op import PreparedOp, input_signature
 from .recurrence import Recurrence
 from .sequence_ops import binary_attention, binary_lstm, pack_heads, pack_mask, pack_normalized, pack_values
 from .warmup import warmup
@@ -28,10 +28,10 @@ __all__ = [
     'LAYOUT_VERSION',
     'WORD_BITS',
     'Backend',
-    'Bound',
     'Epilogue',
+    'OpIO',
+    'PreparedOp',
     'Recurrence',
-    'Wire',
     'attention_table',
     'available_backends',
     'binary_attention',
@@ -43,8 +43,8 @@ __all__ = [
     'binary_linear',
     'binary_lstm',
     'downsample2d',
+    'input_signature',
     'join',
-    'kind',
     'last_backend',
     'pack_activations',
     'pack_bits',

@@ -52,13 +52,13 @@ class Backend:
         """
         return partial(getattr(self, op), **fixed)
 
-    def join(self, calls: Sequence[Callable], wires: Sequence['Wire'], inputs: Sequence[Hashable],
+    def join(self, calls: Sequence[Callable], ios: Sequence['OpIO'], inputs: Sequence[Hashable],
              results: Sequence[Hashable]) -> Callable | None:
         """What runs `calls`, which `bind` returned, one after another as one: see `bnn_kernels.join`. None: nothing does."""
         return None
 
 
-class Wire(NamedTuple):
+class OpIO(NamedTuple):
     """An operator among others: the value that each of its inputs reads, and the values that it returns, in order.
 
     None is an input that is None, or a result that nobody wants.
@@ -163,7 +163,7 @@ def selection(op: str, **call) -> Selection:
     return Selection(None, refusals)
 
 
-def bound(op: str, fixed: dict, inputs: dict) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+def bind(op: str, fixed: dict, inputs: dict) -> Callable[..., Tensor | tuple[Tensor, ...]]:
     """What runs this call, and others of its kind, on the first backend that can, and notes it; takes `inputs` by name.
 
     Arguments are checked. Raises RuntimeError with the reason of every backend asked where none can, which for a forced one is
@@ -178,28 +178,28 @@ def bound(op: str, fixed: dict, inputs: dict) -> Callable[..., Tensor | tuple[Te
         _last.any = name
         return result
 
-    call.bound = name, op, operator
+    call.dispatched = name, op, operator
     return call
 
 
-def join(calls: Sequence[Callable], wires: Sequence[Wire], inputs: Sequence[Hashable],
+def join(calls: Sequence[Callable], ios: Sequence[OpIO], inputs: Sequence[Hashable],
          results: Sequence[Hashable]) -> Callable | None:
     """Operators that follow each other, as one call; None where their backend cannot, or where they have several.
 
     Args:
-        calls: what `Bound.choose` returned for each. wires: the values that each reads and makes, by any names. A tensor that
-            takes a result (`out`) is one value, before and after.
+        calls: what `PreparedOp.choose` returned for each. ios: the values that each reads and makes, by any names. A tensor
+            that takes a result (`out`) is one value, before and after.
         inputs, results: which of the values come, and which of the made ones go.
 
     Returns:
         takes tensors as `inputs`, of the kinds for which the calls were chosen, and returns `results`, or None where it cannot
         take them for where they lie. It is good for as long as the bound tensors, and their values, stay as they are.
     """
-    names, ops, operators = zip(*[call.bound for call in calls], strict=True)
+    names, ops, operators = zip(*[call.dispatched for call in calls], strict=True)
     if len(set(names)) > 1:
         return None
     name, ops = names[0], list(dict.fromkeys(ops))
-    joined = _load(BACKENDS[name])[0].join(operators, wires, inputs, results)
+    joined = _load(BACKENDS[name])[0].join(operators, ios, inputs, results)
     if joined is None:
         return None
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .bound import Bound, bound
 from .epilogue import Epilogue
+from .prepared_op import PreparedOp, shared_op
 
 Pair = int | Sequence[int]
 
@@ -31,8 +31,8 @@ def pack_activations(x: Tensor, threshold: Tensor | None = None, groups: int = 1
         TypeError: `x` or `threshold` is not floating point.
         ValueError: wrong shapes, groups that do not divide C, tensors on different devices.
     """
-    if Bound.direct(x) and (threshold is None or type(threshold) is Tensor) and type(groups) is int:
-        return bound('pack_activations', ('groups', groups))(x=x, threshold=threshold)
+    if PreparedOp.direct(x) and (threshold is None or type(threshold) is Tensor) and type(groups) is int:
+        return shared_op('pack_activations', ('groups', groups))(x=x, threshold=threshold)
     return _pack_activations(x, _tensor_or_none(threshold), groups)
 
 
@@ -62,10 +62,10 @@ def binary_conv2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Pair 
             and more.
         RuntimeError: no backend, or not the forced one, can run the call; the reasons are given.
     """
-    if Bound.direct(x_words) and type(w_words) is Tensor:
+    if PreparedOp.direct(x_words) and type(w_words) is Tensor:
         pairs = _int_pair(stride), _int_pair(padding), _int_pair(dilation)
         if None not in pairs and type(channels) is type(groups) is type(pad_value) is int:
-            call = bound('binary_conv2d', ('channels', channels), ('stride', pairs[0]), ('padding', pairs[1]),
+            call = shared_op('binary_conv2d', ('channels', channels), ('stride', pairs[0]), ('padding', pairs[1]),
                          ('dilation', pairs[2]), ('groups', groups), ('pad_value', pad_value))
             return call(x_words=x_words, w_words=w_words)
     return _binary_conv2d(x_words, w_words, channels, _pair(stride), _pair(padding), _pair(dilation), groups,
@@ -261,7 +261,7 @@ def _runner(check: Callable, complete: Callable[[dict], dict] = dict) -> Callabl
         numbers = [(name, tuple(value) if isinstance(value, list) else value)
                    for name, value in call.items() if name not in tensors]
         try:
-            return bound(op, *numbers)(**tensors)
+            return shared_op(op, *numbers)(**tensors)
         except Exception:
             check(*arguments)  # its sentence first: it knows the arguments by these names
             raise

@@ -46,7 +46,7 @@ class Recurrence(NamedTuple):
     """Parameters of a binary LSTM's steps, float32, D directions with P units; the gates of a vector are i, f, g, o.
 
     Attributes:
-        scale: `[D, 4 P]`, of the sums of the hidden bits: the static scale, gain and norm in one.
+        scale: `[D, 4 P]`, of the sums of the hidden bits: the static scale and the weight of the norm in one.
         scale_x, bias: `[D, 4 P]` or None, applied to the input part; leave both None where it comes scaled.
         threshold: `[D, P]`, of the bit that is fed back; None is 0.
         eps: LayerNorm over each gate of the hidden sums before `scale`, with this epsilon; None normalizes nothing.

@@ -44,7 +44,7 @@ class Chain:
         self.results = sorted(self.rng.sample(made, self.rng.randint(1, min(4, len(made)))), key=lambda _: self.rng.random())
 
     def add(self, op: str, fixed: dict, reads: dict, writes: tuple) -> None:
-        self.operators.append((bk.Bound(op, **fixed), bk.Wire(reads, writes)))
+        self.operators.append((bk.PreparedOp(op, **fixed), bk.OpIO(reads, writes)))
         out = self.operators[-1][0](**{name: None if v is None else self.values[v] for name, v in reads.items()})
         for value, tensor in zip(writes, out if isinstance(out, tuple) else (out,), strict=True):
             if value is not None:
@@ -104,15 +104,15 @@ class Chain:
         self.streams.append(value)
 
     def join(self):
-        calls = [bound.choose({name: None if v is None else self.values[v] for name, v in wire.reads.items()})
-                 for bound, wire in self.operators]
-        return bk.join(calls, [wire for _, wire in self.operators], [0], self.results)
+        calls = [op.choose({name: None if v is None else self.values[v] for name, v in io.reads.items()})
+                 for op, io in self.operators]
+        return bk.join(calls, [io for _, io in self.operators], [0], self.results)
 
     def one_by_one(self, x: torch.Tensor) -> list[torch.Tensor]:
         values = {0: x}
-        for bound, wire in self.operators:
-            out = bound(**{name: None if v is None else values[v] for name, v in wire.reads.items()})
-            values.update(zip(wire.writes, out if isinstance(out, tuple) else (out,), strict=True))
+        for op, io in self.operators:
+            out = op(**{name: None if v is None else values[v] for name, v in io.reads.items()})
+            values.update(zip(io.writes, out if isinstance(out, tuple) else (out,), strict=True))
         return [values[v] for v in self.results]
 
     def image(self) -> torch.Tensor:
@@ -169,9 +169,9 @@ def test_settings_may_change(isa, monkeypatch):
 def test_inference_mode():
     """Weights from outside of it stay as they are, whatever is made of them inside, or where there are none."""
     chain = next(chain for chain in (Chain(seed, 12) for seed in range(99))
-                 if any(bound.op == 'binary_conv2d_sign' and bound.fixed['flip'] is None for bound, _ in chain.operators))
-    for bound, _ in chain.operators:
-        bound.chosen.clear()
+                 if any(op.op == 'binary_conv2d_sign' and op.fixed['flip'] is None for op, _ in chain.operators))
+    for op, _ in chain.operators:
+        op.chosen.clear()
     with torch.inference_mode():
         x = chain.image()
         expected = chain.one_by_one(x)
@@ -200,7 +200,7 @@ def test_what_it_points_to_stays_alive():
     chain = Chain(5, 12)
     joined, x = chain.join(), chain.image()
     expected = chain.one_by_one(x)
-    sizes = [value.shape for bound, _ in chain.operators for value in bound.fixed.values() if isinstance(value, torch.Tensor)]
+    sizes = [value.shape for op, _ in chain.operators for value in op.fixed.values() if isinstance(value, torch.Tensor)]
     del chain
     gc.collect()
     garbage = [torch.full(shape, 7.0) for shape in sizes for _ in range(100)]
@@ -278,11 +278,11 @@ def test_what_cannot_be_joined():
     chain = Chain(3, 6)
     with bk.set_backend('reference'):
         assert chain.join() is None
-    bound = bk.Bound('binary_conv2d', channels=8, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, pad_value=0)
-    wire = bk.Wire({'x_words': 'x', 'w_words': 'w'}, ('y',))
+    op = bk.PreparedOp('binary_conv2d', channels=8, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, pad_value=0)
+    io = bk.OpIO({'x_words': 'x', 'w_words': 'w'}, ('y',))
     values = dict(x=torch.zeros(1, 2, 2, 1, dtype=torch.int32), w=torch.zeros(3, 1, 1, 1, dtype=torch.int32))
-    call = bound.choose(dict(x_words=values['x'], w_words=values['w']))
-    assert bk.join([call], [wire], ['x', 'w'], ['y']) is None, 'the weight is no bound tensor'
+    call = op.choose(dict(x_words=values['x'], w_words=values['w']))
+    assert bk.join([call], [io], ['x', 'w'], ['y']) is None, 'the weight is no bound tensor'
 
 
 @given(uses=st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=4), min_size=1, max_size=12),

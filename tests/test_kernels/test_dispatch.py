@@ -10,7 +10,7 @@ import torch
 
 import bnn_kernels as bk
 from bnn_kernels import dispatch
-from bnn_kernels.bound import bound
+from bnn_kernels.prepared_op import shared_op
 
 WORDS = torch.zeros(2, 2, dtype=torch.int32)
 
@@ -51,9 +51,9 @@ def backends(monkeypatch):
         'reference': dispatch.BACKENDS['reference'],
     })
     monkeypatch.setattr(dispatch, '_forced', None)
-    bound.cache_clear()  # operators remember who runs them
+    shared_op.cache_clear()  # operators remember who runs them
     yield
-    bound.cache_clear()
+    shared_op.cache_clear()
 
 
 def test_available_backends_give_their_reasons():
@@ -161,7 +161,7 @@ def test_set_backend_refuses_what_cannot_be():
 
 def test_no_backend_at_all_gives_every_reason(monkeypatch):
     monkeypatch.setattr(dispatch, 'BACKENDS', {'absent': f'{__name__}:Absent', 'picky': f'{__name__}:Picky'})
-    bound.cache_clear()
+    shared_op.cache_clear()
     with pytest.raises(RuntimeError, match=r'No backend can run binary_linear .*absent: .*unicorn; picky: picky wants'):
         linear(63)
 
@@ -208,7 +208,7 @@ def test_bound_gives_what_the_operator_gives():
     x, weight = torch.randn(2, 40, 5, 4), torch.randn(6, 40, 3, 3)
     words, packed = bk.pack_activations(x), bk.pack_weight(weight)
     geometry = dict(channels=40, stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1, pad_value=0)
-    conv = bk.Bound('binary_conv2d', w_words=packed, **geometry)
+    conv = bk.PreparedOp('binary_conv2d', w_words=packed, **geometry)
     for _ in range(2):
         assert torch.equal(conv(x_words=words), bk.binary_conv2d(words, packed, **geometry))
     packed.bitwise_not_()  # values may change
@@ -220,7 +220,7 @@ def test_bound_gives_what_the_operator_gives():
 
 
 def test_bound_follows_set_backend():
-    features = bk.Bound('pack_features', threshold=None)
+    features = bk.PreparedOp('pack_features', threshold=None)
     x = torch.randn(3, 33)
     features(x=x)
     first = bk.last_backend('pack_features')
@@ -235,16 +235,16 @@ def test_bound_stands_aside_where_somebody_watches():
     from torch._subclasses import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
     x = torch.randn(3)
-    assert bk.Bound.direct(x)
-    assert not bk.Bound.direct(torch.nn.Parameter(x))
+    assert bk.PreparedOp.direct(x)
+    assert not bk.PreparedOp.direct(torch.nn.Parameter(x))
     with TorchDispatchMode():
-        assert not bk.Bound.direct(x)
+        assert not bk.PreparedOp.direct(x)
     with FakeTensorMode() as mode:
-        assert not bk.Bound.direct(mode.from_tensor(x))
+        assert not bk.PreparedOp.direct(mode.from_tensor(x))
     seen = []
 
     def net(x):
-        seen.append(bk.Bound.direct(x))
+        seen.append(bk.PreparedOp.direct(x))
         return x + 1
 
     torch.compile(net, backend='eager', fullgraph=False)(x)

@@ -164,19 +164,19 @@ def test_the_backend_that_ran_is_named():
                 net(x)
 
 
-def test_bound_operators_are_the_public_ones():
+def test_prepared_operators_are_the_public_ones():
     q, k, v = (torch.randn(2, tokens, 64) for tokens in (5, 40, 40))
     words = bk.pack_heads(q, 2), bk.pack_heads(k, 2), bk.pack_values(v, 2)
     limit = torch.full((1, 2), 1 / 40, dtype=torch.float64)
     fixed = dict(head_dim=32, limit=limit, table=bk.attention_table(0.2, 32), scale=None)
-    bound = bk.Bound('binary_attention', rules=['elastic'], **fixed)
+    attention = bk.PreparedOp('binary_attention', rules=['elastic'], **fixed)
     given = dict(zip(('q_words', 'k_words', 'v_words'), words, strict=True)) | dict(mask_words=None)
     parameters = bk.Recurrence(torch.full((1, 160), 0.1))
     weight, x = bk.pack_features(torch.randn(1, 160, 40)), torch.randn(4, 3, 1, 160)
     state = torch.zeros(1, 3, 2, dtype=torch.int32), torch.zeros(1, 3, 40)
-    scan = bk.Bound('binary_lstm', w_words=weight, **parameters._asdict(), lengths=None, pack=True, keep=True)
+    scan = bk.PreparedOp('binary_lstm', w_words=weight, **parameters._asdict(), lengths=None, pack=True, keep=True)
     for _ in range(2):
-        assert torch.equal(bound(**given), bk.binary_attention(*words, rule='elastic', **fixed))
+        assert torch.equal(attention(**given), bk.binary_attention(*words, rule='elastic', **fixed))
         for result, expected in zip(scan(x=x, h_words=state[0], cell=state[1]),
                                     bk.binary_lstm(x, weight, parameters, *state, pack=True), strict=True):
             assert torch.equal(result, expected)

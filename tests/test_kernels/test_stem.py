@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import bnn_kernels as bk
-from bnn_kernels import Bound, checks
+from bnn_kernels import PreparedOp, checks
 from bnn_kernels.cpu import engine
 from bnn_kernels.epilogue import ACTS
 
@@ -146,9 +146,9 @@ def test_infinities_and_nan(call, backend):
 def test_bound_follows_what_is_written_to_its_weight(call, backend):
     name, _, isa = backend.partition(' ')
     with bk.set_backend(name), engine.set_isa(isa or None):
-        bound = Bound('stem2d', **{key: value for key, value in call.items() if key != 'x'})
+        prepared_op = PreparedOp('stem2d', **{key: value for key, value in call.items() if key != 'x'})
         for _ in range(2):
-            assert all(map(torch.equal, bound(x=call['x']), run('reference', call)))
+            assert all(map(torch.equal, prepared_op(x=call['x']), run('reference', call)))
             call['weight'].mul_(-2)
 
 

@@ -229,7 +229,7 @@ once = pytest.mark.skipif(BACKEND != 'triton-popcount', reason='both backends ha
 
 
 def agree_with_the_reference(op, call) -> None:
-    results, expected = dispatch.bound(op, {}, call)(**call), getattr(Reference(), op)(**call)
+    results, expected = dispatch.bind(op, {}, call)(**call), getattr(Reference(), op)(**call)
     assert bk.last_backend() == BACKEND
     for pair in zip(results, expected, strict=True) if isinstance(expected, tuple) else [(results, expected)]:
         assert cases.same(*pair)

@@ -25,7 +25,7 @@ VARIANTS = {
 
 def build(**options) -> BinaryLSTM:
     lstm = BinaryLSTM(12, 8, **options)
-    for p in lstm.parameters():  # gains, biases and thresholds away from their first values
+    for p in lstm.parameters():  # norm weights, biases and thresholds away from their first values
         if p.ndim == 1:
             p.data = p + 0.3 * torch.rand_like(p)
     return lstm

@@ -69,7 +69,7 @@ def test_gain_is_where_the_norms_start(options):
     torch.manual_seed(0)
     one = BinaryLSTM(12, 8, **options).cells[0]
     torch.manual_seed(0)
-    three = BinaryLSTM(12, 8, gain=3.0, **options).cells[0]
+    three = BinaryLSTM(12, 8, norm_init=3.0, **options).cells[0]
     torch.testing.assert_close(three.input(x), 3 * one.input(x))
 
 

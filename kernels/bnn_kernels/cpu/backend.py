@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..dispatch import Backend, Wire
+from ..dispatch import Backend, OpIO
 from . import engine
-from .bound import BINDINGS, is_image
 from .calls import Call, Program
 from .engine import DTYPES, ISAS, dense, struct
+from .lowering import LOWERINGS, is_image
 from .sequence import MOST_FEATURES, SequenceOperators
 
 AVX512, AMX = ISAS.index('avx512'), ISAS.index('amx')
@@ -37,7 +37,7 @@ def wherever(op: str) -> Callable:
         call = dict(zip(names, arguments, strict=False)) | call
         inputs = {name: readable(op, name, value, call) for name, value in call.items()
                   if value is None or isinstance(value, Tensor)}
-        results = BINDINGS[op](self, {name: call[name] for name in call.keys() - inputs.keys()}, inputs)(**inputs)
+        results = LOWERINGS[op](self, {name: call[name] for name in call.keys() - inputs.keys()}, inputs)(**inputs)
         out = call.get('out')
         return (results[0], out.copy_(results[1])) if out is not None and inputs['out'] is not out else results
 
@@ -89,12 +89,12 @@ class Cpu(SequenceOperators, Backend):
         return True, ''
 
     def bind(self, op: str, fixed: dict, inputs: dict) -> Callable:
-        call = BINDINGS[op](self, fixed, inputs) if op in BINDINGS else None
+        call = LOWERINGS[op](self, fixed, inputs) if op in LOWERINGS else None
         return call or super().bind(op, fixed, inputs)
 
-    def join(self, calls: Sequence[Callable], wires: Sequence[Wire], inputs: Sequence, results: Sequence) -> Program | None:
+    def join(self, calls: Sequence[Callable], ios: Sequence[OpIO], inputs: Sequence, results: Sequence) -> Program | None:
         stay = all(isinstance(call, Call) and call.weights_stay for call in calls)
-        return Program(calls, wires, inputs, results) if stay else None
+        return Program(calls, ios, inputs, results) if stay else None
 
     pack_activations = wherever('pack_activations')
     pack_features = wherever('pack_features')

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..dispatch import Wire
+from ..dispatch import OpIO
 from . import engine
 
 CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM = range(6)  # enum Operation of src/driver.hpp
@@ -85,15 +85,15 @@ class Call:
             address of the input, of the thing kept, or of the result of that name.
         inputs: examples by name, None for one that is not there. made: what it makes, by name. results: names of what it
             returns; of one, the tensor alone.
-        slow: what runs inputs that do not start where numbers may. holds: what else must stay alive.
+        fallback: what runs inputs that do not start where numbers may. holds: what else must stay alive.
         kept: names of what is made of weights, once for each weight; `weights` are tensors, or names of inputs. `keep` makes
             it: `(*addresses, whatever must stay alive)`.
     """
 
     def __init__(self, operation: int, fields: Sequence[int | str], inputs: dict[str, Tensor | None], made: dict[str, Made],
-                 results: Sequence[str], slow: Callable, holds: object = None, kept: Sequence[str] = (),
+                 results: Sequence[str], fallback: Callable, holds: object = None, kept: Sequence[str] = (),
                  weights: Sequence[Tensor | str] = (), keep: Callable | None = None):
-        self.inputs, self.made, self.slow, self.holds = tuple(inputs), made, slow, holds
+        self.inputs, self.made, self.fallback, self.holds = tuple(inputs), made, fallback, holds
         self.kept, self.weights, self.keep = tuple(kept), weights, Kept(keep or (lambda *settings: (None,)))
         self.fields = [len(fields) + 2, operation, *fields]
         self.new = list(made.values())
@@ -104,15 +104,15 @@ class Call:
         self.code = code_of(*encode(self.fields, lambda name: (names.index(name), 0)))
         places = [*made, *self.inputs]
         self.places, self.only = [places.index(name) for name in results], len(results) == 1
-        self.all_bound = not any(isinstance(weight, str) for weight in weights)
-        self.weights_stay = self.all_bound and not any(weight.is_inference() for weight in weights)
+        self.all_fixed = not any(isinstance(weight, str) for weight in weights)
+        self.weights_stay = self.all_fixed and not any(weight.is_inference() for weight in weights)
 
     def __call__(self, **inputs: Tensor | None) -> Tensor | tuple[Tensor, ...]:
         at = [0 if x is None else x.data_ptr() for x in inputs.values()]
         if any(map(and_, at, self.masks)):
-            return self.slow(**inputs)
+            return self.fallback(**inputs)
         settings = engine.isa_number(), torch.get_num_threads()
-        weights = self.weights if self.all_bound else [inputs[w] if type(w) is str else w for w in self.weights]
+        weights = self.weights if self.all_fixed else [inputs[w] if type(w) is str else w for w in self.weights]
         *kept, _ = self.keep(settings, weights)
         made = [torch.empty_strided(shape, strides, dtype=dtype) for shape, strides, dtype in self.new]
         run(self.code, [*settings, *at, *kept, *[x.data_ptr() for x in made]])
@@ -128,11 +128,11 @@ class Program:
     See `bnn_kernels.join`. Weights are looked at when it is first called, and when the engine's settings change.
     """
 
-    def __init__(self, calls: Sequence[Call], wires: Sequence[Wire], inputs: Sequence[Hashable], results: Sequence[Hashable]):
+    def __init__(self, calls: Sequence[Call], ios: Sequence[OpIO], inputs: Sequence[Hashable], results: Sequence[Hashable]):
         self.calls = calls
         # Which value each name of a call's record means: what is not wanted, none.
-        self.names = [wire.reads | dict(zip(call.results, wire.writes, strict=True))
-                      for call, wire in zip(calls, wires, strict=True)]
+        self.names = [io.reads | dict(zip(call.results, io.writes, strict=True))
+                      for call, io in zip(calls, ios, strict=True)]
         made = {names[name]: spec for call, names in zip(calls, self.names, strict=True)
                 for name, spec in call.made.items() if names[name] is not None}
         self.new = [made[value] for value in results]

@@ -14,10 +14,10 @@ from .geometry import pixel_of, source
 
 
 @triton.constexpr_function
-def _signs_asm(plane, keep):
+def _signs_asm(plane, mask):
     """Four bytes at once: bit b of each becomes -254 b - 1 in 32-bit arithmetic, and that is +1 or -1 in every byte."""
     signs = f'.reg .b32 t; shr.u32 t, $1, {plane}; and.b32 t, t, 0x01010101; mad.lo.s32 t, t, -254, -1;'
-    return f'{{ {signs} {"and.b32 $0, t, $2;" if keep else "mov.b32 $0, t;"} }}'
+    return f'{{ {signs} {"and.b32 $0, t, $2;" if mask else "mov.b32 $0, t;"} }}'
 
 
 @triton.jit
@@ -30,13 +30,13 @@ def signs(packed, PLANE: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
-def kept_signs(packed, keep, PLANE: tl.constexpr, ASM: tl.constexpr):
-    """`signs` where the int8 `keep` is -1, and 0 where it is 0."""
+def kept_signs(packed, mask, PLANE: tl.constexpr, ASM: tl.constexpr):
+    """`signs` where the int8 `mask` is -1, and 0 where it is 0."""
     if ASM:
-        return tl.inline_asm_elementwise(_signs_asm(PLANE, True), '=r,r,r', [packed, keep], dtype=tl.int8, is_pure=True,
+        return tl.inline_asm_elementwise(_signs_asm(PLANE, True), '=r,r,r', [packed, mask], dtype=tl.int8, is_pure=True,
                                          pack=4)
     else:
-        return signs(packed, PLANE, ASM) & keep
+        return signs(packed, PLANE, ASM) & mask
 
 
 @triton.jit(do_not_specialize=['pixels', 'height', 'width', 'out_height', 'out_width'])
@@ -80,10 +80,10 @@ def convolve(x, w, sums, words, stream, shortcut, scale, bias, gamma, slope, zet
             outside = tl.where(k < ROW, (1 << ones) - 1, 0).to(tl.int8)[None, :]
         a = tl.load(x + place, mask=inside, other=outside)
         b = tl.load(w_rows[None, :] + k[:, None], mask=real_channel[None, :] & (k < ROW)[:, None], other=0)
-        keep = tl.where(inside, -1, 0).to(tl.int8)  # in every bit
+        mask = tl.where(inside, -1, 0).to(tl.int8)  # in every bit
         for plane in tl.static_range(8):
             if MASKED:
-                left = kept_signs(a, keep, plane, ASM)
+                left = kept_signs(a, mask, plane, ASM)
             else:
                 left = signs(a, plane, ASM)
             acc = tl.dot(left, signs(b, plane, ASM), acc, out_dtype=tl.int32)

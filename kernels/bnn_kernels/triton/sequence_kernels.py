@@ -172,7 +172,7 @@ def taking_part(mask_rows, real_query, first, key, keys, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def bound(level, least, total, table_row, RULE: tl.constexpr, FEATURES: tl.constexpr, ENTRIES: tl.constexpr):
+def lower_bound(level, least, total, table_row, RULE: tl.constexpr, FEATURES: tl.constexpr, ENTRIES: tl.constexpr):
     """Distances below it have their attention bit: base + n of `bnn_kernels.attention`, int32 [BLOCK_M]."""
     if RULE == ELASTIC:
         entry = tl.arange(0, ENTRIES)
@@ -233,7 +233,7 @@ def attend(q, k, v, mask, limit, table, scale, y, queries, keys, heads, mask_bat
     result = tl.zeros((BLOCK_M, BLOCK_V), tl.int32 if scale is None else tl.float32)
     for plane in tl.static_range(PLANES):
         level = tl.load(limit + plane * heads + head)
-        below = bound(level, least, total, table_row, (RULES >> (2 * plane)) & 3, FEATURES, ENTRIES)
+        below = lower_bound(level, least, total, table_row, (RULES >> (2 * plane)) & 3, FEATURES, ENTRIES)
         common = tl.zeros((BLOCK_M, BLOCK_V), tl.int32)
         ones = tl.zeros((BLOCK_M,), tl.int32)
         for first in range(0, keys, 32):

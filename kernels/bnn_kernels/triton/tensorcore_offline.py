@@ -23,12 +23,12 @@ class Compiled(NamedTuple):
 
 def compiled(plan: Plan, capability: tuple[int, int]) -> Compiled:
     """What a launch of this plan would compile on a GPU of this compute capability."""
-    signature = tuple((name, kind(name, plan.arguments[name])) for name in plan.kernel.arg_names)
+    signature = tuple((name, argument_type(name, plan.arguments[name])) for name in plan.kernel.arg_names)
     constants = tuple((name, plan.arguments[name]) for name, kind in signature if kind == 'constexpr')
     return _compiled(plan.kernel, signature, constants, tuple(plan.options.items()), 10 * capability[0] + capability[1])
 
 
-def kind(name: str, value: Any) -> str:
+def argument_type(name: str, value: Any) -> str:
     """The Triton type of an argument; 'constexpr' for what is part of the compiled kernel."""
     if isinstance(value, torch.Tensor):
         return POINTERS[value.dtype]

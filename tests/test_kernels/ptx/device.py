@@ -6,7 +6,7 @@ from functools import cache
 import torch
 
 from bnn_kernels.triton import tensorcore
-from bnn_kernels.triton.tensorcore_offline import compiled, kind
+from bnn_kernels.triton.tensorcore_offline import argument_type, compiled
 
 from .block import Block, GlobalMemory
 from .instructions import execute
@@ -27,7 +27,8 @@ class Chip:
     def launch(self, plan: tensorcore.Plan) -> None:
         kernel = compiled(plan, self.machine.capability)
         program = parsed(self.change(kernel.ptx))
-        values = [plan.arguments[name] for name in plan.kernel.arg_names if kind(name, plan.arguments[name]) != 'constexpr']
+        values = [value for name in plan.kernel.arg_names
+                  if argument_type(name, value := plan.arguments[name]) != 'constexpr']
         run(program, values, plan.programs, kernel.shared)
         self.executed.append(program)
 

@@ -64,7 +64,7 @@ def weight(fixed: dict, inputs: dict, name: str) -> Tensor | str:
 
 # --- packing -----------------------------------------------------------------------------------------------------------------
 
-def bind_pack_activations(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_pack_activations(cpu, fixed: dict, inputs: dict) -> Call | None:
     call = fixed | inputs
     x, groups = call['x'], call['groups']
     batch, channels, height, width = x.shape
@@ -75,7 +75,7 @@ def bind_pack_activations(cpu, fixed: dict, inputs: dict) -> Call | None:
     return packing(cpu, 'pack_activations', fixed, inputs, numbers, rows(checks.pack_activations(**call)))
 
 
-def bind_pack_features(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_pack_features(cpu, fixed: dict, inputs: dict) -> Call | None:
     call = fixed | inputs
     *lead, channels = call['x'].shape
     if not call['x'].is_contiguous():
@@ -121,15 +121,15 @@ def sums(cpu, op: str, fixed: dict, inputs: dict, made: Callable[..., Made], **c
                         ordinary(cpu, op, fixed), **own)
 
 
-def bind_conv2d(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_conv2d(cpu, fixed: dict, inputs: dict) -> Call | None:
     return sums(cpu, 'binary_conv2d', fixed, inputs, image)
 
 
-def bind_conv_transpose2d(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_conv_transpose2d(cpu, fixed: dict, inputs: dict) -> Call | None:
     return sums(cpu, 'binary_conv_transpose2d', fixed, inputs, image, pad_value=0)
 
 
-def bind_linear(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_linear(cpu, fixed: dict, inputs: dict) -> Call | None:
     """A 1x1 convolution of an image of one row."""
     call = fixed | inputs
     *lead, words = call['x_words'].shape
@@ -140,7 +140,7 @@ def bind_linear(cpu, fixed: dict, inputs: dict) -> Call | None:
                 dilation=(1, 1), groups=1, pad_value=0)
 
 
-def bind_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Call | None:
     call = fixed | inputs
     threshold, held = places(fixed, inputs, ['threshold'])
     own = convolution(cpu, fixed, inputs)
@@ -160,7 +160,7 @@ def bind_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Call | None:
                 [*own['weights'], *flip], keep)
 
 
-def bind_block2d(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_block2d(cpu, fixed: dict, inputs: dict) -> Call | None:
     call = fixed | inputs
     vectors, held = places(fixed, inputs, VECTORS)
     own = convolution(cpu, fixed, inputs)
@@ -186,7 +186,7 @@ def prepare(words: Tensor, geometry) -> Tensor:
 
 # --- the real-valued parts of a network --------------------------------------------------------------------------------------
 
-def bind_downsample2d(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_downsample2d(cpu, fixed: dict, inputs: dict) -> Call | None:
     call = fixed | inputs
     x, pool = call['x'], call['pool']
     if 'x' not in inputs or not is_image(x):
@@ -213,7 +213,7 @@ def prepare_downsample(matrix: Tensor, isa: int) -> Tensor:
     return made
 
 
-def bind_stem2d(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_stem2d(cpu, fixed: dict, inputs: dict) -> Call | None:
     call = fixed | inputs
     x, dtype = call['x'], call['dtype']
     vectors, held = places(fixed, inputs, VECTORS)
@@ -259,7 +259,7 @@ def prepare_stem(kernels: Tensor, interleaved: bool) -> Tensor:
     return taps.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
 
 
-BINDINGS: dict[str, Callable[..., Call | None]] = {
-    'pack_activations': bind_pack_activations, 'pack_features': bind_pack_features, 'binary_conv2d': bind_conv2d,
-    'binary_conv_transpose2d': bind_conv_transpose2d, 'binary_linear': bind_linear, 'binary_conv2d_sign': bind_conv2d_sign,
-    'binary_block2d': bind_block2d, 'downsample2d': bind_downsample2d, 'stem2d': bind_stem2d}
+LOWERINGS: dict[str, Callable[..., Call | None]] = {
+    'pack_activations': lower_pack_activations, 'pack_features': lower_pack_features, 'binary_conv2d': lower_conv2d,
+    'binary_conv_transpose2d': lower_conv_transpose2d, 'binary_linear': lower_linear, 'binary_conv2d_sign': lower_conv2d_sign,
+    'binary_block2d': lower_block2d, 'downsample2d': lower_downsample2d, 'stem2d': lower_stem2d}

@@ -9,8 +9,8 @@ from torch import Tensor
 from . import checks, dispatch
 
 
-class Bound:
-    """`Bound('binary_block2d', w_words=..., ...)(x_words=..., ...)`: the arguments of a backend's method, in two parts.
+class PreparedOp:
+    """`PreparedOp('binary_block2d', w_words=..., ...)(x_words=..., ...)`: the arguments of a backend's method, in two parts.
 
     The first call with inputs of some shapes, dtypes, devices and strides is checked and dispatched as any other; later ones
     go straight to the backend that was chosen, until `set_backend` changes the choice: in eager code checks and dispatch cost
@@ -40,25 +40,25 @@ class Bound:
 
     def choose(self, inputs: dict[str, Tensor | None]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
         """What runs inputs of this kind, and may be joined with others (`bnn_kernels.join`); takes them by name."""
-        key = (dispatch.choice(), *inputs, *[None if x is None else kind(x) for x in inputs.values()])
+        key = (dispatch.choice(), *inputs, *[None if x is None else input_signature(x) for x in inputs.values()])
         call = self.chosen.get(key)
         if call is None:
             self.check(**self.fixed, **inputs)
-            if len(self.chosen) >= MOST_KINDS:
+            if len(self.chosen) >= MOST_SIGNATURES:
                 self.chosen.clear()
-            self.chosen[key] = call = dispatch.bound(self.op, self.fixed, inputs)
+            self.chosen[key] = call = dispatch.bind(self.op, self.fixed, inputs)
         return call
 
 
-def kind(x: Tensor) -> tuple:
+def input_signature(x: Tensor) -> tuple:
     """Tensors of one kind take the same way."""
     return x.shape, x.stride(), x.dtype, x.device, x.is_inference()
 
 
-MOST_KINDS = 256  # of inputs and forced backends that one operator, or one call of several, remembers
+MOST_SIGNATURES = 256  # of inputs and forced backends that one operator, or one call of several, remembers
 
 
 @lru_cache(1024)
-def bound(op: str, *numbers: tuple[str, Hashable]) -> Bound:
+def shared_op(op: str, *numbers: tuple[str, Hashable]) -> PreparedOp:
     """The operator with only numbers bound, which the public functions share."""
-    return Bound(op, **dict(numbers))
+    return PreparedOp(op, **dict(numbers))

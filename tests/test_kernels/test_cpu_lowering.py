@@ -1,4 +1,4 @@
-"""Bound operators of the engine: what they give, what they keep alive, and what they notice."""
+"""Prepared operators of the engine: what they give, what they keep alive, and what they notice."""
 
 import copy
 import gc
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bnn_kernels as bk
-from bnn_kernels.cpu import available_isas, bound, engine
+from bnn_kernels.cpu import available_isas, engine, lowering
 from bnn_kernels.cpu.backend import Cpu
 from bnn_kernels.cpu.calls import Call
 from bnn_kernels.reference import Reference
@@ -92,7 +92,7 @@ every_op = pytest.mark.parametrize('op', INPUTS)
 
 
 def test_every_operator_that_is_bound_is_tested():
-    assert set(INPUTS) == set(bound.BINDINGS)
+    assert set(INPUTS) == set(lowering.LOWERINGS)
 
 
 @every_op
@@ -121,12 +121,12 @@ def test_results(op, calls, all_come):
     @given(call=calls)
     def run(call):
         fixed, inputs = tensors_apart(call) if all_come else parts(op, call)
-        bound_op = bk.Bound(op, **fixed)
+        prepared_op = bk.PreparedOp(op, **fixed)
         for _ in range(2):
             own = dict(inputs)
             if own.get('out') is not None:  # in place
                 own['out'] = own['shortcut'] = own['out'].clone(memory_format=torch.preserve_format)
-            expect(op, bound_op(**own), call)
+            expect(op, prepared_op(**own), call)
 
     run()
 
@@ -136,7 +136,7 @@ def test_results(op, calls, all_come):
 def test_results_of_packing(channels, size, planar, kind):
     x = torch.randn(2, channels, *size).to(kind, memory_format=torch.contiguous_format if planar else torch.channels_last)
     for threshold in (None, torch.randn(channels)):
-        pack = bk.Bound('pack_activations', threshold=threshold, groups=1)
+        pack = bk.PreparedOp('pack_activations', threshold=threshold, groups=1)
         assert torch.equal(pack(x=x), REFERENCE.pack_activations(x, threshold, 1))
 
 
@@ -144,10 +144,10 @@ def test_results_of_packing(channels, size, planar, kind):
 def test_inputs_of_another_kind_and_back(op):
     call = example(op)
     fixed, inputs = parts(op, call)
-    bound_op = bk.Bound(op, **fixed)
+    prepared_op = bk.PreparedOp(op, **fixed)
     halves = {k: None if v is None else v[:1] for k, v in inputs.items()}
     for own in (inputs, halves, inputs):
-        expect(op, bound_op(**own), fixed | own)
+        expect(op, prepared_op(**own), fixed | own)
 
 
 @every_op
@@ -161,9 +161,9 @@ def test_inputs_where_no_number_may_start(op):
     call = example(op)
     fixed, inputs = parts(op, call)
     odd = {k: None if v is None else shifted(v) for k, v in inputs.items()}
-    bound_op = bk.Bound(op, **fixed)
+    prepared_op = bk.PreparedOp(op, **fixed)
     for own in (inputs, odd):
-        expect(op, bound_op(**own), call)
+        expect(op, prepared_op(**own), call)
 
 
 @every_op
@@ -173,11 +173,11 @@ def test_the_instruction_set_may_change(op, isa):
         pytest.skip(f'this processor has no {isa}')
     call = example(op)
     fixed, inputs = parts(op, call)
-    bound_op = bk.Bound(op, **fixed)
-    expect(op, bound_op(**inputs), call)
+    prepared_op = bk.PreparedOp(op, **fixed)
+    expect(op, prepared_op(**inputs), call)
     with engine.set_isa(isa):
-        expect(op, bound_op(**inputs), call)
-    expect(op, bound_op(**inputs), call)
+        expect(op, prepared_op(**inputs), call)
+    expect(op, prepared_op(**inputs), call)
 
 
 # --- memory --------------------------------------------------------------------------------------------------
@@ -188,13 +188,13 @@ def test_what_it_points_to_stays_alive(op):
     call = example(op)
     _, inputs = parts(op, call)
     mine, _ = parts(op, copy.deepcopy(call))
-    bound_op = bk.Bound(op, **mine)
-    bound_op(**inputs)
+    prepared_op = bk.PreparedOp(op, **mine)
+    prepared_op(**inputs)
     sizes = [v.shape for v in mine.values() if isinstance(v, torch.Tensor)]
     del mine
     gc.collect()
     garbage = [torch.full(shape, 7.0) for shape in sizes for _ in range(100)]
-    expect(op, bound_op(**inputs), call)
+    expect(op, prepared_op(**inputs), call)
     del garbage
 
 
@@ -203,14 +203,14 @@ def test_memory_that_is_taken_from_under_it(op):
     """`.data = ...` is not seen, as the README says; but what it pointed to is still there."""
     call = example(op)
     fixed, inputs = parts(op, copy.deepcopy(call))
-    bound_op = bk.Bound(op, **fixed)
-    bound_op(**inputs)
+    prepared_op = bk.PreparedOp(op, **fixed)
+    prepared_op(**inputs)
     tensors = [value for value in fixed.values() if isinstance(value, torch.Tensor)]
     for tensor in tensors:
         tensor.data = torch.zeros_like(tensor)
     gc.collect()
     garbage = [torch.full(tensor.shape, 7.0) for tensor in tensors for _ in range(100)]
-    expect(op, bound_op(**inputs), call)
+    expect(op, prepared_op(**inputs), call)
     del garbage
 
 
@@ -218,12 +218,12 @@ def test_memory_that_is_taken_from_under_it(op):
 def test_values_written_in_place_are_noticed(op):
     call = example(op)
     fixed, inputs = parts(op, call)
-    bound_op = bk.Bound(op, **fixed)
-    bound_op(**inputs)
+    prepared_op = bk.PreparedOp(op, **fixed)
+    prepared_op(**inputs)
     for value in fixed.values():
         if isinstance(value, torch.Tensor):
             value.copy_(value.flip(0))
-            expect(op, bound_op(**inputs), call)
+            expect(op, prepared_op(**inputs), call)
 
 
 @every_op
@@ -232,12 +232,12 @@ def test_tensors_of_inference_mode(op):
     with torch.inference_mode():
         call = example(op)
         fixed, inputs = parts(op, call)
-        bound_op = bk.Bound(op, **fixed)
-        expect(op, bound_op(**inputs), call)
+        prepared_op = bk.PreparedOp(op, **fixed)
+        expect(op, prepared_op(**inputs), call)
         for value in fixed.values():
             if isinstance(value, torch.Tensor):
                 value.copy_(value.flip(0))
-        expect(op, bound_op(**inputs), call)
+        expect(op, prepared_op(**inputs), call)
 
 
 # --- copies and threads --------------------------------------------------------------------------------------
@@ -247,24 +247,24 @@ def test_tensors_of_inference_mode(op):
 def test_copies_have_their_own_tensors(op, duplicate):
     call = example(op)
     fixed, inputs = parts(op, call)
-    bound_op = bk.Bound(op, **fixed)
-    bound_op(**inputs)
-    twin = duplicate(bound_op)
+    prepared_op = bk.PreparedOp(op, **fixed)
+    prepared_op(**inputs)
+    twin = duplicate(prepared_op)
     for value in twin.fixed.values():
         if isinstance(value, torch.Tensor):
             value.copy_(value.flip(0))
     expect(op, twin(**inputs), twin.fixed | inputs)
-    expect(op, bound_op(**inputs), call)
+    expect(op, prepared_op(**inputs), call)
 
 
 @every_op
 def test_threads(op):
     call = example(op)
     fixed, inputs = parts(op, call)
-    bound_op, results = bk.Bound(op, **fixed), []
+    prepared_op, results = bk.PreparedOp(op, **fixed), []
 
     def run():
-        results.extend(bound_op(**inputs) for _ in range(50))
+        results.extend(prepared_op(**inputs) for _ in range(50))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -284,10 +284,10 @@ def test_devices_that_do_not_fit(op):
     first = INPUTS[op][0]
     elsewhere = inputs | {first: inputs[first].to('meta')}
     with pytest.raises((ValueError, RuntimeError), match='meta'):
-        bk.Bound(op, **fixed)(**elsewhere)
+        bk.PreparedOp(op, **fixed)(**elsewhere)
     moved = {k: v.to('meta') if isinstance(v, torch.Tensor) else v for k, v in fixed.items()}
     with pytest.raises(ValueError, match='meta'):
-        bk.Bound(op, **moved)(**inputs)
+        bk.PreparedOp(op, **moved)(**inputs)
 
 
 @pytest.mark.parametrize('wrong', [dict(dtype=torch.float16), dict(shape=(2, 5, 5, 4)), dict(planar=True)], ids=str)
@@ -296,13 +296,13 @@ def test_a_result_that_does_not_fit_its_memory(wrong):
     out = image(*wrong.get('shape', (2, 6, 5, 4))).to(wrong.get('dtype', torch.float32))
     out = out.contiguous() if wrong.get('planar') else out
     with pytest.raises(ValueError, match='out '):
-        bk.Bound('binary_block2d', **fixed)(**inputs | dict(out=out))
+        bk.PreparedOp('binary_block2d', **fixed)(**inputs | dict(out=out))
 
 
 def test_the_order_of_names_does_not_matter():
     call = example('binary_block2d')
     fixed, inputs = parts('binary_block2d', call)
-    block, out = bk.Bound('binary_block2d', **fixed), image(2, 6, 5, 4)
+    block, out = bk.PreparedOp('binary_block2d', **fixed), image(2, 6, 5, 4)
     block(**inputs)
     words, _ = block(x_words=inputs['x_words'], out=out, shortcut=None)  # as many tensors of the same kind, in other places
     expected = REFERENCE.binary_block2d(**call | dict(shortcut=None))
@@ -318,4 +318,4 @@ def test_unusual_memory_goes_the_ordinary_way(op):
     first = INPUTS[op][0]
     wide = inputs[first].repeat_interleave(2, dim=2)[:, :, ::2]
     assert not isinstance(CPU.bind(op, fixed, inputs | {first: wide}), Call)
-    expect(op, bk.Bound(op, **fixed)(**inputs | {first: wide}), call)
+    expect(op, bk.PreparedOp(op, **fixed)(**inputs | {first: wide}), call)
