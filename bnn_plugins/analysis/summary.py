@@ -151,6 +151,15 @@ def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: 
         model: stays as it is; it runs once, in evaluation mode.
         inputs: what to call it with, a tensor (``[N, C, H, W]`` for image models) or a tuple of arguments.
         config, meta: what the packed file will carry, for the prediction of its size.
+
+    Returns:
+        a row for each layer, and their totals. Raises what ``model(*inputs)`` raises.
+
+    Example:
+        >>> model = nn.Sequential(BinaryConv2d(64, 64, 3, padding=1, method='xnor'), nn.BatchNorm2d(64))
+        >>> summary = summarize(model, torch.randn(1, 64, 8, 8))
+        >>> summary.totals.params_binary, summary.backend
+        (36864, 'latent')
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     twin = copy.deepcopy(model).eval()

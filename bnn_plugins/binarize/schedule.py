@@ -9,6 +9,10 @@ def set_progress(model: nn.Module, progress: float) -> None:
 
     Raises:
         ValueError: when ``progress`` is outside [0, 1].
+
+    Example:
+        >>> model = nn.Sequential(BinaryLinear(64, 10, method='irnet'))
+        >>> set_progress(model, 0.5)  # half of the training is over
     """
     if not 0 <= progress <= 1:
         raise ValueError(f'progress is a share of the training between 0 and 1, but got {progress}')
@@ -19,14 +23,31 @@ def set_progress(model: nn.Module, progress: float) -> None:
 
 @torch.no_grad()
 def clip_latents_(model: nn.Module) -> None:
-    """Clip the latent weights of each layer whose method asks for it to ``[-latent_clip, latent_clip]``, in place."""
+    """Clip the latent weights of each layer whose method asks for it to ``[-latent_clip, latent_clip]``, in place.
+
+    Example:
+        >>> model = nn.Sequential(BinaryLinear(64, 10, method='binarynet'))
+        >>> model[0].weight.data.fill_(3.0).max().item()
+        3.0
+        >>> clip_latents_(model)
+        >>> model[0].weight.max().item()
+        1.0
+    """
     for module in model.modules():
         if getattr(module, 'latent_clip', None) is not None:
             module.weight.clamp_(-module.latent_clip, module.latent_clip)
 
 
 def after_step_(model: nn.Module, clip: bool = True) -> None:
-    """What follows each optimizer step: latents are clipped (:func:`clip_latents_`), binarizers that count flips do so."""
+    """What follows each optimizer step: latents are clipped (:func:`clip_latents_`), binarizers that count flips do so.
+
+    Example:
+        >>> model = nn.Sequential(BinaryLinear(64, 10, method='binarynet'))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> model(torch.randn(2, 64)).sum().backward()
+        >>> optimizer.step()
+        >>> after_step_(model)
+    """
     if clip:
         clip_latents_(model)
     for module in model.modules():
@@ -35,7 +56,12 @@ def after_step_(model: nn.Module, clip: bool = True) -> None:
 
 
 def start_epoch_(model: nn.Module) -> None:
-    """What precedes each epoch: RBNN fits its rotations to the latents."""
+    """What precedes each epoch: RBNN fits its rotations to the latents.
+
+    Example:
+        >>> model = nn.Sequential(BinaryLinear(64, 10, method='rbnn'))
+        >>> start_epoch_(model)
+    """
     for module in model.modules():
         if hasattr(module, 'weight_binarizer'):
             module.weight_binarizer.start_epoch(module.weight)

@@ -31,6 +31,12 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
     Raises:
         ValueError: for an unknown key, method or pattern, when ``model`` itself is a bare layer, when nothing in it can
             become binary, or when it has no attention that ``attention`` could be for.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+        >>> report = binarize_(model, BNNConfig(method='bireal', rules={'0': 'float'}))
+        >>> [row.name for row in report.rows if row.binary]
+        ['2']
     """
     if not isinstance(cfg, BNNConfig):
         cfg = BNNConfig.from_dict({'method': cfg} if isinstance(cfg, str) else cfg)

@@ -45,6 +45,13 @@ class BNNConfig:
 
     Raises:
         ValueError: for an unknown method, option or value. TypeError: for a value of the wrong kind.
+
+    Example:
+        >>> BNNConfig(method=dict(type='dorefa', a_bits=2), rules={'head.*': 'float'}).pad_value
+        0
+        >>> BNNConfig(pad_value=2)
+        Traceback (most recent call last):
+        ValueError: pad_value must be -1, 0 or 1, but got 2
     """
 
     method: str | dict = 'reactnet'

@@ -48,6 +48,11 @@ def save_packed(model: nn.Module, path: str | Path, config: str = '', meta: dict
 
     Raises:
         ValueError: when the model is not packed.
+
+    Example:
+        >>> path = save_packed(pack_(nn.Sequential(BinaryLinear(64, 10, method='xnor'))), 'model.safetensors')
+        >>> path.name
+        'model.safetensors'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +127,13 @@ def load_packed_(model: nn.Module, path: str | Path) -> nn.Module:
 
     Raises:
         ValueError: when the file is damaged (see :func:`read_packed`) or for another config.
+
+    Example:
+        >>> trained = pack_(nn.Sequential(BinaryLinear(64, 10, method='xnor')))
+        >>> model = load_packed_(nn.Sequential(BinaryLinear(64, 10, method='xnor')), save_packed(trained, 'model.safetensors'))
+        >>> x = torch.randn(2, 64)
+        >>> torch.equal(model(x), trained(x))
+        True
     """
     file = read_packed(path)
     # A latent layer has the attributes that its packed class signs with: a file for another config leaves the model alone.

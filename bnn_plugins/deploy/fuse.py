@@ -95,6 +95,13 @@ def fuse_(model: nn.Module, *, stream_dtype: torch.dtype | None = None, exclude:
     Raises:
         ValueError: for a latent model, one without packed layers, or a pattern that matches none. TypeError: for another
             dtype.
+
+    Example:
+        >>> convs = [BinaryConv2d(16, 16, 3, padding=1, method='bireal') for _ in range(2)]
+        >>> model = pack_(nn.Sequential(convs[0], nn.BatchNorm2d(16), convs[1], nn.BatchNorm2d(16)))
+        >>> report = fuse_(model)
+        >>> sorted(report.rows)
+        ['0', '2']
     """
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     if stream_dtype not in STREAMS:
@@ -116,7 +123,16 @@ def fuse_(model: nn.Module, *, stream_dtype: torch.dtype | None = None, exclude:
 
 
 def unfuse_(model: nn.Module) -> nn.Module:
-    """Take :func:`fuse_` back, in place; returns ``model``."""
+    """Take :func:`fuse_` back, in place; returns ``model``.
+
+    Example:
+        >>> model = pack_(nn.Sequential(BinaryConv2d(16, 16, 3, method='bireal'), nn.BatchNorm2d(16)))
+        >>> x = torch.randn(1, 16, 8, 8)
+        >>> packed = model(x)
+        >>> report = fuse_(model)
+        >>> torch.equal(unfuse_(model)(x), packed)
+        True
+    """
     for module in model.modules():
         for method in METHODS:
             if isinstance(vars(module).get(method), FusedForward):

@@ -19,6 +19,13 @@ def pack_(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: when the model has no binary layer, or is packed already.
+
+    Example:
+        >>> model = nn.Sequential(BinaryConv2d(16, 32, 3, method='xnor'), nn.BatchNorm2d(32)).eval()
+        >>> x = torch.randn(1, 16, 8, 8)
+        >>> latent = model(x)
+        >>> torch.equal(pack_(model)(x), latent)
+        True
     """
     latent = [module for module in model.modules() if isinstance(module, Packable)]
     if not latent:

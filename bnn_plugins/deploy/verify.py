@@ -135,6 +135,12 @@ def verify(latent: nn.Module, packed: nn.Module, *inputs, **more) -> Verificatio
 
     Raises:
         ValueError: when the two models have not the same binary layers, or ``latent`` is in training mode.
+
+    Example:
+        >>> latent = nn.Sequential(BinaryConv2d(16, 16, 3, method='bireal'), nn.BatchNorm2d(16)).eval()
+        >>> report = verify(latent, pack_(copy.deepcopy(latent)), torch.randn(1, 16, 8, 8))
+        >>> report.ok
+        True
     """
     layers = matching_layers(latent, packed)
     report = VerificationReport()

@@ -32,6 +32,10 @@ def attention_table(scale: Tensor | float, head_dim: int) -> Tensor:
 
     Raises:
         ValueError: a negative scale, or one that is not finite: fold the sign into the queries.
+
+    Example:
+        >>> attention_table(0.5, head_dim=2)
+        tensor([[1073741824,  395007542,  145315154]], dtype=torch.int32)
     """
     scale = torch.as_tensor(scale, dtype=torch.float64).detach().reshape(-1, 1)
     if not bool(((scale >= 0) & (scale < float('inf'))).all()):

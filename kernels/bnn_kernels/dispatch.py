@@ -84,6 +84,10 @@ class set_backend:
     Raises:
         ValueError: unknown name.
         RuntimeError: the backend is not available on this machine; its reason is given.
+
+    Example:
+        >>> with set_backend('reference'):
+        ...     words = pack_features(torch.randn(2, 40))
     """
 
     def __init__(self, name: str | None):
@@ -128,13 +132,25 @@ def register_backend(name: str, backend: str | type[Backend], before: str | None
 
 
 def available_backends() -> dict[str, str]:
-    """Every known backend in order of preference, with 'available' or the reason why it is not."""
+    """Every known backend in order of preference, with 'available' or the reason why it is not.
+
+    Example:
+        >>> available_backends()['reference']
+        'available'
+    """
     loaded = {name: _load(path) for name, path in BACKENDS.items()}
     return {name: 'available' if backend else reason for name, (backend, reason) in loaded.items()}
 
 
 def last_backend(op: str | None = None) -> str | None:
-    """Name of the backend that ran last in this thread, or that ran operator `op` last; None before the first call."""
+    """Name of the backend that ran last in this thread, or that ran operator `op` last; None before the first call.
+
+    Example:
+        >>> with set_backend('reference'):
+        ...     words = pack_features(torch.randn(2, 40))
+        >>> last_backend('pack_features')
+        'reference'
+    """
     return getattr(_last, op or 'any', None)
 
 
@@ -151,7 +167,14 @@ def recorded():
 
 
 def selection(op: str, **call) -> Selection:
-    """Which backend would run this call, and why those preferred to it would not. `call`: the operator's arguments by name."""
+    """Which backend would run this call, and why those preferred to it would not. `call`: the operator's arguments by name.
+
+    Example:
+        >>> x_words, w_words = pack_features(torch.randn(2, 40)), pack_weight(torch.randn(3, 40))
+        >>> backend, refusals = selection('binary_linear', x_words=x_words, w_words=w_words, features=40)
+        >>> refusals['triton-tensorcore']  # None where that one would run
+        '...'
+    """
     refusals = {}
     for name in BACKENDS if _forced is None else [_forced]:
         backend, reason = _load(_path(name))

@@ -34,7 +34,12 @@ def words_per_group(channels: int, groups: int = 1) -> int:
 
 
 def pack_bits(bits: Tensor, groups: int = 1) -> Tensor:
-    """Bool `[..., C]` to int32 `[..., groups * words]`. Raises TypeError: not bool. ValueError: groups do not divide C."""
+    """Bool `[..., C]` to int32 `[..., groups * words]`. Raises TypeError: not bool. ValueError: groups do not divide C.
+
+    Example:
+        >>> pack_bits(torch.tensor([[True, False, True]]))
+        tensor([[5]], dtype=torch.int32)
+    """
     if bits.dtype != torch.bool:
         raise TypeError(f'pack_bits takes bool, got {bits.dtype}: compare first, for example x >= 0.')
     *lead, channels = bits.shape
@@ -79,6 +84,10 @@ def pack_weight(weight: Tensor) -> Tensor:
     Raises:
         TypeError: the weight is not floating point.
         ValueError: it has fewer than two dimensions.
+
+    Example:
+        >>> pack_weight(torch.randn(64, 40, 3, 3)).shape
+        torch.Size([64, 3, 3, 2])
     """
     if not weight.is_floating_point():
         raise TypeError(f'pack_weight takes a floating point weight, got {weight.dtype}: pass the latent or the +-1 weight.')
@@ -96,6 +105,10 @@ def unpack_weight(words: Tensor, channels_per_group: int) -> Tensor:
 
     Returns:
         float32 `[O, C / groups, kH, kW]` or `[O, C]`, contiguous. Raises as `unpack_bits`.
+
+    Example:
+        >>> unpack_weight(pack_weight(torch.tensor([[0.5, -2.0, 0.0]])), 3)
+        tensor([[ 1., -1.,  1.]])
     """
     return unpack_signs(words, channels_per_group).movedim(-1, 1).contiguous()
 
@@ -105,6 +118,10 @@ def transpose_weight(weight: Tensor, groups: int = 1) -> Tensor:
 
     `pack_weight(transpose_weight(m.weight, m.groups))` packs an `nn.ConvTranspose2d`, so that its words too run along the
     channels that are summed over. Taps keep their place. Raises ValueError where `groups` does not divide dimension 0.
+
+    Example:
+        >>> transpose_weight(torch.randn(6, 4, 3, 3), groups=2).shape
+        torch.Size([8, 3, 3, 3])
     """
     words_per_group(weight.shape[0], groups)  # raises where groups does not divide
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)

@@ -30,6 +30,10 @@ def pack_activations(x: Tensor, threshold: Tensor | None = None, groups: int = 1
     Raises:
         TypeError: `x` or `threshold` is not floating point.
         ValueError: wrong shapes, groups that do not divide C, tensors on different devices.
+
+    Example:
+        >>> pack_activations(torch.randn(1, 40, 14, 14)).shape
+        torch.Size([1, 14, 14, 2])
     """
     if PreparedOp.direct(x) and (threshold is None or type(threshold) is Tensor) and type(groups) is int:
         return shared_op('pack_activations', ('groups', groups))(x=x, threshold=threshold)
@@ -37,7 +41,14 @@ def pack_activations(x: Tensor, threshold: Tensor | None = None, groups: int = 1
 
 
 def pack_features(x: Tensor, threshold: Tensor | None = None) -> Tensor:
-    """Signs of features as words, as `pack_activations`: float `[..., C]` to int32 `[..., words]`."""
+    """Signs of features as words, as `pack_activations`: float `[..., C]` to int32 `[..., words]`.
+
+    Raises as `pack_activations`.
+
+    Example:
+        >>> pack_features(torch.tensor([[0.5, -2.0, 0.0]]))
+        tensor([[5]], dtype=torch.int32)
+    """
     return _pack_features(x, _tensor_or_none(threshold))
 
 
@@ -61,6 +72,13 @@ def binary_conv2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Pair 
         ValueError: wrong shapes or word counts, another pad_value, an empty output, different devices, or 2**24 terms per sum
             and more.
         RuntimeError: no backend, or not the forced one, can run the call; the reasons are given.
+
+    Example:
+        >>> x, weight = torch.randn(1, 40, 14, 14), torch.randn(64, 40, 3, 3)
+        >>> y = binary_conv2d(pack_activations(x), pack_weight(weight), channels=40, padding=1)
+        >>> signs = [torch.where(tensor >= 0, 1.0, -1.0) for tensor in (x, weight)]
+        >>> torch.equal(y, F.conv2d(*signs, padding=1).int())
+        True
     """
     if PreparedOp.direct(x_words) and type(w_words) is Tensor:
         pairs = _int_pair(stride), _int_pair(padding), _int_pair(dilation)
@@ -85,6 +103,12 @@ def binary_conv2d_sign(x_words: Tensor, w_words: Tensor, channels: int, threshol
 
     Returns:
         int32 `[N, H', W', out_groups * words]`. Raises as `binary_conv2d`.
+
+    Example:
+        >>> x, weight = torch.randn(1, 40, 14, 14), torch.randn(64, 40, 3, 3)
+        >>> words = binary_conv2d_sign(pack_activations(x), pack_weight(weight), 40, torch.zeros(64, dtype=torch.int32))
+        >>> words.shape
+        torch.Size([1, 12, 12, 2])
     """
     return _binary_conv2d_sign(x_words, w_words, channels, _pair(stride), _pair(padding), _pair(dilation), groups,
                                checks.check_pad_value(pad_value), threshold, flip, out_groups)
@@ -110,6 +134,13 @@ def binary_block2d(x_words: Tensor, w_words: Tensor, channels: int, epilogue: Ep
     Raises:
         TypeError: a wrong dtype. ValueError: wrong shapes, an unknown act, parameters that do not belong to it, nothing
             wanted, and as `binary_conv2d`. RuntimeError: as `binary_conv2d`.
+
+    Example:
+        >>> x, weight = torch.randn(1, 64, 14, 14), torch.randn(64, 64, 3, 3)
+        >>> epilogue = Epilogue(scale=torch.full((64,), 0.1), bias=torch.zeros(64), act='prelu', slope=torch.full((64,), 0.25))
+        >>> words, stream = binary_block2d(pack_activations(x), pack_weight(weight), 64, epilogue, shortcut=x, padding=1)
+        >>> torch.equal(words, pack_activations(stream))
+        True
     """
     scale, bias, *act = epilogue
     words, stream = _binary_block2d(x_words, w_words, channels, _pair(stride), _pair(padding), _pair(dilation), groups,
@@ -123,6 +154,13 @@ def binary_block2d_(stream: Tensor, x_words: Tensor, w_words: Tensor, channels: 
     """`binary_block2d` in place: `stream` `[N, P, H', W']`, channels-last, is the shortcut and becomes the result.
 
     Returns the words, or None without `pack`. Raises as `binary_block2d`; ValueError also for another memory format.
+
+    Example:
+        >>> x = torch.randn(1, 64, 14, 14).to(memory_format=torch.channels_last)
+        >>> x_words, w_words = pack_activations(x), pack_weight(torch.randn(64, 64, 3, 3))
+        >>> words = binary_block2d_(x, x_words, w_words, 64, Epilogue(torch.ones(64), torch.zeros(64)), padding=1)
+        >>> torch.equal(words, pack_activations(x))
+        True
     """
     words = _binary_block2d_(stream, x_words, w_words, channels, _pair(stride), _pair(padding), _pair(dilation), groups,
                              checks.check_pad_value(pad_value), *epilogue, pack)
@@ -140,6 +178,10 @@ def downsample2d(x: Tensor, weight: Tensor, bias: Tensor, pool: int = 1) -> Tens
     Returns:
         `[N, O, ceil(H / pool), ceil(W / pool)]` of the dtype of `x` in channels-last memory, summed in float32 in any order:
         the one operator that is not exact. Raises TypeError for a wrong dtype, ValueError for wrong shapes.
+
+    Example:
+        >>> downsample2d(torch.randn(1, 64, 15, 15), torch.randn(128, 64), torch.zeros(128), pool=2).shape
+        torch.Size([1, 128, 8, 8])
     """
     return _downsample2d(x, weight, bias, pool)
 
@@ -167,6 +209,13 @@ def stem2d(x: Tensor, weight: Tensor, epilogue: Epilogue, *, stride: Pair = 1, p
     Raises:
         TypeError: a wrong dtype. ValueError: wrong shapes, an empty output, padding of more than half a window, an unknown
             act, parameters that do not belong to it. RuntimeError: as `binary_conv2d`.
+
+    Example:
+        >>> image, epilogue = torch.randn(1, 3, 64, 64), Epilogue(torch.ones(64), torch.zeros(64), act='relu')
+        >>> words, stream = stem2d(image, torch.randn(64, 3, 7, 7), epilogue, stride=2, padding=3, window=3, window_stride=2,
+        ...                        window_padding=1)
+        >>> words.shape, stream.shape
+        (torch.Size([1, 16, 16, 2]), torch.Size([1, 64, 16, 16]))
     """
     words, stream = _stem2d(x, weight, _pair(stride), _pair(padding), _pair(window),
                             _pair(window if window_stride is None else window_stride), _pair(window_padding), *epilogue, dtype,
@@ -187,6 +236,12 @@ def binary_conv_transpose2d(x_words: Tensor, w_words: Tensor, channels: int, str
 
     Returns:
         int32 `[N, O, H', W']` in channels-last memory. Raises as `binary_conv2d`.
+
+    Example:
+        >>> layer = nn.ConvTranspose2d(40, 64, 2, stride=2)
+        >>> w_words = pack_weight(transpose_weight(layer.weight))
+        >>> binary_conv_transpose2d(pack_activations(torch.randn(1, 40, 7, 7)), w_words, 40, stride=2).shape
+        torch.Size([1, 64, 14, 14])
     """
     return _binary_conv_transpose2d(x_words, w_words, channels, _pair(stride), _pair(padding), _pair(output_padding),
                                     _pair(dilation), groups)
@@ -202,6 +257,10 @@ def binary_linear(x_words: Tensor, w_words: Tensor, features: int) -> Tensor:
 
     Returns:
         int32 `[..., O]`. Raises as `binary_conv2d`.
+
+    Example:
+        >>> binary_linear(pack_features(torch.ones(1, 3)), pack_weight(torch.tensor([[1.0, 1.0, -1.0]])), 3)
+        tensor([[1]], dtype=torch.int32)
     """
     return _binary_linear(x_words, w_words, features)
 

@@ -26,6 +26,12 @@ def pack_normalized(x: Tensor, mean: Tensor, std: Tensor, threshold: Tensor, fli
 
     Returns:
         int32 `[..., words]`. Raises TypeError for a wrong dtype, ValueError for wrong shapes and devices.
+
+    Example:
+        >>> x, norm = torch.randn(2, 5, 40), nn.LayerNorm(40)
+        >>> mean, std = x.mean(-1), (x.var(-1, unbiased=False) + norm.eps).sqrt()
+        >>> pack_normalized(x, mean, std, torch.zeros(40)).shape
+        torch.Size([2, 5, 2])
     """
     return _pack_normalized(x, mean, std, threshold, flip)
 
@@ -60,6 +66,15 @@ def binary_lstm(x: Tensor, w_words: Tensor, recurrence: Recurrence, h_words: Ten
     Raises:
         TypeError: a wrong dtype. ValueError: wrong shapes, unknown gates or candidate, nothing wanted, different devices.
         RuntimeError: as `binary_conv2d`.
+
+    Example:
+        >>> x_words = pack_features(torch.randn(100, 8, 512))
+        >>> wx_words, wh_words = pack_features(torch.randn(4 * 64, 512)), pack_features(torch.randn(1, 4 * 64, 64))
+        >>> sums = binary_linear(x_words, wx_words, 512).unflatten(-1, (1, -1))
+        >>> scales = torch.full((1, 4 * 64), 0.05)
+        >>> h, words, h_words, cell = binary_lstm(sums, wh_words, Recurrence(scale=scales, scale_x=scales))
+        >>> h.shape, cell.shape
+        (torch.Size([100, 8, 1, 64]), torch.Size([1, 8, 64]))
     """
     scale, *others = recurrence
     if h_words is None or cell is None:
@@ -98,26 +113,52 @@ def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim
     Raises:
         TypeError: a wrong dtype. ValueError: wrong shapes, an unknown rule, a missing table or scale, different devices.
         RuntimeError: as `binary_conv2d`.
+
+    Example:
+        >>> q, k, v = pack_heads(torch.randn(1, 16, 256), 4), pack_heads(torch.randn(1, 9, 256), 4), torch.randn(1, 9, 256)
+        >>> limit = torch.ones(1, 4, dtype=torch.float64)
+        >>> binary_attention(q, k, pack_values(v, 4), head_dim=64, limit=limit).shape
+        torch.Size([1, 16, 4, 64])
     """
     rules = [rule] * (limit.shape[0] if limit.dim() else 1) if isinstance(rule, str) else list(rule)
     return _binary_attention(q_words, k_words, v_words, head_dim, rules, limit, table, scale, mask_words)
 
 
 def pack_heads(x: Tensor, heads: int, threshold: Tensor | None = None) -> Tensor:
-    """Signs of queries or keys: float `[B, N, heads * d]`, threshold `[heads * d]`, to int32 `[B, N, heads, words of d]`."""
+    """Signs of queries or keys: float `[B, N, heads * d]`, threshold `[heads * d]`, to int32 `[B, N, heads, words of d]`.
+
+    Raises TypeError: not floating point. ValueError: other shapes, heads that do not divide the features.
+
+    Example:
+        >>> pack_heads(torch.randn(2, 16, 160), heads=4).shape
+        torch.Size([2, 16, 4, 2])
+    """
     return pack_activations(_image(x).transpose(1, 2), threshold, heads).squeeze(2).unflatten(-1, (heads, -1))
 
 
 def pack_values(x: Tensor, heads: int, threshold: Tensor | None = None) -> Tensor:
     """Signs of values, packed along the tokens: float `[B, M, heads * V]`, threshold `[heads * V]`, to int32
-    `[B, heads, V, words of M]`."""
+    `[B, heads, V, words of M]`. Raises as `pack_heads`.
+
+    Example:
+        >>> pack_values(torch.randn(2, 16, 160), heads=4).shape
+        torch.Size([2, 4, 40, 1])
+    """
+    checks.pack_activations(_image(x).transpose(1, 2), threshold, heads)
     if threshold is not None:
         x = x - threshold  # exact as a comparison: x - t >= 0 where x >= t, subnormal differences included
     return pack_activations(_image(x)).squeeze(2).unflatten(1, (heads, -1))
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """Bool `[B or 1, N or 1, M]`, or `[B, M]` for all queries alike, to the `mask_words` of `binary_attention`."""
+    """Bool `[B or 1, N or 1, M]`, or `[B, M]` for all queries alike, to the `mask_words` of `binary_attention`.
+
+    Raises TypeError: not bool. ValueError: other dimensions.
+
+    Example:
+        >>> pack_mask(torch.tensor([[True, True, False]]))
+        tensor([[[3]]], dtype=torch.int32)
+    """
     if mask.dim() not in (2, 3):
         raise ValueError(f'pack_mask takes a mask [B, M] or [B or 1, N or 1, M], got {list(mask.shape)}.')
     return pack_bits(mask[:, None] if mask.dim() == 2 else mask)

@@ -25,6 +25,13 @@ def warmup(model: nn.Module, shapes: Sequence[Sequence[int]]) -> dict[str, str]:
 
     Raises:
         ValueError: the model trains (running it would move its statistics), or `shapes` is no list of shapes.
+
+    Example:
+        >>> class Signs(nn.Module):
+        ...     def forward(self, x):
+        ...         return pack_activations(x)
+        >>> list(warmup(Signs().eval(), [(1, 3, 8, 8)]))
+        ['pack_activations']
     """
     if model.training:
         raise ValueError('warmup runs the model, which in training mode changes its statistics: call model.eval() first.')

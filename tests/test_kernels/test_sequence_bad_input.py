@@ -56,5 +56,10 @@ def test_tables_and_helpers_refuse_what_they_cannot_do():
             bk.attention_table(scale, 8)
     with pytest.raises(ValueError, match=r'take x \[B, N, heads \* d\]'):
         bk.pack_heads(torch.randn(3, 8), 2)
+    for pack in bk.pack_heads, bk.pack_values:
+        with pytest.raises(ValueError, match='groups=3 does not divide channels=8'):
+            pack(torch.randn(2, 3, 8), 3)
+        with pytest.raises(ValueError, match='threshold'):
+            pack(torch.randn(2, 3, 8), 2, torch.zeros(4))
     with pytest.raises(ValueError, match=r'takes a mask \[B, M\]'):
         bk.pack_mask(torch.ones(3, dtype=torch.bool))
