@@ -14,8 +14,12 @@ from hypothesis import settings
 
 import bnn_plugins  # noqa: F401  before mmdet, which needs mmcv._ext or its stand-in
 
+ROOT = Path(__file__).parents[1]
+# Subprocesses import this checkout as well, whatever is installed and wherever they start.
+os.environ['PYTHONPATH'] = os.pathsep.join(
+    dict.fromkeys(filter(None, (f'{ROOT / "kernels"}', f'{ROOT}', *os.environ.get('PYTHONPATH', '').split(os.pathsep)))))
 # Compiled kernels name their source files: those of another checkout are other kernels.
-os.environ.setdefault('TRITON_CACHE_DIR', str(Path(__file__).parents[1] / '.cache/triton/compiled'))
+os.environ.setdefault('TRITON_CACHE_DIR', str(ROOT / '.cache/triton/compiled'))
 
 settings.register_profile('bnn_plugins', deadline=None, max_examples=25, database=None, derandomize=True)
 settings.load_profile('bnn_plugins')

@@ -14,7 +14,7 @@ from test_integrations.conftest import REPOSITORY, as_arguments
 from test_integrations.test_mmengine.test_train import run_tool
 
 import bnn_plugins  # noqa: F401  (before mmdet)
-from bnn_plugins.apps.clips import ClipsRecipe, make_clips
+from bnn_plugins.apps.clips import ClipsRecipe, make_clips, tracked
 from bnn_plugins.integrations.mmdet.video import ClipBatchSampler, ClipDataset
 from bnn_plugins.integrations.mmengine import pack_checkpoint
 from bnn_plugins.integrations.mmengine.run import test as evaluate
@@ -93,6 +93,17 @@ def test_the_same_recipe_gives_the_same_clips(voc, clips, tmp_path):
         make_clips(voc, tmp_path / 'c', ClipsRecipe(size=160, shrink=1.0))
     with pytest.raises(FileNotFoundError, match='set data_root'):
         make_clips(tmp_path, tmp_path / 'd')
+
+
+def test_boxes_that_leave_the_window():
+    """Moved by the corner and cut; left out where less than ``min_visible`` of the area is inside, exactly that much stays."""
+    recipe, corner = replace(RECIPE, size=10, min_visible=0.25), np.array([20, 30])
+    boxes = np.array([[22, 33, 26, 35], [16, 32, 24, 36], [17, 27, 21, 31], [14, 32, 22, 36], [14, 32, 21.9, 36], [5, 5, 9, 9],
+                      [28, 38, 32, 42]], float)
+    found = dict(tracked(boxes, corner, recipe))
+    assert {i: box.tolist() for i, box in found.items()} == {
+        0: [2, 3, 6, 5], 1: [0, 2, 4, 6], 3: [0, 2, 2, 6], 6: [8, 8, 10, 10]}
+    assert set(dict(tracked(boxes, corner, replace(recipe, min_visible=0.0)))) == {0, 1, 2, 3, 4, 6}, 'some of it must be seen'
 
 
 def test_batches_are_whole_clips(clips):

@@ -89,10 +89,10 @@ def test_two_processes_have_equal_weights(tmp_path):
               'rank = trainer.accelerator.process_index\n'
               f'torch.save(trainer.bare_unet.state_dict(), {str(tmp_path)!r} + f"/rank{{rank}}")\n')
     (tmp_path / 'script.py').write_text(script)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '29517',
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--standalone',
                str(tmp_path / 'script.py'), str(ROOT / 'configs/diffusion/ddpm_reactnet_digits.py'), '--output_dir',
                str(tmp_path / 'out'), *FAST, '--max_train_steps', '3']
-    subprocess.run(command, check=True, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)})
+    subprocess.run(command, check=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
     assert_equal(torch.load(tmp_path / 'rank0'), torch.load(tmp_path / 'rank1'))
 
 

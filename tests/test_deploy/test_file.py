@@ -1,6 +1,7 @@
 """The packed file: it comes back bit for bit, and nothing else comes back at all."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -114,16 +115,18 @@ def test_a_fresh_process(tmp_path):
     save_packed(pack_(model), tmp_path / 'net.safetensors')
     save_file({'x': x}, tmp_path / 'x.safetensors')
     script = '''
-import sys, torch
+import sys, torch, bnn_kernels, bnn_plugins
 from safetensors.torch import load_file, save_file
 from test_deploy.nets import Net
 from bnn_plugins import load_packed_
 model = load_packed_(Net(method='recu'), 'net.safetensors')
 save_file({str(i): y for i, y in enumerate(model(load_file('x.safetensors')['x']))}, 'y.safetensors')
 assert 'mmdet' not in sys.modules
+assert all(module.__file__.startswith(sys.argv[1]) for module in (bnn_kernels, bnn_plugins)), 'not of this checkout'
 '''
-    subprocess.run([sys.executable, '-c', script], cwd=tmp_path, check=True,
-                   env={'PYTHONPATH': str(Path(__file__).parents[1]), 'OMP_NUM_THREADS': '1', 'PATH': ''})
+    tests = Path(__file__).parents[1]
+    subprocess.run([sys.executable, '-c', script, str(tests.parent)], cwd=tmp_path, check=True,
+                   env={'PYTHONPATH': f'{tests}{os.pathsep}{os.environ["PYTHONPATH"]}', 'OMP_NUM_THREADS': '1', 'PATH': ''})
     out = load_file(tmp_path / 'y.safetensors')
     assert same([out[str(i)] for i in range(len(out))], expected)
 

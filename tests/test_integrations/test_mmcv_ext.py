@@ -241,6 +241,12 @@ def test_soft_nms_ties_follow_the_working_order_of_mmcv():
     dets, kept = mmcv_ops.soft_nms(twin, np.array([0.9, 0.8, 0.5, 0.5], np.float32), method='naive')
     assert kept.tolist() == [0, 3, 2]  # the last box fills the place of box 1
     assert dets.shape == (3, 5)
+    half = np.array([[0, 0, 2, 2], [0, 0, 2, 1], [9, 9, 10, 10]], np.float32)  # an overlap of exactly the threshold decays
+    scores = np.array([0.75, 0.5, 0.25], np.float32)
+    for method, decayed in (('linear', [0.75, 0.25, 0.25]), ('naive', [0.75, 0.25, 0])):
+        dets, _ = mmcv_ops.soft_nms(half, scores, 0.5, min_score=0.0, method=method)
+        assert sorted(dets[:, 4].tolist()) == sorted(decayed)
+    assert mmcv_ops.soft_nms(half, scores, 0.5, min_score=0.25)[1].tolist() == [0, 1, 2], 'a score of exactly min_score stays'
     dets, kept = mmcv_ops.soft_nms(torch.zeros(0, 4), torch.zeros(0))
     assert dets.shape == (0, 5)
     assert kept.shape == (0,)

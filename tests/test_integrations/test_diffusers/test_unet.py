@@ -14,13 +14,20 @@ from bnn_plugins.layers import BinaryConv2d, BinaryLayer, BinaryLinear
 pytest.importorskip('diffusers')
 
 from diffusers import DDIMPipeline, DDIMScheduler
+from diffusers.models.resnet import ResnetBlock2D
 
 from bnn_plugins.integrations.diffusers.bi_diffsr import (
     ChannelPreservingDown,
     ChannelPreservingUp,
     ChannelShuffleFusion,
 )
-from bnn_plugins.integrations.diffusers.blocks import BinaryUnit2D, BlockOptions, BucketRPReLU, TimeShift
+from bnn_plugins.integrations.diffusers.blocks import (
+    BinaryResnetBlock2D,
+    BinaryUnit2D,
+    BlockOptions,
+    BucketRPReLU,
+    TimeShift,
+)
 from bnn_plugins.integrations.diffusers.unet_2d import BinaryUNet2DModel
 
 SIZES = dict(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8)
@@ -185,6 +192,19 @@ def test_fusion_mixes_decoder_and_skip():
         unit.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     fusion(torch.arange(16.).view(1, 16, 1, 1).expand(1, 16, 2, 2), torch.randn(1, 12))
     assert [part[0, :, 0, 0].tolist() for part in seen] == [[0, 8, 1, 9, 2, 10, 3, 11], [4, 12, 5, 13, 6, 14, 7, 15]]
+
+
+def test_the_output_of_a_residual_block_is_scaled():
+    """``output_scale_factor`` of the host block (UNet: ``mid_block_scale_factor``) divides the sum at the end."""
+    torch.manual_seed(0)
+    x, temb = torch.randn(2, 8, 4, 4), torch.randn(2, 12)
+    blocks = []
+    for factor in (1.0, 2.0):
+        torch.manual_seed(0)
+        host = ResnetBlock2D(in_channels=8, out_channels=8, temb_channels=12, groups=4, output_scale_factor=factor)
+        blocks.append(BinaryResnetBlock2D(host, OPTIONS).eval())
+    assert torch.equal(blocks[1](x, temb) * 2, blocks[0](x, temb))
+    assert build(mid_block_scale_factor=4.0).mid_block.resnets[0].output_scale_factor == 4.0
 
 
 # --- cross-timestep connection -------------------------------------------------------------------------------
