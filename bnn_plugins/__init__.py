@@ -16,15 +16,16 @@ from .binarize import (
     set_progress,
     start_epoch_,
 )
-from .convert import BinarizationReport, BNNConfig, binarize_
+from .convert import BinarizationReport, BNNConfig, Candidate, RuleSet, binarize_, list_rules, register_rules, remove_rules
 from .deploy import FusionReport, VerificationReport, fuse_, load_packed_, pack_, save_packed, unfuse_, verify
 from .integrations.import_hooks import install
 from .version import __version__
 
 __all__ = [
-    'BNNConfig', 'BinarizationReport', 'FusionReport', 'Summary', 'VerificationReport', '__version__', 'after_step_',
-    'binarize_', 'clip_latents_', 'fuse_', 'list_estimators', 'list_methods', 'load_packed_', 'pack_', 'register_method',
-    'save_packed', 'set_progress', 'start_epoch_', 'summarize', 'unfuse_', 'verify',
+    'BNNConfig', 'BinarizationReport', 'Candidate', 'FusionReport', 'RuleSet', 'Summary', 'VerificationReport', '__version__',
+    'after_step_', 'binarize_', 'clip_latents_', 'fuse_', 'list_estimators', 'list_methods', 'list_rules', 'load_packed_',
+    'pack_', 'register_method', 'register_rules', 'remove_rules', 'save_packed', 'set_progress', 'start_epoch_', 'summarize',
+    'unfuse_', 'verify',
 ]
 
 install()

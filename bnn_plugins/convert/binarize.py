@@ -1,4 +1,4 @@
-"""``binarize_``: swap the layers of a float model for binary ones, in place."""
+"""``binarize_``: replace the layers of a float model by binary ones, in place."""
 
 from collections.abc import Callable
 
@@ -8,21 +8,22 @@ from ..layers import BinaryAttention, BinaryConv2d, BinaryLayer, BinaryLinear, E
 from ..layers.multihead import SplitMultiheadAttention
 from .config import BNNConfig
 from .report import BinarizationReport, LayerRow
-from .rules import ATTENTION_CLASSES, candidates, check_rules, decide, with_parents
+from .rules import candidates, check_rules, decide, known, walk
 
 NON_NEGATIVE = (nn.ReLU, nn.ReLU6)
-# Called with each converted model and its config: a host whose models carry their config notes it there.
+# Called with each converted model and its config, for libraries whose models carry their config.
 CONVERTED: list[Callable[[nn.Module, BNNConfig], None]] = []
 
 
 def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationReport:
-    """Make a float model binary, in place: its own module tree and parameters stay, layers change their kind.
+    """Make a float model binary, in place: layers are replaced, all other modules and the parameters stay.
 
-    Latent weights are the float weights. An ``nn.MultiheadAttention`` is taken apart, so that its projections can take part.
-    ReLUs are replaced when the method takes signs of activations, for the sign of a non-negative number is constant.
+    Latent weights are the float weights. An ``nn.MultiheadAttention`` is replaced by one whose projections are layers, so that
+    they can become binary. ReLUs are replaced when the method takes signs of activations: the sign of a non-negative number is
+    always +1.
 
     Args:
-        model: any module; convolutions and linear layers inside of it are candidates.
+        model: any module; the convolutions and linear layers inside of it are candidates.
         cfg: a :class:`BNNConfig`, a dict of its fields, or a method's name.
 
     Returns:
@@ -55,8 +56,6 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
             binary, reason = True, 'binary already'
         else:
             binary, reason = decide(candidate, cfg.rules, cfg.roles)
-            if binary and getattr(layer, 'padding_mode', 'zeros') != 'zeros':
-                binary, reason = False, f'padding_mode={layer.padding_mode!r}: only a constant can be padded after the sign'
             if binary:
                 layer, note = to_binary(layer, cfg)
                 reason += note
@@ -124,11 +123,11 @@ def obstacle(layer: nn.Conv2d | nn.Linear, expand: Expansion) -> str:
 
 def replace_relus_(model: nn.Module, act: str, report: BinarizationReport) -> None:
     """Replace each ReLU that may feed a sign; channel attention keeps its own."""
-    for name, module, parents in with_parents(model):
-        if type(module) in NON_NEGATIVE and not ATTENTION_CLASSES & set(parents):
-            new = build_act(act, 1).to(next(model.parameters())).train(module.training)  # device and dtype of the model
-            replace_(model, module, new)
-            report.replaced[name] = (f'{type(module).__name__} -> {type(new).__name__}: a sign behind it would always be +1')
+    for c in walk(model):
+        if type(c.module) in NON_NEGATIVE and not c.inside(*known('channel_attention')):
+            new = build_act(act, 1).to(next(model.parameters())).train(c.module.training)  # device and dtype of the model
+            replace_(model, c.module, new)
+            report.replaced[c.name] = f'{type(c.module).__name__} -> {type(new).__name__}: a sign behind it would always be +1'
 
 
 def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..binarize import build_method, check_keys, unknown
 from ..layers import BinaryAttention, BinaryConv2d, Expansion
-from .roles import ROLES
+from .rules import list_roles
 
 ACTS = ('auto', 'hardtanh', 'identity', 'keep', 'prelu')
 
@@ -34,8 +34,8 @@ class BNNConfig:
         rules: ``{pattern: 'binary' | 'float'}`` over module names, first match wins, before the built-in rules; patterns as
             in :mod:`fnmatch` (``'layer4.*'``). A pattern that matches no layer is an error. Pairs ``[(pattern, kind), ...]``
             say the same and keep their order where mmengine writes a config: it sorts the keys of a dict.
-        roles: the roles that may become binary in a diffusers model, of :data:`bnn_plugins.convert.ROLES` (``['resnet_conv',
-            'ff']``); ``None`` for any.
+        roles: the roles that may become binary, of :func:`bnn_plugins.convert.list_roles` (``['resnet_conv', 'ff']`` of
+            diffusers' models); ``None`` for any.
         pad_value: what stands outside of the image after the sign: 0, -1 or 1.
         attention: how an ``nn.MultiheadAttention`` binarizes its probabilities, a name of
             :func:`bnn_plugins.binarize.list_probabilities` or ``dict(type=name, ...)``; then its scores and sums of values are
@@ -76,9 +76,7 @@ class BNNConfig:
                 raise ValueError(f"rules[{pattern!r}] must be 'binary' or 'float', but got {kind!r}")
         if self.attention is not None:
             BinaryAttention(1, method=self.method, probability=self.attention)  # refuses what cannot be
-        for role in self.roles or ():
-            if role not in ROLES:
-                raise ValueError(unknown('role', role, ROLES))
+        check_keys('role', self.roles or (), list_roles())
         if self.layer_expand is not None and not self.layer_expand.drop_in:
             raise ValueError("expand: a network that exists keeps its widths, so its layers have style='drop_in', but got "
                              f'{self.layer_expand.style!r}; build a native model (bnn_plugins.BNNResNet, ...) with expand=')

@@ -1,156 +1,208 @@
-"""Which modules of a float model become binary and which stay float, each with a reason that can be printed."""
+"""Which layers of a float model become binary and which stay float, each with a reason that can be printed.
+
+What is particular to a library (torch itself, mmdet, diffusers, yours) is a :class:`RuleSet`, added by :func:`register_rules`.
+"""
 
 import difflib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import chain
 
 from torch import nn
 
+from ..binarize.lookup import unknown
 from ..layers import BinaryLayer
-from .roles import role_of
-
-Reason = str | None
-
-STEM_NAMES = {'stem', 'conv_stem', 'patch_embed', 'focus', 'conv_in'}
-SHORTCUT_NAMES = {'downsample', 'shortcut', 'conv_shortcut', 'skip', 'residual'}
-PREDICTION_NAMES = {
-    'retina_cls', 'retina_reg', 'conv_cls', 'conv_reg', 'conv_obj', 'conv_centerness', 'atss_cls', 'atss_reg',
-    'atss_centerness', 'gfl_cls', 'gfl_reg', 'rtm_cls', 'rtm_reg', 'rtm_obj', 'rpn_cls', 'rpn_reg', 'fc_cls', 'fc_reg',
-    'cls_score', 'bbox_pred',
-    'convs_pred', 'multi_level_conv_cls', 'multi_level_conv_reg', 'multi_level_conv_obj', 'cls_branches', 'reg_branches',
-    'heatmap_head', 'wh_head', 'offset_head', 'conv_logits', 'fc', 'classifier', 'conv_out',
-}
-EMBEDDING_NAMES = {
-    'time_embed', 'time_embedding', 'time_emb_proj', 'time_proj', 'class_embedding', 'add_embedding', 'label_emb', 'pos_embed',
-    'time_text_embed', 'context_embedder', 'x_embedder', 'caption_projection', 'adaln_single', 'norm_out',
-}
-# Linear layers or 1x1 convolutions around a stack of Transformer blocks, on the real-valued stream.
-PROJECTION_NAMES = {'proj_in', 'proj_out', 'proj_out_1', 'proj_out_2'}
-# Of deformable attention: where it samples, and how much each sample counts.
-SAMPLING_NAMES = {'sampling_offsets', 'attention_weights'}
-# They read the weight of their convolution and do not call it.
-WEIGHT_READERS = {'FirDownsample2D', 'FirUpsample2D'}
-# mmcv's Conv2d and Linear only add a case for empty inputs, which torch has handled itself since 1.5.
-TRANSPARENT_MODULES = {'mmcv.cnn.bricks.wrappers'}
-ATTENTION_CLASSES = {'SELayer', 'SqueezeExcite', 'SEModule', 'ChannelAttention', 'SplitAttentionConv2d', 'DyReLU'}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A convolution or linear layer of the float model.
+    """A layer of the float model, and where it is.
 
     Attributes:
-        name: its dotted name. parents: class names of the modules that contain it, outermost first.
+        name: its dotted name.
+        module: the layer itself.
+        parents: the modules that contain it, the model first.
     """
 
     name: str
     module: nn.Module
-    parents: tuple[str, ...]
+    parents: tuple[nn.Module, ...]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is converted."""
+        return self.parents[0] if self.parents else self.module
 
     @property
     def parts(self) -> list[str]:
+        """The parts of its dotted name."""
         return self.name.split('.')
 
-
-def reads_image(c: Candidate) -> Reason:
-    if isinstance(c.module, nn.Conv2d) and c.module.in_channels <= 4:
-        return f'reads the image ({c.module.in_channels} channels)'
-    return 'part of the stem' if STEM_NAMES & set(c.parts) else None
+    def inside(self, *patterns: str) -> bool:
+        """Whether the class of a module around it has one of these names (patterns as in :mod:`fnmatch`)."""
+        return any(fnmatchcase(type(parent).__name__, pattern) for parent in self.parents for pattern in patterns)
 
 
-def depthwise(c: Candidate) -> Reason:
-    if isinstance(c.module, nn.Conv2d) and c.module.groups == c.module.in_channels > 1:
-        return f'depthwise: sums of only {c.module.weight[0].numel()} signs'
-    return None
+Rule = Callable[[Candidate], str | None]
 
 
-def real_shortcut(c: Candidate) -> Reason:
-    if isinstance(c.module, nn.Conv2d) and c.module.kernel_size == (1, 1) and SHORTCUT_NAMES & set(c.parts):
-        return 'shortcut: carries the real-valued stream'
-    return None
+@dataclass(frozen=True)
+class RuleSet:
+    """Which layers of a library's models must stay float, and which roles its layers have.
+
+    The rules of a :class:`BNNConfig` go first. For the layers that these do not name, all rule sets are asked about the
+    structure, then about the classes around the layer, then about its name. The first reason that is found is reported.
+
+    Attributes:
+        library: the name of the rule set.
+        structure: functions of a :class:`Candidate` (the layer, the modules around it, the model), which return why it stays
+            float, or ``None``.
+        classes: ``{reason: class names}``; layers inside of such modules stay float. Patterns as in :mod:`fnmatch`.
+        names: ``{reason: names}``; layers with such a part in their dotted name stay float.
+        shortcuts: names of shortcuts: 1x1 convolutions with such a part in their dotted name stay float.
+        channel_attention: class names of channel attention: its layers stay float, and so do its ReLUs.
+        roles: ``{role: function of a Candidate}``, for ``BNNConfig(roles=...)``.
+        weight_readers: class names of modules that read the weight of a layer inside of them without calling the layer.
+        plain_modules: names of Python modules whose subclasses of ``nn.Conv2d`` and ``nn.Linear`` compute what those do.
+
+    Raises:
+        TypeError: for a string where a set of names is expected.
+
+    Example:
+        >>> import bnn_plugins
+        >>> from torch import nn
+        >>> bnn_plugins.register_rules(bnn_plugins.RuleSet('mine', names={'predicts depths': {'depth'}}))
+        >>> model = nn.ModuleDict(dict(body=nn.Conv2d(8, 8, 3), depth=nn.Conv2d(8, 1, 3)))
+        >>> [(row.name, row.binary, row.reason) for row in bnn_plugins.binarize_(model, 'xnor').rows]
+        [('body', True, 'default'), ('depth', False, 'predicts depths')]
+        >>> bnn_plugins.remove_rules('mine')
+    """
+
+    library: str
+    structure: tuple[Rule, ...] = ()
+    classes: dict[str, Collection[str]] = field(default_factory=dict)
+    names: dict[str, Collection[str]] = field(default_factory=dict)
+    shortcuts: Collection[str] = ()
+    channel_attention: Collection[str] = ()
+    roles: dict[str, Callable[[Candidate], bool]] = field(default_factory=dict)
+    weight_readers: Collection[str] = ()
+    plain_modules: Collection[str] = ()
+
+    def __post_init__(self):
+        for names in (*self.classes.values(), *self.names.values(), self.shortcuts, self.channel_attention,
+                      self.weight_readers, self.plain_modules):
+            if isinstance(names, str):
+                raise TypeError(f'rule set {self.library!r}: expected a set of names, but got the string {names!r}')
 
 
-def prediction(c: Candidate) -> Reason:
-    return 'prediction layer' if PREDICTION_NAMES & set(c.parts) else None
+RULE_SETS: dict[str, RuleSet] = {}
 
 
-def box_head(c: Candidate) -> Reason:
-    return 'fully connected layer of a box head' if 'shared_fcs' in c.parts else None
+def register_rules(rules: RuleSet) -> None:
+    """Add a rule set; adding the same one again changes nothing.
+
+    Raises:
+        ValueError: when there is another rule set of this name, or one that has a role of the same name.
+    """
+    if RULE_SETS.get(rules.library, rules) is not rules:
+        raise ValueError(f'there is a rule set {rules.library!r} already: remove_rules({rules.library!r}) first')
+    taken = {role: other.library for other in RULE_SETS.values() if other is not rules for role in other.roles}
+    for role in rules.roles:
+        if role in taken:
+            raise ValueError(f'the role {role!r} is one of the rule set {taken[role]!r} already')
+    RULE_SETS[rules.library] = rules
 
 
-def embedding(c: Candidate) -> Reason:
-    if EMBEDDING_NAMES & set(c.parts):
-        return 'embedding or projection of a timestep, a class or a position'
-    if any(parent.startswith(('AdaLayerNorm', 'AdaGroupNorm')) for parent in c.parents):
-        return 'modulates a norm'
-    # Swin's merging stands between the stages: no shortcut goes around it.
-    around = PROJECTION_NAMES & set(c.parts) or 'PatchMerging' in c.parents
-    return 'projection of the real-valued stream' if around else None
+def remove_rules(library: str) -> None:
+    """Take a rule set away again. Raises ``ValueError`` where there is none of this name."""
+    if library not in RULE_SETS:
+        raise ValueError(unknown('rule set', library, RULE_SETS))
+    del RULE_SETS[library]
 
 
-def sampling(c: Candidate) -> Reason:
-    return 'positions and weights of samples: numbers, not features' if SAMPLING_NAMES & set(c.parts) else None
+def list_rules() -> list[str]:
+    """The names of the rule sets, in the order in which they are asked."""
+    return list(RULE_SETS)
 
 
-def channel_attention(c: Candidate) -> Reason:
-    return 'channel attention: its input is a vector of means' if ATTENTION_CLASSES & set(c.parents) else None
+def list_roles() -> list[str]:
+    """The roles that a layer can have, over all rule sets."""
+    return [role for rules in RULE_SETS.values() for role in rules.roles]
 
 
-def own_forward(c: Candidate) -> Reason:
-    """Deformable convolutions, quantized linear layers and the like compute something else with their weight."""
-    cls = type(c.module)
-    base = nn.Linear if isinstance(c.module, nn.Linear) else nn.Conv2d
+def known(attribute: str) -> frozenset[str]:
+    """All names that the rule sets have under ``attribute``."""
+    return frozenset().union(*(getattr(rules, attribute) for rules in RULE_SETS.values()))
+
+
+def role_of(candidate: Candidate) -> str | None:
+    """The first role that the layer has."""
+    return next((role for rules in RULE_SETS.values() for role, fits in rules.roles.items() if fits(candidate)), None)
+
+
+def stays_float(candidate: Candidate) -> str | None:
+    """Why the rule sets leave the layer float: structure first, then classes, then names."""
+    sets, parts = RULE_SETS.values(), set(candidate.parts)
+    reasons = chain(
+        (rule(candidate) for rules in sets for rule in rules.structure),
+        (reason for rules in sets for reason, classes in rules.classes.items() if candidate.inside(*classes)),
+        (reason for rules in sets for reason, names in rules.names.items() if not parts.isdisjoint(names)),
+    )
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def cannot_be_binary(candidate: Candidate) -> str | None:
+    """Why no rule can make the layer binary: a binary layer in its place would not compute what it computes, or never run."""
+    layer, cls = candidate.module, type(candidate.module)
+    base = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
     if cls.__name__ == 'NonDynamicallyQuantizableLinear':
         return 'nn.MultiheadAttention uses its weight without calling it'
-    if 'weight' not in c.module._parameters:
+    if 'weight' not in layer._parameters:
         return 'its weight is computed (spectral norm, weight norm or another parametrization)'
-    readers = WEIGHT_READERS & set(c.parents)
-    if readers:
-        return f'{readers.pop()} uses its weight without calling it'
+    reader = next((parent for parent in candidate.parents if type(parent).__name__ in known('weight_readers')), None)
+    if reader is not None:
+        return f'{type(reader).__name__} uses its weight without calling it'
+    if getattr(layer, 'padding_mode', 'zeros') != 'zeros':
+        return f'padding_mode={layer.padding_mode!r}: only a constant can be padded after the sign'
     plain = cls.forward is base.forward and getattr(cls, '_conv_forward', None) is getattr(base, '_conv_forward', None)
-    return None if plain or cls.__module__ in TRANSPARENT_MODULES else f'{cls.__name__} has a forward of its own'
-
-
-BUILT_IN: tuple[Callable[[Candidate], Reason], ...] = (
-    channel_attention, reads_image, depthwise, real_shortcut, prediction, box_head, embedding, sampling,
-)
-
-
-def candidates(model: nn.Module) -> list[Candidate]:
-    """All convolutions and linear layers, in the order of ``named_modules``; not the real parts inside of binary layers."""
-    binary = [module for module in model.modules() if isinstance(module, BinaryLayer)]
-    inside = {part for layer in binary for part in layer.modules() if part is not layer}
-    return [Candidate(name, module, parents) for name, module, parents in with_parents(model)
-            if isinstance(module, nn.Conv2d | nn.Linear) and module not in inside]
-
-
-def with_parents(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...]]]:
-    """``named_modules()`` with the class names of the modules around each, outermost first."""
-    classes: dict[str, tuple[str, ...]] = {}
-    for name, module in list(model.named_modules()):
-        parents = classes[name.rpartition('.')[0]] if name else ()
-        classes[name] = (*parents, type(module).__name__)
-        yield name, module, parents
+    return None if plain or cls.__module__ in known('plain_modules') else f'{cls.__name__} has a forward of its own'
 
 
 def decide(candidate: Candidate, rules: dict[str, str], roles: list[str] | None = None) -> tuple[bool, str]:
-    """``(binary, reason)`` for one layer: what cannot be converted stays float, then the user's rules, then the built-in, then
-    the roles."""
-    reason = own_forward(candidate)
+    """Whether one layer becomes binary, and why.
+
+    In this order: :func:`cannot_be_binary`, the user's rules, the rule sets, the roles.
+    """
+    reason = cannot_be_binary(candidate)
     if reason is not None:
         return False, reason
     for pattern, kind in rules.items():
         if fnmatchcase(candidate.name, pattern):
             return kind == 'binary', f'rule {pattern!r}'
-    for rule in BUILT_IN:
-        reason = rule(candidate)
-        if reason is not None:
-            return False, reason
+    reason = stays_float(candidate)
+    if reason is not None:
+        return False, reason
     if roles is not None:
-        role = role_of(candidate.name, candidate.parents)
+        role = role_of(candidate)
         return role in roles, f'role {role}' if role else 'has none of the roles'
     return True, 'default'
+
+
+def walk(model: nn.Module) -> Iterator[Candidate]:
+    """All modules of ``model``, in the order of ``named_modules``; the model may be changed meanwhile."""
+    inside: dict[str, tuple[nn.Module, ...]] = {}
+    for name, module in list(model.named_modules()):
+        parents = inside[name.rpartition('.')[0]] if name else ()
+        inside[name] = (*parents, module)
+        yield Candidate(name, module, parents)
+
+
+def candidates(model: nn.Module) -> list[Candidate]:
+    """All convolutions and linear layers, in the order of ``named_modules``; not the real parts inside of binary layers."""
+    binary = [module for module in model.modules() if isinstance(module, BinaryLayer)]
+    parts = {part for layer in binary for part in layer.modules() if part is not layer}
+    return [c for c in walk(model) if isinstance(c.module, nn.Conv2d | nn.Linear) and c.module not in parts]
 
 
 def check_rules(rules: dict[str, str], names: list[str]) -> None:

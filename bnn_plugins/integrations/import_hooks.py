@@ -16,9 +16,12 @@ from types import ModuleType
 
 import wrapt
 
+from ..convert import register_rules
 from ..deploy.file import comes_from_a_file
 from ..layers import Packable
 from . import mmcv_ext
+from .diffusers import rules as diffusers_rules
+from .mmdet import rules as mmdet_rules
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,10 @@ HOOKS = (
     ImportHook('mmengine', 'mmengine.runner.checkpoint',
                'packed `.safetensors` files are read wherever a checkpoint is: `Runner`, `DetInferencer`, `init_detector`',
                'BNN_PLUGINS_PACKED_FILES', register_packed_files, ('CheckpointLoader.register_scheme', 'load_state_dict')),
+    ImportHook('mmdet', 'bnn_plugins', "`binarize_` knows the layers of mmdet's models that must stay float",
+               'BNN_PLUGINS_MMDET_RULES', lambda _: register_rules(mmdet_rules.RULES)),
+    ImportHook('diffusers', 'bnn_plugins', "`binarize_` knows the layers of diffusers' models that must stay float, and roles",
+               'BNN_PLUGINS_DIFFUSERS_RULES', lambda _: register_rules(diffusers_rules.RULES)),
     ImportHook('diffusers', 'diffusers.quantizers.auto', '`BNNConfig` is a `quantization_config`',
                'BNN_PLUGINS_QUANTIZER', register_quantizer, ('AUTO_QUANTIZER_MAPPING', 'AUTO_QUANTIZATION_CONFIG_MAPPING')),
     ImportHook('diffusers', 'diffusers.pipelines.pipeline_loading_utils', 'saved pipelines find `BinaryUNet2DModel`',

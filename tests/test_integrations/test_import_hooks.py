@@ -25,6 +25,8 @@ EFFECTS = {
     'BNN_PLUGINS_CONFIGS': "bool(load('mmengine.hub').get_config('bnn_plugins::detection/fcos_r18_fpn_bccd.py').model)",
     'BNN_PLUGINS_PACKED_FILES': "load('mmengine.runner.checkpoint').CheckpointLoader._get_checkpoint_loader('a.safetensors')"
                                 ".__module__.startswith('bnn_plugins')",
+    'BNN_PLUGINS_MMDET_RULES': "'mmdet' in bnn_plugins.list_rules()",
+    'BNN_PLUGINS_DIFFUSERS_RULES': "'diffusers' in bnn_plugins.list_rules()",
     'BNN_PLUGINS_QUANTIZER': "load('diffusers').UNet2DModel.from_pretrained(folder, "
                              "quantization_config=bnn_plugins.BNNConfig()).config.quantization_config.method == 'reactnet'",
     'BNN_PLUGINS_MODELS': "binary(load('diffusers').DDPMPipeline.from_pretrained(new))",
@@ -149,7 +151,8 @@ def test_the_error_names_the_installed_version():
 def test_every_hook_that_changes_a_module_says_what_it_needs():
     """A hook that only imports or registers something of ours needs nothing of the host."""
     assert {hook.variable for hook in HOOKS if not hook.needs} == {
-        'BNN_PLUGINS_MMCV_EXT', 'BNN_PLUGINS_MODELS', 'BNN_PLUGINS_OLD_MODULES'}
+        'BNN_PLUGINS_MMCV_EXT', 'BNN_PLUGINS_MMDET_RULES', 'BNN_PLUGINS_DIFFUSERS_RULES', 'BNN_PLUGINS_MODELS',
+        'BNN_PLUGINS_OLD_MODULES'}
 
 
 def test_the_table_is_in_the_documentation():

@@ -1,0 +1,42 @@
+"""The rules that hold for any model: for torch's own layers, and for names that many libraries share."""
+
+from torch import nn
+
+from .rules import Candidate, RuleSet, known
+
+IMAGE_CHANNELS = 4  # grey, RGB, RGBA
+
+
+def channel_attention(c: Candidate) -> str | None:
+    return 'channel attention: its input is a vector of means' if c.inside(*known('channel_attention')) else None
+
+
+def reads_image(c: Candidate) -> str | None:
+    if isinstance(c.module, nn.Conv2d) and c.module.in_channels <= IMAGE_CHANNELS:
+        return f'reads the image ({c.module.in_channels} channels)'
+    return None
+
+
+def depthwise(c: Candidate) -> str | None:
+    if isinstance(c.module, nn.Conv2d) and c.module.groups == c.module.in_channels > 1:
+        return f'depthwise: sums of only {c.module.weight[0].numel()} signs'
+    return None
+
+
+def real_shortcut(c: Candidate) -> str | None:
+    if isinstance(c.module, nn.Conv2d) and c.module.kernel_size == (1, 1) and known('shortcuts') & set(c.parts):
+        return 'shortcut: carries the real-valued stream'
+    return None
+
+
+RULES = RuleSet(
+    'generic',
+    structure=(channel_attention, reads_image, depthwise, real_shortcut),
+    names={
+        'part of the stem': {'stem', 'conv_stem', 'patch_embed', 'focus'},
+        'prediction layer': {'fc', 'classifier'},
+    },
+    shortcuts={'downsample', 'shortcut', 'skip', 'residual'},
+    channel_attention={'SqueezeExcite', 'SEModule'},
+    roles={'recurrent': lambda c: c.inside('*LSTM*')},
+)
