@@ -25,10 +25,10 @@ PACKAGES = {'bnn_kernels': ROOT / 'kernels/bnn_kernels', 'bnn_plugins': ROOT / '
 NAMES = {name: getattr(package, name) for package in (bnn_kernels, bnn_plugins) for name in package.__all__}
 EXAMPLE_NAMES = NAMES | dict(torch=torch, nn=nn, F=F, copy=copy, BinaryConv2d=BinaryConv2d, BinaryLinear=BinaryLinear)
 VERBS = {name for name, value in NAMES.items() if inspect.isfunction(value)} | {'BNNConfig', 'set_backend'}
-LOW_LEVEL = {'join', 'input_signature', 'register_method', 'list_methods', 'list_estimators'}
+LOW_LEVEL = {'join', 'input_signature', 'register_method', 'list_methods', 'list_estimators', 'list_rules'}
 NO_ERRORS = {  # they answer a question, or pass on what the layers raise
-    'available_backends', 'last_backend', 'selection', 'list_methods', 'list_estimators', 'clip_latents_', 'after_step_',
-    'start_epoch_', 'unfuse_',
+    'available_backends', 'last_backend', 'selection', 'list_methods', 'list_estimators', 'list_rules', 'clip_latents_',
+    'after_step_', 'start_epoch_', 'unfuse_',
 }
 
 

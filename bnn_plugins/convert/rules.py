@@ -68,15 +68,6 @@ class RuleSet:
 
     Raises:
         TypeError: for a string where a set of names is expected.
-
-    Example:
-        >>> import bnn_plugins
-        >>> from torch import nn
-        >>> bnn_plugins.register_rules(bnn_plugins.RuleSet('mine', names={'predicts depths': {'depth'}}))
-        >>> model = nn.ModuleDict(dict(body=nn.Conv2d(8, 8, 3), depth=nn.Conv2d(8, 1, 3)))
-        >>> [(row.name, row.binary, row.reason) for row in bnn_plugins.binarize_(model, 'xnor').rows]
-        [('body', True, 'default'), ('depth', False, 'predicts depths')]
-        >>> bnn_plugins.remove_rules('mine')
     """
 
     library: str
@@ -104,6 +95,13 @@ def register_rules(rules: RuleSet) -> None:
 
     Raises:
         ValueError: when there is another rule set of this name, or one that has a role of the same name.
+
+    Example:
+        >>> register_rules(RuleSet('depths', names={'predicts depths': {'depth'}}))
+        >>> report = binarize_(nn.ModuleDict({'body': nn.Conv2d(8, 8, 3), 'depth': nn.Conv2d(8, 1, 3)}), 'xnor')
+        >>> [(row.name, row.binary, row.reason) for row in report.rows]
+        [('body', True, 'default'), ('depth', False, 'predicts depths')]
+        >>> remove_rules('depths')
     """
     if RULE_SETS.get(rules.library, rules) is not rules:
         raise ValueError(f'there is a rule set {rules.library!r} already: remove_rules({rules.library!r}) first')
@@ -115,7 +113,17 @@ def register_rules(rules: RuleSet) -> None:
 
 
 def remove_rules(library: str) -> None:
-    """Take a rule set away again. Raises ``ValueError`` where there is none of this name."""
+    """Take a rule set away again.
+
+    Raises:
+        ValueError: where there is none of this name.
+
+    Example:
+        >>> register_rules(RuleSet('mine'))
+        >>> remove_rules('mine')
+        >>> 'mine' in list_rules()
+        False
+    """
     if library not in RULE_SETS:
         raise ValueError(unknown('rule set', library, RULE_SETS))
     del RULE_SETS[library]
