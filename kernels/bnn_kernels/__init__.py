@@ -4,7 +4,17 @@ layout.py has the bits, ops.py the operators, dispatch.py the backends, README.m
 """
 
 from .attention import attention_table
-from .dispatch import Backend, OpIO, available_backends, join, last_backend, register_backend, selection, set_backend
+from .dispatch import (
+    Backend,
+    OpIO,
+    available_backends,
+    explain,
+    join,
+    last_backend,
+    register_backend,
+    selection,
+    set_backend,
+)
 from .epilogue import Epilogue
 from .layout import LAYOUT_VERSION, WORD_BITS, pack_bits, pack_weight, transpose_weight, unpack_weight
 from .ops import (
@@ -43,6 +53,7 @@ __all__ = [
     'binary_linear',
     'binary_lstm',
     'downsample2d',
+    'explain',
     'input_signature',
     'join',
     'last_backend',

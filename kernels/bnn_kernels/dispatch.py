@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache, partial
+from itertools import count
 from typing import NamedTuple
 
 from torch import Tensor
@@ -166,6 +167,27 @@ def recorded():
         vars(_last).update(before | vars(_last))
 
 
+def explain(run: Callable, *inputs) -> dict[str, Selection]:
+    """Runs `run(*inputs)`, for example a packed layer: which backend ran each operator, and why those preferred to it did not.
+
+    Backends are chosen anew for it, so it is slower than the call alone. An operator that runs several times is told of once,
+    as it ran last; only the calling thread is looked at. Raises what `run` raises.
+
+    Example:
+        >>> why = explain(pack_features, torch.randn(2, 40))
+        >>> why['pack_features'].backend == last_backend('pack_features')
+        True
+    """
+    global _explained
+    before, why = (_explained, getattr(_explaining, 'why', None)), {}
+    _explained, _explaining.why = next(_explanations), why
+    try:
+        run(*inputs)
+    finally:
+        _explained, _explaining.why = before
+    return why
+
+
 def selection(op: str, **call) -> Selection:
     """Which backend would run this call, and why those preferred to it would not. `call`: the operator's arguments by name.
 
@@ -193,6 +215,8 @@ def bind(op: str, fixed: dict, inputs: dict) -> Callable[..., Tensor | tuple[Ten
     that one.
     """
     name = _chosen(op, fixed | inputs)
+    if (why := getattr(_explaining, 'why', None)) is not None:
+        why[op] = selection(op, **fixed, **inputs)
     operator = _load(BACKENDS[name])[0].bind(op, fixed, inputs)
 
     def call(**inputs):
@@ -246,13 +270,15 @@ def _chosen(op: str, call: dict) -> str:
     raise RuntimeError(f'No backend can run {op} here ({reasons}).')
 
 
-def choice() -> tuple[str | None, int]:
+def choice() -> tuple[str | None, int, int]:
     """What the selection of a backend depends on beside the call: it holds as long as this is the same."""
-    return _forced, len(BACKENDS)
+    return _forced, len(BACKENDS), _explained
 
 
 _forced: str | None = os.environ.get('BNN_KERNELS_BACKEND') or None  # looked up at the first call: importing stays light
-_last = threading.local()
+_last, _explaining = threading.local(), threading.local()
+_explanations = count(1)
+_explained = 0  # the number of the `explain` that runs: with another number, all backends are asked again
 
 
 def _able() -> list[tuple[str, Backend]]:

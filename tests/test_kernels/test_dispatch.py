@@ -81,6 +81,27 @@ def test_selection_explains():
     assert chosen.refusals['picky'] == 'picky does not implement pack_features'
 
 
+def test_explain_tells_of_a_call_that_ran_before():
+    linear(63)  # chosen and kept
+    why = bk.explain(lambda: (linear(63), bk.pack_features(torch.ones(3))))
+    assert why['binary_linear'] == bk.selection('binary_linear', x_words=WORDS, w_words=WORDS, features=63)
+    assert why['pack_features'].refusals['picky'] == 'picky does not implement pack_features'
+    assert list(why) == ['binary_linear', 'pack_features']
+    assert bk.explain(linear, 64)['binary_linear'].backend == 'picky'
+    with bk.set_backend('reference'):
+        assert bk.explain(linear, 64) == {'binary_linear': ('reference', {})}
+    with pytest.raises(ZeroDivisionError):
+        bk.explain(lambda: 1 // 0)
+    assert bk.explain(int) == {}
+
+
+def test_explain_leaves_earlier_choices_alone(monkeypatch):
+    linear(64)
+    bk.explain(linear, 64)
+    monkeypatch.setattr(dispatch, 'bind', None)  # nothing is chosen again
+    linear(64)
+
+
 def test_last_backend_by_operator_and_thread():
     linear()
     bk.pack_features(torch.ones(3))
