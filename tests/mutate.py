@@ -149,15 +149,18 @@ class Session:
 
     def __init__(self, root: Path):
         self.root, self.store = root, root / '.cache/mutations.json'
-        self.kept = json.loads(self.store.read_text()) if self.store.exists() else {}
+        self.kept = self.load()
         self.tree = digest(*((root / name).read_bytes() for name in tracked(root) if (root / name).is_file()))
         sources = sorted((root / ENGINE / 'src').glob('*.*pp'))
         self.objects = root / '.cache/mutations' / digest(*(source.read_bytes() for source in sources))
         self.lock, self.checkouts = threading.RLock(), queue.Queue()
 
+    def load(self) -> dict:
+        return json.loads(self.store.read_text()) if self.store.exists() else {}
+
     def keep(self, key: str, value) -> None:
         with self.lock:
-            self.kept[key] = value
+            self.kept = self.load() | {key: value}  # another run may have written since
             self.store.parent.mkdir(parents=True, exist_ok=True)
             self.store.with_suffix('.part').write_text(json.dumps(self.kept, indent=0))
             self.store.with_suffix('.part').replace(self.store)
