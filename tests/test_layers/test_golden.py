@@ -1,0 +1,138 @@
+"""Layers against numbers of the papers' own code (tests/golden/README.md): outputs, gradients, and the outputs of the bits."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bnn_plugins import pack_, set_progress
+from bnn_plugins.binarize import RSign, build_estimator, build_probability
+from bnn_plugins.layers import BinaryAttention, BinaryConv2d, RPReLU, SqueezeExcite
+
+FOLDER = Path(__file__).parents[1] / 'golden'
+CONVOLUTIONS = {
+    'reactnet_conv_3x3_stride2_odd': dict(method='reactnet'),
+    'adambnn_conv_1x1_odd': dict(method='adambnn'),
+    'bireal_conv_3x3_stride2_odd': dict(method='bireal'),
+    'bnext_conv_stride2_odd': dict(method='bnext'),
+    'binaryvit_conv_2x2_stride2': dict(method='binaryvit'),
+    'bidet_conv_stride2_odd': dict(method='bireal', pad_value=-1),
+}
+ESTIMATORS = {
+    **dict.fromkeys(('reactnet', 'recu', 'bidet', 'binaryvit'), 'approx_sign'),
+    'irnet': dict(type='ede', t_min=1.0),
+    'rbnn_activation': dict(type='training_aware', t_min=1.0, activation=True),
+    'bnext': dict(type='clipped_ste', clip=1.5),
+    'xnor': 'clipped_ste',
+}
+
+
+class Golden:
+    """The arrays of a file as float64 tensors, by kind and name."""
+
+    def __init__(self, name: str):
+        with np.load(FOLDER / f'{name}.npz') as file:
+            self.arrays = {key: torch.from_numpy(file[key].astype(np.float64)) for key in file}
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self.arrays[key]
+
+    def number(self, name: str) -> int:
+        return int(self[f'setting.{name}'])
+
+    def named(self, kind: str) -> dict[str, torch.Tensor]:
+        return {key.removeprefix(kind): value for key, value in self.arrays.items() if key.startswith(kind)}
+
+    @torch.no_grad()
+    def fill(self, parameters: dict[str, torch.nn.Parameter], factors: dict[str, float] | None = None) -> None:
+        """Give ``parameters``, which are all that there are, their numbers."""
+        assert parameters.keys() == self.named('param.').keys()
+        for name, parameter in parameters.items():
+            parameter.copy_(self['param.' + name].view(parameter.shape) * (factors or {}).get(name, 1.0))
+
+    def check(self, module, parameters, factors=None, run=None, packed=False, differs=()) -> None:
+        """Outputs in both modes, all gradients but those in ``differs``, and the outputs of the packed module in float32."""
+        run, module = run or (lambda module, *inputs: module(*inputs)), module.double()
+        self.fill(parameters, factors)
+        inputs = [x.clone().requires_grad_() for x in self.named('input.').values()]
+        with torch.no_grad():
+            torch.testing.assert_close(run(module.eval(), *inputs), self['eval.out'], rtol=1e-9, atol=1e-9)
+            if packed:
+                out = run(pack_(copy.deepcopy(module).float()), *(x.float() for x in inputs))
+                torch.testing.assert_close(out.double(), self['eval.out'], rtol=2e-6, atol=2e-6)
+        out = run(module.train(), *inputs)
+        torch.testing.assert_close(out, self['train.out'], rtol=1e-9, atol=1e-9)
+        out.backward(self['upstream'])
+        found = dict(zip(self.named('input.'), (x.grad for x in inputs), strict=True))
+        found |= {name: p.grad * (factors or {}).get(name, 1.0) for name, p in parameters.items()}
+        expected = self.named('train.grad.')
+        assert found.keys() == expected.keys()
+        for name in found.keys() - set(differs):
+            torch.testing.assert_close(found[name].view(expected[name].shape), expected[name], rtol=1e-7, atol=1e-9,
+                                       msg=lambda text, name=name: f'gradient of {name}: {text}')
+
+
+@pytest.mark.parametrize('name', CONVOLUTIONS)
+def test_convolutions(name):
+    data = Golden(name)
+    outputs, channels, kernel, _ = data['param.weight'].shape
+    layer = BinaryConv2d(channels, outputs, kernel, data.number('stride'), data.number('padding'),
+                         bias='param.bias' in data.arrays, **CONVOLUTIONS[name])
+    set_progress(layer, 1.0)
+    parameters = {name: p for name, p in (('weight', layer.weight), ('bias', layer.bias)) if p is not None}
+    if 'param.threshold' in data.arrays:
+        parameters['threshold'] = layer.activation.shift
+    # BiDet differentiates the scale of its weights, which is a constant in Bi-Real Net.
+    data.check(layer, parameters, packed=True, differs=('weight',) if name.startswith('bidet') else ())
+
+
+@pytest.mark.parametrize('name', ['binaryvit_attention_core', 'binaryvit_attention_core_1head'])
+def test_attention(name):
+    data = Golden(name)
+    layer = BinaryAttention(data['input.query'].shape[-1], data.number('heads'), 'binaryvit', 'elastic')
+    parameters = {f'{part}_threshold': getattr(layer, part).shift for part in ('query', 'key', 'value')}
+    data.check(layer, parameters | dict(step=layer.probability.size), packed=True)
+
+
+def test_probability():
+    data = Golden('binaryvit_probability')
+    binarizer, scale = build_probability('elastic'), float(data['setting.softmax_scale'])
+
+    def run(module, scores):
+        planes = module(scores, data.number('channels_of_a_head'), scale, None, scores * scale)
+        return sum(step * plane for step, plane in zip(module.steps(), planes, strict=True))
+
+    data.check(binarizer, dict(step=binarizer.size), run=run)
+
+
+def test_rsign():
+    module = RSign(8)
+    Golden('reactnet_rsign').check(module, dict(threshold=module.shift))
+
+
+def test_rprelu():
+    module = RPReLU(8)
+    Golden('reactnet_rprelu').check(module, dict(add_before=module.gamma, slope=module.slope, add_after=module.zeta),
+                                    factors=dict(add_before=-1.0))
+
+
+def test_squeeze_excite():
+    module = SqueezeExcite(16)
+    Golden('bnext_squeeze_excite').check(module, {f'{part}_{name}': getattr(getattr(module, part), name)
+                                                  for part in ('squeeze', 'excite') for name in ('weight', 'bias')})
+
+
+@pytest.mark.parametrize('name', ESTIMATORS)
+def test_estimators_at_their_edges(name):
+    """Below, at and above the points where a gradient begins or ends; +1 at 0, where a release has 0."""
+    data, estimator = Golden(f'boundary_{name}'), build_estimator(ESTIMATORS[name])
+    if hasattr(estimator, 'set_progress'):
+        estimator.set_progress(0.0)
+    x = data['input.x'].clone().requires_grad_()
+    out = estimator(x)
+    out.sum().backward()
+    assert torch.equal(out, torch.where(x == 0, 1.0, data['train.out']))
+    inside = x.detach().abs() != 1 if name == 'xnor' else torch.ones_like(x, dtype=torch.bool)  # see ClippedSTE: inclusive
+    torch.testing.assert_close(x.grad[inside], data['train.grad.x'][inside], rtol=1e-12, atol=1e-12)
