@@ -96,6 +96,17 @@ def test_ede_starts_as_the_identity():
     torch.testing.assert_close(gradient(build_estimator(dict(type='ede', t_min=1e-3)), x), torch.ones_like(x))
 
 
+@pytest.mark.parametrize(('progress', 't'), [(0.0, 1.0), (0.5, 1.0), (0.9, 10**0.7), (1.0, 10.0)])
+def test_training_aware_activations_keep_the_area_of_the_jump(progress, t):
+    """A triangle of area 2 that is never wider than at t = 1: the schedule of weights begins at t = 0.01."""
+    estimator = build_estimator(dict(type='training_aware', activation=True))
+    estimator.set_progress(progress)
+    x = torch.linspace(-2, 2, 40001, dtype=torch.float64)
+    expected = np.maximum(2**0.5 * t - t**2 * np.abs(x.numpy()), 0)
+    np.testing.assert_allclose(gradient(estimator, x).numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert torch.trapezoid(gradient(estimator, x), x).item() == pytest.approx(2, abs=1e-3)
+
+
 def test_no_graph_without_grad():
     estimator = build_estimator('approx_sign')
     assert estimator(torch.randn(3)).grad_fn is None

@@ -12,6 +12,7 @@ import bnn_kernels
 from bnn_kernels import attention as kernels
 from bnn_plugins.binarize import build_probability, list_probabilities
 from bnn_plugins.binarize.elastic import ElasticActivation, positive
+from bnn_plugins.binarize.probabilities import near
 
 BINARY = [name for name in list_probabilities() if name != 'none']
 SPECS = {'elastic': dict(type='elastic', initial=0.1), 'bool': 'bool', 'max_relative': dict(type='max_relative', share=0.25),
@@ -132,6 +133,23 @@ def test_the_rules_are_those_of_the_kernels(data, name, d, heads, size, share, m
         expected = kernels.bits(m, torch.ones(1, dtype=torch.bool) if keep is None else keep, rule,
                                 limit.detach().expand(heads), bnn_kernels.attention_table(scale, d), d)
         assert torch.equal(bits.bool(), expected)
+
+
+@pytest.mark.parametrize('name', ['elastic', 'multi_plane', 'gsb'])
+def test_a_query_without_keys_teaches_nothing(name):
+    """Its softmax is even over keys that do not take part."""
+    binarizer, keep = build_probability(SPECS[name]), torch.zeros(1, 1, 1, 7, dtype=torch.bool)
+    scores = random_scores(1, 1, 5, 7).float()
+    logits = (scores * SCALE).requires_grad_()
+    sum(bits.sum() for bits in binarizer(scores, D, SCALE, keep, logits)).backward()
+    assert not logits.grad.any()
+    assert binarizer.size.grad is None or not binarizer.size.grad.any()
+
+
+@pytest.mark.parametrize(('strict', 'expected'), [(False, 4.0), (True, 2.0)])
+def test_a_share_that_is_met_exactly(strict, expected):
+    """Scores are even distances apart: 4 below the best is exp(-2) of its probability at a scale of 1/2, no more."""
+    assert near(math.exp(-2), 0.5, strict)[1].item() == expected
 
 
 def test_ties():

@@ -163,9 +163,14 @@ def test_forced_backend_runs_or_raises_its_reason():
 
 
 def test_set_backend_as_a_context():
-    with bk.set_backend('picky'), bk.set_backend('reference'):
+    with bk.set_backend('picky'):
+        with bk.set_backend('reference'):
+            linear()
+            assert bk.last_backend() == 'reference'
         linear()
-        assert bk.last_backend() == 'reference'
+        assert bk.last_backend() == 'picky', 'the one before'
+        with pytest.raises(RuntimeError, match='forced backend'):
+            linear(63)
     assert dispatch._forced is None
     with pytest.raises(ZeroDivisionError), bk.set_backend('reference'):
         raise ZeroDivisionError

@@ -11,6 +11,7 @@ import bnn_kernels as bk
 from . import oracle
 from .test_ops import CHANNELS, PROPERTY, pairs
 
+pytestmark = pytest.mark.usefixtures('reference_and_chosen')
 STREAMS = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 
 

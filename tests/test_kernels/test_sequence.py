@@ -15,7 +15,7 @@ from bnn_kernels.reference import Reference
 from . import cases, oracle
 from .cases import examples
 
-pytestmark = pytest.mark.sanitize
+pytestmark = [pytest.mark.sanitize, pytest.mark.usefixtures('reference_and_chosen')]
 REFERENCE = Reference()
 
 
@@ -166,16 +166,13 @@ def test_attention_is_that_of_the_softmax(rule, queries, keys, heads, features):
     assert 0.1 < bits.double().mean() < 0.9
 
 
-@pytest.mark.parametrize('backend', ['cpu', 'reference'])
 @pytest.mark.parametrize('mask', ['of the sample', 'of each query'])
 @pytest.mark.parametrize(('rule', 'limit'), [('max_relative', 2.0), ('elastic', 0.2)])
-def test_a_masked_key_is_never_the_best(backend, mask, rule, limit):
+def test_a_masked_key_is_never_the_best(mask, rule, limit):
     """The key that agrees with the query everywhere is masked: what is compared is the distance to the best of the others.
 
     The scale is so large that no exponential of the others is left in a table that begins at the masked key.
     """
-    if bk.available_backends()[backend] != 'available':
-        pytest.skip(bk.available_backends()[backend])
     torch.manual_seed(0)
     features, keys = 64, 40
     k, v = torch.randn(2, keys, features), torch.randn(2, keys, 5)
@@ -188,11 +185,10 @@ def test_a_masked_key_is_never_the_best(backend, mask, rule, limit):
     bits = (scores >= scores.amax(-1, keepdim=True) - limit) if rule == 'max_relative' else (3 * scores).softmax(-1) > limit
     assert bool(bits.any(-1).all())
     expected = (bits.double() @ heads_of(v, 1)).transpose(1, 2)
-    with bk.set_backend(backend):
-        result = bk.binary_attention(bk.pack_heads(q, 1), bk.pack_heads(k, 1), bk.pack_values(v, 1), features,
-                                     torch.full((1, 1), limit, dtype=torch.float64), rule=rule,
-                                     table=bk.attention_table(3.0, features) if rule == 'elastic' else None,
-                                     mask_words=bk.pack_mask(keep[:, 0] if mask == 'of the sample' else keep))
+    result = bk.binary_attention(bk.pack_heads(q, 1), bk.pack_heads(k, 1), bk.pack_values(v, 1), features,
+                                 torch.full((1, 1), limit, dtype=torch.float64), rule=rule,
+                                 table=bk.attention_table(3.0, features) if rule == 'elastic' else None,
+                                 mask_words=bk.pack_mask(keep[:, 0] if mask == 'of the sample' else keep))
     assert torch.equal(result.double(), expected)
 
 
@@ -227,6 +223,17 @@ def test_packing_of_heads_and_values():
     assert torch.equal(unpack_signs(bk.pack_values(x, 3, threshold), 5), signs.permute(0, 2, 3, 1))
     mask = torch.rand(2, 50) < 0.5
     assert torch.equal(unpack_bits(bk.pack_mask(mask), 50), mask[:, None])
+
+
+@pytest.mark.parametrize('dtype', cases.STREAMS)
+def test_normalized_packing_where_values_meet_their_level(dtype):
+    """The bit is ``weight * (x - mean) / std + bias >= 0``: a level is reached at itself, whatever the sign of the weight."""
+    x = torch.arange(-3, 4).to(dtype).view(-1, 1).expand(-1, 2).contiguous()
+    mean, std, threshold = torch.full((7,), -1.0), torch.full((7,), 2.0), torch.tensor([0.5, 0.5])  # the level is 0
+    words = bk.pack_normalized(x, mean, std, threshold, torch.tensor([False, True]))
+    assert unpack_bits(words, 2).int().tolist() == [[0, 1], [0, 1], [0, 1], [1, 1], [1, 0], [1, 0], [1, 0]]
+    words = bk.pack_normalized(x, mean, std, threshold, None)
+    assert unpack_bits(words, 2).int().tolist() == [[0, 0]] * 3 + [[1, 1]] * 4
 
 
 @examples(40)

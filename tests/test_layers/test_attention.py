@@ -48,15 +48,19 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def test_against_numpy(probability):
+@pytest.mark.parametrize('mask', ['none', 'of the sample', 'of each query'])
+def test_against_numpy(probability, mask):
     layer = build(probability, 'bit').eval()
     q, k, v = tensors()
+    keep = {'none': None, 'of the sample': torch.rand(3, 5) > 0.3, 'of each query': torch.rand(3, 7, 5) > 0.3}[mask]
     with torch.no_grad():
-        out = layer(q, k, v)
+        out = layer(q, k, v, keep)
+    masked = np.zeros((3, 7, 5), bool) if keep is None else np.broadcast_to(~keep.numpy().reshape(3, -1, 5), (3, 7, 5))
     d, size = 6, [float(getattr(layer, n).step.detach()) for n in ('query', 'key', 'value')]
     signs = [sign(x.numpy() + getattr(layer, n).shift.detach().numpy()).reshape(3, -1, 2, d).transpose(0, 2, 1, 3)
              for x, n in ((q, 'query'), (k, 'key'), (v, 'value'))]
-    s = signs[0] @ signs[1].transpose(0, 1, 3, 2)
+    s = np.where(masked[:, None], -np.inf, signs[0] @ signs[1].transpose(0, 1, 3, 2))
+    assert np.isfinite(s).any(-1).all()
     p = softmax(s * size[0] * size[1] / d ** 0.5)
     top = p.max(-1, keepdims=True)
     a = getattr(layer.probability, 'size', torch.zeros(1)).detach().numpy()
