@@ -21,8 +21,9 @@ from torch import Tensor, nn
 import bnn_kernels
 
 from ..convert.layer_counts import LayerCounts, count_layers, macs_per_output
-from ..deploy import PackedLayer, pack_
+from ..deploy import PackedLayer
 from ..deploy.file import serialize
+from ..deploy.pack import packed_forms, replace_
 from ..deploy.packed_attention import PackedAttention
 from ..layers import BinaryLayer
 from ..layers.attention import BinaryAttention
@@ -164,9 +165,7 @@ def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: 
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     twin = copy.deepcopy(model).eval()
     counts = count_layers(twin, lambda: twin(*inputs), lambda module: isinstance(module, COUNTED))
-    for module in list(twin.modules()):
-        if isinstance(module, BinaryAttention) or (isinstance(module, BinaryLayer) and module.w_bits < 32):
-            pack_(module)
+    twin = replace_(twin, packed_forms(twin, strict=False))
     has_bits = any(isinstance(module, PackedLayer) for module in twin.modules())
     batch = next((x.shape[0] for x in inputs if isinstance(x, Tensor)), 1)
 

@@ -1,14 +1,14 @@
 """From a trained latent model to bits: packing, the packed layers, the packed file. Needs torch and safetensors only."""
 
-from .file import PackedFile, attach_signatures, load_packed_, read_packed, save_packed
+from .file import PackedFile, is_packed_file, load_packed_, read_packed, save_packed
 from .fuse import FusionReport, fuse_, fused_parts, fused_steps, unfuse_
 from .pack import PACKED, pack_
-from .packed import PackedConv2d, PackedLayer, PackedLinear
+from .packed import PackedConv2d, PackedLayer, PackedLinear, PackedModule, register_packed
 from .packed_attention import PackedAttention
 from .packed_cells import PackedCell, PackedGateConv2d, PackedGateLinear
 from .verify import VerificationReport, verify
 
 __all__ = ['PACKED', 'FusionReport', 'PackedAttention', 'PackedCell', 'PackedConv2d', 'PackedFile', 'PackedGateConv2d',
-           'PackedGateLinear', 'PackedLayer', 'PackedLinear', 'VerificationReport',
-           'attach_signatures', 'fuse_', 'fused_parts', 'fused_steps', 'load_packed_', 'pack_', 'read_packed', 'save_packed',
+           'PackedGateLinear', 'PackedLayer', 'PackedLinear', 'PackedModule', 'VerificationReport', 'fuse_', 'fused_parts',
+           'fused_steps', 'is_packed_file', 'load_packed_', 'pack_', 'read_packed', 'register_packed', 'save_packed',
            'unfuse_', 'verify']

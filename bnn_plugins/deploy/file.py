@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 from bnn_kernels import LAYOUT_VERSION
 
-from ..layers import Packable
-from .pack import pack_
+from .pack import PACKED, packed_forms, replace_
 from .packed import PackedModule
 
 FORMAT = 'bnn_plugins.packed'
 SCHEMA_VERSION = 1
+DAMAGE = (SafetensorError, UnicodeDecodeError, json.JSONDecodeError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class PackedFile:
         tensors: the state dict. layers: ``{layer name: signature}`` of the packed layers.
         versions: ``{module name: version of its state}`` where torch has another than 1.
         config: text of the config that the model was built from, or ''. meta: what else the writer stored (class names, ...).
+        path: where it was read, for messages.
     """
 
     tensors: dict[str, Tensor]
@@ -36,6 +38,12 @@ class PackedFile:
     versions: dict[str, int]
     config: str
     meta: dict
+    path: str
+
+    def renamed(self, rename: Callable[[str], str]) -> 'PackedFile':
+        """The same content under other names of tensors and modules."""
+        return replace(self, **{field: {rename(name): value for name, value in getattr(self, field).items()}
+                                for field in ('tensors', 'layers', 'versions')})
 
 
 def save_packed(model: nn.Module, path: str | Path, config: str = '', meta: dict | None = None) -> Path:
@@ -93,23 +101,35 @@ def read_packed(path: str | Path) -> PackedFile:
     Raises:
         FileNotFoundError: when there is none. ValueError: when it is cut short, altered, no packed file, or newer.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'the packed file {str(path)!r} does not exist')
+    if not is_packed_file(path):
+        raise ValueError(f'{path} is a safetensors file, but not a packed model of bnn_plugins: write one with tools/pack.py')
     try:
         with safe_open(str(path), framework='pt') as file:
-            metadata = file.metadata() or {}
-            if metadata.get('format') != FORMAT:
-                raise ValueError(f'{path} is a safetensors file, but not a packed model of bnn_plugins: write one with '
-                                 'tools/pack.py')
+            metadata = file.metadata()
             check_versions(path, metadata)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         content = PackedFile(tensors, json.loads(metadata['layers']), json.loads(metadata['versions']), metadata['config'],
-                             json.loads(metadata['meta']))
-    except (SafetensorError, UnicodeDecodeError, json.JSONDecodeError, KeyError) as error:
+                             json.loads(metadata['meta']), str(path))
+    except DAMAGE as error:
         raise ValueError(f'{path} is cut short or damaged ({error}): copy or pack it again') from error
     if checksum(tensors, metadata) != metadata.get('checksum'):
         raise ValueError(f'{path} was altered after it was written (its checksum does not fit): copy or pack it again')
     return content
+
+
+def is_packed_file(path: str | Path) -> bool:
+    """Whether a safetensors file says that it is a packed model.
+
+    Raises:
+        FileNotFoundError: when there is none. ValueError: when it is no safetensors file, or cut short.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'the packed file {str(path)!r} does not exist')
+    try:
+        with safe_open(str(path), framework='pt') as file:
+            return (file.metadata() or {}).get('format') == FORMAT
+    except DAMAGE as error:
+        raise ValueError(f'{path} is cut short or damaged ({error}): copy or pack it again') from error
 
 
 def check_versions(path: str | Path, metadata: dict[str, str]) -> None:
@@ -122,11 +142,17 @@ def check_versions(path: str | Path, metadata: dict[str, str]) -> None:
             raise ValueError(f'{path} has {what} {found or "none"}, this version of bnn_plugins reads {known}: {advice}')
 
 
-def load_packed_(model: nn.Module, path: str | Path) -> nn.Module:
+def load_packed_(model: nn.Module, file: str | Path | PackedFile) -> nn.Module:
     """Load a packed file into a model built from the same config, latent or packed, in place; returns it in evaluation mode.
 
+    Latent layers are replaced as :func:`pack_` does, which is all the same for a model that is a binary layer itself.
+
+    Args:
+        file: a path, or what :func:`read_packed` gave.
+
     Raises:
-        ValueError: when the file is damaged (see :func:`read_packed`) or for another config.
+        ValueError: when the file is damaged (see :func:`read_packed`) or for another config. When its packed layers are others
+            than the model's, the model is as before.
 
     Example:
         >>> trained = pack_(nn.Sequential(BinaryLinear(64, 10, method='xnor')))
@@ -135,49 +161,39 @@ def load_packed_(model: nn.Module, path: str | Path) -> nn.Module:
         >>> torch.equal(model(x), trained(x))
         True
     """
-    file = read_packed(path)
-    # A latent layer has the attributes that its packed class signs with: a file for another config leaves the model alone.
-    layers = {name: (module.packed_class if isinstance(module, Packable) else type(module)).signature(module)
-              for name, module in model.named_modules() if isinstance(module, Packable | PackedModule)}
-    for name in sorted(layers.keys() | file.layers.keys()):
-        if layers.get(name) != file.layers.get(name):
-            raise ValueError(f'{path} is for another config: the layer {name!r} is "{layers.get(name, "not binary")}" in '
-                             f'the model, but "{file.layers.get(name, "not binary")}" in the file')
-    if any(isinstance(module, Packable) for module in model.modules()):
-        pack_(model)
+    file = file if isinstance(file, PackedFile) else read_packed(file)
+    model = prepare_(model, file.layers, file.path)
+    state_dict = OrderedDict(file.tensors)
+    # Also for modules that the file does not have: mmdet's heads rename keys where they find no version.
+    state_dict._metadata = {name: {'version': file.versions.get(name, 1)}
+                            for name, _ in model.named_modules(remove_duplicate=False)}
     try:
-        missing, unexpected = model.load_state_dict(attach_signatures(file), strict=False)
+        missing, unexpected = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:  # float parts of other shapes
-        raise ValueError(f'{path} is for another config: {error}') from error
+        raise ValueError(f'{file.path} is for another config: {error}') from error
     if missing or unexpected:
-        raise ValueError(f'{path} is for another config: ' + '; '.join(
+        raise ValueError(f'{file.path} is for another config: ' + '; '.join(
             f'{len(names)} tensors {what}, such as {names[0]!r}' for what, names in
             (('missing in the file', missing), ('unknown to the model', unexpected)) if names))
-    model.eval()
     return model
 
 
-class _LocalMetadata(dict):
-    """What modules find when they are loaded, by name: the version of their state and the signature of a packed layer.
+def prepare_(model: nn.Module, layers: dict[str, str], path: str | Path) -> nn.Module:
+    """Replace latent layers by packed ones, whose values do not matter yet; returns the model (see :func:`pack_`).
 
-    Also under names that the file does not have: a binary layer among them must refuse to stay as it is.
+    Args:
+        layers: ``{name: signature}`` of the packed layers in the file at ``path``.
+
+    Raises:
+        ValueError: when the model has others; it is then as before.
     """
-
-    def __init__(self, file: PackedFile):
-        super().__init__()
-        self.layers, self.versions = file.layers, file.versions
-
-    def get(self, name: str, default: dict | None = None) -> dict:
-        return {'version': self.versions.get(name, 1), 'bnn_layer': self.layers.get(name)}
-
-
-def attach_signatures(file: PackedFile) -> dict[str, Tensor]:
-    """The state dict of a file; each packed layer finds its signature in its local metadata and compares it."""
-    state_dict = OrderedDict(file.tensors)
-    state_dict._metadata = _LocalMetadata(file)
-    return state_dict
-
-
-def comes_from_a_file(state_dict: dict[str, Tensor]) -> bool:
-    """Whether :func:`attach_signatures` made this state dict."""
-    return isinstance(getattr(state_dict, '_metadata', None), _LocalMetadata)
+    packed = packed_forms(model)
+    found = {name: packed.get(module, module).signature() for name, module in model.named_modules()
+             if isinstance(packed.get(module, module), PackedModule)}
+    for name in sorted(found.keys() | layers.keys()):
+        if found.get(name) != layers.get(name):
+            raise ValueError(f'{path} is for another config: the layer {name!r} is "{found.get(name, "not binary")}" in the '
+                             f'model, but "{layers.get(name, "not binary")}" in the file')
+    for note in PACKED if packed else ():
+        note(model)
+    return replace_(model, packed)

@@ -1,7 +1,7 @@
 """Packed layers: bits, integer arithmetic, no latent weights.
 
-A packed layer is a latent layer that has changed its class (as torch's lazy modules do), so that it keeps its place, its
-attributes and its activation binarizer. Bits of k-bit values are *planes* of one-bit values:
+A packed layer is made from a latent one (:meth:`PackedModule.from_latent`) and takes its place: it has the same attributes and
+activation binarizer. Bits of k-bit values are *planes* of one-bit values:
 
 - a k-bit weight is :math:`\\sum_j 2^j s_j` with signs :math:`s_j` (its levels are odd integers),
 - a k-bit unsigned activation is :math:`\\sum_i 2^i b_i` with :math:`b_i \\in \\{0, 1\\}`. As :math:`b = (1 + s) / 2`, its
@@ -9,6 +9,10 @@ attributes and its activation binarizer. Bits of k-bit values are *planes* of on
 
 Both make any bit width a sum of one-bit operators, in integers.
 """
+
+import copy
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +28,59 @@ from ..layers.linear import multiply_levels
 
 
 class PackedModule(nn.Module):
-    """What :func:`bnn_plugins.pack_` makes of a :class:`bnn_plugins.layers.Packable`."""
+    """Base of what :func:`bnn_plugins.pack_` puts in the place of latent modules, see :func:`register_packed`.
+
+    It stays in evaluation mode when the model around it goes into training mode.
+    """
+
+    @classmethod
+    def from_latent(cls, layer: nn.Module) -> Self:
+        """The packed form of ``layer``, which stays as it is; ``__init__`` is not called.
+
+        The attributes, submodules and parameters that a packed module keeps are those of ``layer``, and so are the dicts of
+        hooks, so that the handles which registered them remove them.
+        """
+        packed = cls.__new__(cls)
+        vars(packed).update(vars(layer))
+        for name in ('_parameters', '_buffers', '_modules', '_non_persistent_buffers_set'):
+            vars(packed)[name] = vars(layer)[name].copy()
+        return packed
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)  # nothing is trained, and a norm inside must not follow the data
 
     def signature(self) -> str:
         """What must be the same for two packed modules to compute the same with the same bits."""
         raise NotImplementedError
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
-        found = local_metadata.get('bnn_layer')
-        if found is not None and found != self.signature():
-            raise ValueError(f'the packed file is for another config: the layer {prefix[:-1]!r} is "{self.signature()}" in '
-                             f'the model, but "{found}" in the file')
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+PACKED_CLASSES: dict[type[nn.Module], type[PackedModule]] = {}
+
+
+def register_packed(latent_class: type[nn.Module]) -> Callable[[type[PackedModule]], type[PackedModule]]:
+    """Class decorator: :func:`bnn_plugins.pack_` turns each ``latent_class`` into a decorated one.
+
+    Subclasses of ``latent_class`` that define nothing but ``__init__`` and ``extra_repr`` are packed into it, too.
+
+    Example:
+        >>> from bnn_plugins.deploy import PackedLinear, register_packed
+        >>> from bnn_plugins.layers import BinaryLinear
+        >>> class ClampedLinear(BinaryLinear):
+        ...     def forward(self, input):
+        ...         return super().forward(input).clamp(-1, 1)
+        >>> @register_packed(ClampedLinear)
+        ... class PackedClampedLinear(PackedLinear):
+        ...     def forward(self, input):
+        ...         return super().forward(input).clamp(-1, 1)
+        ...     def signature(self):
+        ...         return super().signature() + ' clamped'
+    """
+
+    def register(packed_class: type[PackedModule]) -> type[PackedModule]:
+        PACKED_CLASSES[latent_class] = packed_class
+        return packed_class
+
+    return register
 
 
 class PackedLayer(PackedModule):
@@ -52,20 +97,18 @@ class PackedLayer(PackedModule):
 
     @classmethod
     @torch.no_grad()
-    def take_over_(cls, layer: nn.Module) -> None:
-        """Turn a latent layer into its packed form, in place."""
-        layer.eval()
-        levels, scale = layer.weight_binarizer(layer.weight)
-        bits = layer.weight_binarizer.bits
-        bases, numbers = layer.weight_binarizer.bases, ((levels + 2 ** bits - 1) / 2).to(torch.int32)
+    def from_latent(cls, layer: nn.Module) -> Self:
+        binarizer = copy.deepcopy(layer.weight_binarizer).eval()  # some draw their signs in training
+        levels, scale = binarizer(layer.weight)
+        numbers = ((levels + 2 ** binarizer.bits - 1) / 2).to(torch.int32)
         planes = [bnn_kernels.pack_weight(((number >> plane) & 1) * 2.0 - 1)
-                  for number in numbers.chunk(bases) for plane in range(bits)]
-        layer.__class__ = cls
-        layer.bases = bases
-        del layer._parameters['weight'], layer._modules['weight_binarizer']
-        layer.register_buffer('weight_bits', torch.stack(planes))
-        layer.register_buffer('weight_scale', None if scale is None else scale.detach().clone())
-        layer.requires_grad_(False)
+                  for number in numbers.chunk(binarizer.bases) for plane in range(binarizer.bits)]
+        packed = super().from_latent(layer)
+        packed.bases = binarizer.bases
+        del packed._parameters['weight'], packed._modules['weight_binarizer']
+        packed.register_buffer('weight_bits', torch.stack(planes))
+        packed.register_buffer('weight_scale', None if scale is None else scale.detach().clone())
+        return packed
 
     @property
     def w_bits(self) -> int:
@@ -129,6 +172,7 @@ def expand_text(layer: nn.Module) -> str:
     return '' if layer.expand is None else f' {layer.expand.text()}'
 
 
+@register_packed(BinaryConv2d)
 class PackedConv2d(PackedLayer):
     """The packed :class:`BinaryConv2d`. ``[N, C, H, W]`` -> ``[N, O, H', W']``."""
 
@@ -170,6 +214,7 @@ class PackedConv2d(PackedLayer):
         return f'{self.signature()}, weight bits {self.w_bits}'
 
 
+@register_packed(AdaptiveConv2d)
 class PackedAdaptiveConv2d(PackedConv2d):
     """The packed :class:`AdaptiveConv2d`: one set of bits, as many planes of an image as its router takes."""
 
@@ -180,7 +225,7 @@ class PackedAdaptiveConv2d(PackedConv2d):
         return spend(self, input, accumulate, self.weight_scale)
 
     def signature(self) -> str:
-        return f'{PackedConv2d.signature(self)} adaptive {tuple(act.bits for act in self.choices)}'
+        return f'{super().signature()} adaptive {tuple(act.bits for act in self.choices)}'
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -193,6 +238,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
+@register_packed(BinaryLinear)
 class PackedLinear(PackedLayer):
     """The packed :class:`BinaryLinear`. ``[..., in_features]`` -> ``[..., out_features]``."""
 
@@ -223,7 +269,3 @@ class PackedLinear(PackedLayer):
     def extra_repr(self) -> str:
         return f'{self.signature()}, weight bits {self.w_bits}'
 
-
-BinaryConv2d.packed_class = PackedConv2d
-AdaptiveConv2d.packed_class = PackedAdaptiveConv2d
-BinaryLinear.packed_class = PackedLinear

@@ -6,9 +6,10 @@ from torch import Tensor
 import bnn_kernels
 
 from ..layers.attention import BinaryAttention, attend, scaled
-from .packed import PackedModule, levels_dtype, method_text
+from .packed import PackedModule, levels_dtype, method_text, register_packed
 
 
+@register_packed(BinaryAttention)
 class PackedAttention(PackedModule):
     """The packed :class:`bnn_plugins.layers.BinaryAttention`; thresholds and steps stay, there is nothing else to keep.
 
@@ -19,12 +20,6 @@ class PackedAttention(PackedModule):
     """
 
     scale = BinaryAttention.scale
-
-    @classmethod
-    def take_over_(cls, layer: BinaryAttention) -> None:
-        layer.eval()
-        layer.__class__ = cls
-        layer.requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -53,5 +48,3 @@ class PackedAttention(PackedModule):
     def extra_repr(self) -> str:
         return self.signature()
 
-
-BinaryAttention.packed_class = PackedAttention

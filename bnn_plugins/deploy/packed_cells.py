@@ -1,5 +1,7 @@
 """Packed recurrent cells: the products of their gates from bits, and all steps of a sequence in one call where that fits."""
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from ..layers.conv import convolve_levels
 from ..layers.gates import GateProduct, pre_activations
 from ..layers.linear import multiply_levels
 from .graph import has_hooks
-from .packed import PackedConv2d, PackedLinear, PackedModule
+from .packed import PackedConv2d, PackedLinear, PackedModule, register_packed
 
 
 class PackedGates(GateProduct):
@@ -30,18 +32,20 @@ class PackedGates(GateProduct):
         return pre_activations(self, self._epilogue(input, product(self, input, weight)))
 
 
+@register_packed(GateLinear)
 class PackedGateLinear(PackedGates, PackedLinear):
     """The packed :class:`GateLinear`. ``[..., in_features]`` -> ``[..., gates * units]``."""
 
     def signature(self) -> str:
-        return PackedLinear.signature(self) + GateProduct.signature_suffix(self)
+        return super().signature() + self.signature_suffix()
 
 
+@register_packed(GateConv2d)
 class PackedGateConv2d(PackedGates, PackedConv2d):
     """The packed :class:`GateConv2d`. ``[N, C, H, W]`` -> ``[N, gates * units, H, W]``."""
 
     def signature(self) -> str:
-        return PackedConv2d.signature(self) + GateProduct.signature_suffix(self)
+        return super().signature() + self.signature_suffix()
 
 
 def is_integer(product: PackedGates) -> bool:
@@ -69,6 +73,8 @@ def sources(product: PackedGates) -> list[Tensor | None]:
             getattr(product.activation, 'shift', None)]
 
 
+@register_packed(BinaryLSTMCell)
+@register_packed(BinaryConvLSTMCell)
 class PackedCell(PackedModule, RecurrentCell):
     """A packed :class:`BinaryLSTMCell` or :class:`BinaryConvLSTMCell`, in the stage with its binary gates.
 
@@ -77,10 +83,10 @@ class PackedCell(PackedModule, RecurrentCell):
     """
 
     @classmethod
-    def take_over_(cls, cell: RecurrentCell) -> None:
-        cell.__class__ = cls
-        cell.soft = False
-        cell.eval()
+    def from_latent(cls, cell: RecurrentCell) -> Self:
+        packed = super().from_latent(cell)
+        packed.soft = False
+        return packed
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name != '_kept'}
@@ -121,8 +127,3 @@ class PackedCell(PackedModule, RecurrentCell):
     def signature(self) -> str:
         return f'cell of {self.units} units gates {self.gates} candidate {self.candidate} out {self.out}'
 
-
-GateLinear.packed_class = PackedGateLinear
-GateConv2d.packed_class = PackedGateConv2d
-BinaryLSTMCell.packed_class = PackedCell
-BinaryConvLSTMCell.packed_class = PackedCell

@@ -17,8 +17,7 @@ from types import ModuleType
 import wrapt
 
 from ..convert import register_rules
-from ..deploy.file import comes_from_a_file
-from ..layers import Packable
+from ..layers import BinaryLayer
 from . import mmcv_ext
 from .diffusers import rules as diffusers_rules
 from .mmdet import rules as mmdet_rules
@@ -109,7 +108,7 @@ def refuse_merging(lora: ModuleType) -> None:
 
     def merge(original, adapter, args, kwargs):
         layer = adapter.get_base_layer()
-        if isinstance(layer, Packable):
+        if isinstance(layer, BinaryLayer):
             raise ValueError(f'an adapter cannot be merged into a {type(layer).__name__}: the sign of the latent weight would '
                              'lose it. Leave it unmerged, beside the layer')
         return original(*args, **kwargs)
@@ -119,22 +118,8 @@ def refuse_merging(lora: ModuleType) -> None:
 
 
 def register_packed_files(checkpoint: ModuleType) -> None:
-    """Add the packed file to the schemes of ``mmengine.runner.checkpoint``."""
-
-    def load_from_packed(filename, map_location=None):
-        from .mmengine.pack import load_from_packed
-        return load_from_packed(filename, map_location)
-
-    checkpoint.CheckpointLoader.register_scheme(prefixes=r'.*\.safetensors$', loader=load_from_packed, force=True)
-
-    @wrapt.patch_function_wrapper(checkpoint, 'load_state_dict')
-    def load_and_fuse(load, _, args, kwargs):
-        result = load(*args, **kwargs)
-        _, state_dict, *_ = args
-        if comes_from_a_file(state_dict) and os.environ.get('BNN_PLUGINS_FUSE', '1') != '0':
-            from .mmengine.pack import fuse_loaded
-            fuse_loaded(args[0])
-        return result
+    from .packed_files import register
+    register(checkpoint)
 
 
 HOOKS = (
@@ -146,7 +131,7 @@ HOOKS = (
                'BNN_PLUGINS_CONFIGS', register_configs, ('MODULE2PACKAGE',)),
     ImportHook('mmengine', 'mmengine.runner.checkpoint',
                'packed `.safetensors` files are read wherever a checkpoint is: `Runner`, `DetInferencer`, `init_detector`',
-               'BNN_PLUGINS_PACKED_FILES', register_packed_files, ('CheckpointLoader.register_scheme', 'load_state_dict')),
+               'BNN_PLUGINS_PACKED_FILES', register_packed_files, ('CheckpointLoader._schemes', '_load_checkpoint_to_model')),
     ImportHook('mmdet', 'bnn_plugins', "`binarize_` knows the layers of mmdet's models that must stay float",
                'BNN_PLUGINS_MMDET_RULES', lambda _: register_rules(mmdet_rules.RULES)),
     ImportHook('diffusers', 'bnn_plugins', "`binarize_` knows the layers of diffusers' models that must stay float, and roles",

@@ -4,7 +4,7 @@ from ..binarize import RSign
 from .activations import RPReLU, build_act
 from .adaptive import AdaptiveConv2d
 from .attention import BinaryAttention
-from .base import BinaryLayer, Packable
+from .base import BinaryLayer
 from .cells import RecurrentCell
 from .conv import BinaryConv2d
 from .conv_lstm import BinaryConvLSTM, BinaryConvLSTMCell
@@ -29,5 +29,5 @@ from .transformer import BinaryFeedForward, BinarySelfAttention, BinaryTransform
 __all__ = ['AdaptiveConv2d', 'BinaryAttention', 'BinaryConv2d', 'BinaryConvLSTM', 'BinaryConvLSTMCell', 'BinaryFeedForward',
            'BinaryLSTM', 'BinaryLSTMCell', 'BinaryLayer', 'BinaryLinear', 'BinaryScan2d', 'BinarySelfAttention',
            'BinaryTransformerBlock', 'ExpandedConv2d', 'Expansion', 'FirstCopy', 'GateConv2d', 'GateLinear',
-           'GatedLinearCell', 'LayerScale', 'Packable', 'RPReLU', 'RSign', 'RecurrentCell', 'SqueezeExcite', 'Tile',
+           'GatedLinearCell', 'LayerScale', 'RPReLU', 'RSign', 'RecurrentCell', 'SqueezeExcite', 'Tile',
            'build_act', 'expanded_width', 'spread_copies_', 'tile']

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from ..binarize import ActivationBinarizer, build_method, build_probability
 from ..binarize.lookup import checked_arguments
 from ..binarize.probabilities import FloatProbability
-from .base import Packable, output_scale, summation
+from .base import output_scale, summation
 
 
-class BinaryAttention(Packable):
+class BinaryAttention(nn.Module):
     r"""Multi-head attention without projections: signs of queries, keys and values, integer scores, bits of probabilities.
 
     .. math:: S = Q_q(q)\,Q_k(k)^T, \qquad A = \sum_m \mathrm{step}_m\,[S \ge t_m], \qquad y = s_v\,A\,Q_v(v)
@@ -69,16 +69,6 @@ class BinaryAttention(Packable):
         """``[B, N, C]``, ``[B, M, C]``, ``[B, M, C]`` -> ``[B, N, C]``; ``keep``: bool ``[B, M]``, keys that take part, or
         ``[B or 1, N, M]``, those of each query."""
         return attend(self, query, key, value, keep)
-
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
-        if 'bnn_layer' in local_metadata:  # a packed file, which knows each packed module; there are no bits to tell it by
-            if local_metadata['bnn_layer'] is None:
-                raise ValueError(f'the packed file is for another config: the attention {prefix[:-1]!r} is binary in the '
-                                 'model, but not in the file')
-            self.become_packed_()
-            self._load_from_state_dict(state_dict, prefix, local_metadata, *args)  # the packed attention's
-            return
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         real = ', real values' if self.real_values else ''

@@ -13,24 +13,8 @@ from .expand import Expansion, spread_copies_, tile, widen_bias_
 CHECKED_NUMEL = 256
 
 
-class Packable(nn.Module):
-    """What :func:`bnn_plugins.pack_` turns into bits: binary layers, and modules whose operands are all activations.
-
-    ``packed_class`` has ``take_over_(module)``, which changes the class in place, and ``signature(module)``, which latent
-    modules may be asked for, too. It is set by :mod:`bnn_plugins.deploy`.
-    """
-
-    packed_class: type[nn.Module] | None = None
-
-    def become_packed_(self) -> None:
-        """Turn into the packed module, in place: bits of the latents, no latents (like torch's lazy modules do)."""
-        if self.packed_class is None:
-            raise RuntimeError('packed layers live in bnn_plugins.deploy: import bnn_plugins first')
-        self.packed_class.take_over_(self)
-
-
-class BinaryLayer(Packable):
-    """Mixin of the latent layers: binarizers, epilogue, folded factors, the way to the packed layer.
+class BinaryLayer(nn.Module):
+    """Mixin of the latent layers: binarizers, epilogue, folded factors.
 
     A subclass lists this mixin first and ``nn.Conv2d`` or ``nn.Linear`` directly after it: mmengine's ``init_cfg`` looks at
     the class and its direct bases only.
@@ -136,21 +120,11 @@ class BinaryLayer(Packable):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         if prefix + 'weight_bits' in state_dict:
-            self.become_packed_()
-            self._load_from_state_dict(state_dict, prefix, local_metadata, *args)  # the packed layer's
-            return
-        if 'bnn_layer' in local_metadata:  # bnn_plugins.deploy says so for each module of a packed file
-            raise ValueError(f'the packed file is for another config: the layer {prefix[:-1]!r} is binary in the model, but '
-                             'not in the file')
+            raise ValueError(f'these are weights of a packed model, but the layer {prefix[:-1]!r} is latent: load the packed '
+                             'file with bnn_plugins.load_packed_, or pack_ the model first')
         if prefix + 'folded_scale' in state_dict and self.folded_scale is None:
             self.folded_scale = torch.empty_like(state_dict[prefix + 'folded_scale'])
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-
-    def become_packed_(self) -> None:
-        if self.w_bits == 32:
-            raise ValueError(f'{type(self).__name__}({self.extra_repr()}) has real weights, which have no bits: train the '
-                             'second step (the method without binarize_weights=False) from this checkpoint, then pack')
-        super().become_packed_()
 
 
 def summation(layer, levels: Tensor) -> AbstractContextManager:

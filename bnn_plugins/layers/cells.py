@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from ..binarize import unknown
 from ..binarize.activations import per_channel
-from .base import Packable
 from .expand import spread_copies_
 from .recurrence import lstm_scan
 
@@ -94,13 +93,6 @@ class RecurrentCell(nn.Module):
         the input ``like``, although states are float32."""
         out = states if self.out == 'real' else self.hidden.activation(states.flatten(0, 1)).view_as(states)
         return out if self.bias is None else out.to(torch.promote_types(like.dtype, self.bias.dtype))
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        if isinstance(self, Packable) and prefix + 'hidden.weight_bits' in state_dict:
-            self.become_packed_()
-            self._load_from_state_dict(state_dict, prefix, *args)  # the packed cell's
-            return
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         stage = f', soft_until={self.soft_until}' if self.soft_until else ''

@@ -4,13 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from ..binarize.lookup import checked_arguments
-from .base import Packable
 from .cells import RecurrentCell, State, both
 from .expand import Expansion
 from .gates import GateConv2d
 
 
-class BinaryConvLSTMCell(RecurrentCell, Packable):
+class BinaryConvLSTMCell(RecurrentCell):
     r"""The LSTM of :class:`BinaryLSTMCell` with convolutions in the place of matrix products.
 
     .. math:: z = N_x(W_x \circledast \mathrm{sign}(x)) + N_h(W_h \circledast \mathrm{sign}(h)) + b

@@ -6,14 +6,13 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ..binarize import unknown
 from ..binarize.lookup import checked_arguments
-from .base import Packable
 from .cells import RecurrentCell, State, both
 from .expand import Expansion
 from .gated_linear import GatedLinearCell
 from .gates import GateLinear
 
 
-class BinaryLSTMCell(RecurrentCell, Packable):
+class BinaryLSTMCell(RecurrentCell):
     r"""One direction of one layer; as a module, one step like ``nn.LSTMCell``.
 
     .. math:: z = N_x(W_x\,\mathrm{sign}(x)) + N_h(W_h\,\mathrm{sign}(h)) + b, \quad

@@ -4,7 +4,15 @@ import torch
 from torch import nn
 
 from bnn_plugins import list_methods
-from bnn_plugins.layers import BinaryConv2d, BinaryLinear, RPReLU
+from bnn_plugins.layers import (
+    AdaptiveConv2d,
+    BinaryAttention,
+    BinaryConv2d,
+    BinaryConvLSTM,
+    BinaryLinear,
+    BinaryLSTM,
+    RPReLU,
+)
 
 METHODS = [*list_methods(), *(dict(type='dorefa', w_bits=w, a_bits=a) for w, a in ((1, 1), (1, 2), (2, 2), (2, 4), (3, 1))),
            dict(type='binaryconnect', stochastic=True)]
@@ -92,3 +100,27 @@ def net(seed=0, **kwargs):
 
 def same(left, right):
     return len(left) == len(right) and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+class EveryLayer(nn.Module):
+    """Each module that has a packed form, with the options that change its tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Sequential(
+            BinaryConv2d(6, 8, 3, padding=1, groups=2, pad_value=-1, bias=False, method='recu'), nn.BatchNorm2d(8),
+            BinaryConv2d(8, 8, (1, 3), padding='same', pre_norm=True, method=dict(type='dorefa', w_bits=2, a_bits=2)),
+            BinaryConv2d(8, 8, 3, stride=2, method='binarydm'), AdaptiveConv2d(8, 8, 1),
+            BinaryConv2d(8, 8, 1, method='reactnet', expand=dict(tau=2)))
+        self.linear = BinaryLinear(8, 8, method='xnor')
+        self.attention = BinaryAttention(8, 2, probability='multi_plane')
+        self.lstm = BinaryLSTM(8, 4, gates='binary_if', norm=('static', 'ln'), bidirectional=True)
+        self.conv_lstm = BinaryConvLSTM(8, 4)
+        self.conv[0].fold_(torch.linspace(-1, 2, 8))
+
+    def forward(self, x):
+        x = self.conv(x)
+        clip, _ = self.conv_lstm(x[:, None])
+        tokens = self.linear(x.flatten(2).transpose(1, 2))
+        tokens = tokens + self.attention(tokens, tokens - 0.5, tokens + 0.5)
+        return [clip, self.lstm(tokens)[0]]

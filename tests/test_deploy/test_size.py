@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bnn_plugins import pack_, save_packed, summarize
+from bnn_plugins.deploy import PackedLayer
 from bnn_plugins.layers import BinaryConv2d, BinaryLayer
 
 METHODS = ['reactnet', 'xnor', 'binarynet', dict(type='dorefa', w_bits=2, a_bits=2)]
@@ -33,10 +34,12 @@ def test_resnet18(method, tmp_path):
     model = resnet(method)
     expected = predicted_bytes(model, method)
     summary = summarize(model, torch.randn(1, 3, 32, 32), 'model = dict()', {'classes': ['a', 'b']})
-    binary = [m for m in model.modules() if isinstance(m, BinaryLayer)]
-    assert len(binary) == 16
-    floats = 4 * sum(m.weight.numel() for m in binary)
+    latent = [m for m in model.modules() if isinstance(m, BinaryLayer)]
+    assert len(latent) == 16
+    floats = 4 * sum(m.weight.numel() for m in latent)
     pack_(model)
+    binary = [m for m in model.modules() if isinstance(m, PackedLayer)]
+    assert len(binary) == 16
     tensors = sum(tensor.nbytes for tensor in model.state_dict().values())
     assert tensors == expected == summary.totals.bytes_packed
     layers = sum(t.nbytes for m in binary for t in m.state_dict().values())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import bnn_plugins
 from bnn_plugins.binarize import list_methods, list_probabilities
-from bnn_plugins.deploy import PackedAttention
+from bnn_plugins.deploy import PackedAttention, PackedLinear
 from bnn_plugins.layers import BinaryAttention
 
 SPECS = {'elastic': dict(type='elastic', initial=0.3), 'multi_plane': dict(type='multi_plane', initial=0.4),
@@ -165,11 +165,9 @@ class TestPacked:
             path = bnn_plugins.save_packed(bnn_plugins.pack_(copy.deepcopy(model)), tmp_path / 'attention.safetensors')
             for fresh in (torch.nn.Sequential(build(probability)), bnn_plugins.pack_(torch.nn.Sequential(build(probability)))):
                 assert torch.equal(bnn_plugins.load_packed_(fresh, path)[0](*inputs), expected)
-            file = bnn_plugins.deploy.read_packed(path)
-            latent = torch.nn.Sequential(build(probability))
-            latent.load_state_dict(bnn_plugins.deploy.attach_signatures(file))
-            assert isinstance(latent[0], PackedAttention)
-            assert torch.equal(latent.eval()[0](*inputs), expected)
+            loaded = bnn_plugins.load_packed_(torch.nn.Sequential(build(probability)), bnn_plugins.deploy.read_packed(path))
+            assert isinstance(loaded[0], PackedAttention)
+            assert torch.equal(loaded[0](*inputs), expected)
         with pytest.raises(ValueError, match=r'attention 12 heads 3 .* in the model, but "attention 12 heads 2'):
             bnn_plugins.load_packed_(torch.nn.Sequential(build(probability, heads=3)), path)
 
@@ -177,8 +175,9 @@ class TestPacked:
         model = torch.nn.Sequential(bnn_plugins.layers.BinaryLinear(4, 4))
         path = bnn_plugins.save_packed(bnn_plugins.pack_(model), tmp_path / 'linear.safetensors')
         other = torch.nn.Sequential(bnn_plugins.layers.BinaryLinear(4, 4), build())
-        with pytest.raises(ValueError, match=r"the attention '1' is binary in the model, but not in the file"):
-            other.load_state_dict(bnn_plugins.deploy.attach_signatures(bnn_plugins.deploy.read_packed(path)))
+        with pytest.raises(ValueError, match=r"the layer '1' is .attention 12 .* in the model, but .not binary. in the file"):
+            bnn_plugins.load_packed_(other, path)
+        assert not any(isinstance(module, PackedAttention | PackedLinear) for module in other.modules())
 
 
 class TestContract:

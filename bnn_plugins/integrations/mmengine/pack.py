@@ -1,4 +1,4 @@
-"""Packed files in the OpenMMLab hosts: written from a checkpoint, read wherever a checkpoint is read."""
+"""Packed files, written from a checkpoint of mmengine."""
 
 import copy
 from itertools import islice
@@ -10,18 +10,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
-from ...deploy import (
-    PackedLayer,
-    VerificationReport,
-    attach_signatures,
-    fuse_,
-    load_packed_,
-    pack_,
-    read_packed,
-    save_packed,
-    unfuse_,
-    verify,
-)
+from ...deploy import VerificationReport, fuse_, load_packed_, pack_, save_packed, unfuse_, verify
 from .run import load_config
 
 
@@ -74,26 +63,3 @@ def verify_detector(cfg: Config, latent: nn.Module, packed: nn.Module, images: i
         fuse_(packed)
         report.add(verify(latent, packed, data['inputs'], data['data_samples']))
     return report
-
-
-def fuse_loaded(model: nn.Module) -> None:
-    """Fuse a model that a host has just filled with a packed file; it may still be in training mode."""
-    if not any(isinstance(module, PackedLayer) for module in model.modules()):
-        return  # a file for another model: mmengine has said what does not fit
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    report = fuse_(model)
-    for module, mode in training.items():
-        module.training = mode
-    print_log(f'{report.summary()} (bnn_plugins.unfuse_(model) takes it back, BNN_PLUGINS_FUSE=0 turns it off)',
-              logger='current')
-
-
-def load_from_packed(filename: str, map_location=None) -> dict:
-    """A packed file as the checkpoint that mmengine's loaders expect.
-
-    Binary layers of the model turn into packed ones when they meet their bits; the config in the message hub lets
-    ``DetInferencer(weights=...)`` work without a config.
-    """
-    file = read_packed(filename)
-    return {'state_dict': attach_signatures(file), 'meta': file.meta, 'message_hub': {'runtime_info': {'cfg': file.config}}}
