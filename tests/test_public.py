@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import bnn_kernels
 import bnn_plugins
 from bnn_kernels import dispatch
+from bnn_plugins.deploy.packed import PACKED_CLASSES
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
 ROOT = Path(__file__).parents[1]
@@ -48,15 +49,16 @@ def examples() -> list:
 
 
 @pytest.fixture
-def same_backends():
-    before = dict(dispatch.BACKENDS)
+def same_registries():
+    before = [(registry, dict(registry)) for registry in (dispatch.BACKENDS, PACKED_CLASSES)]
     yield
-    dispatch.BACKENDS.clear()
-    dispatch.BACKENDS.update(before)
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
 
 
 @pytest.mark.parametrize(('module', 'text', 'path'), examples())
-def test_the_example_runs(module, text, path, tmp_path, monkeypatch, same_backends):
+def test_the_example_runs(module, text, path, tmp_path, monkeypatch, same_registries):
     monkeypatch.chdir(tmp_path)
     names = vars(importlib.import_module(module)) | EXAMPLE_NAMES
     test = doctest.DocTestParser().get_doctest(text, names, module, path, 0)

@@ -64,7 +64,6 @@ def register_packed(latent_class: type[nn.Module]) -> Callable[[type[PackedModul
 
     Example:
         >>> from bnn_plugins.deploy import PackedLinear, register_packed
-        >>> from bnn_plugins.layers import BinaryLinear
         >>> class ClampedLinear(BinaryLinear):
         ...     def forward(self, input):
         ...         return super().forward(input).clamp(-1, 1)
@@ -74,6 +73,8 @@ def register_packed(latent_class: type[nn.Module]) -> Callable[[type[PackedModul
         ...         return super().forward(input).clamp(-1, 1)
         ...     def signature(self):
         ...         return super().signature() + ' clamped'
+        >>> type(pack_(nn.Sequential(ClampedLinear(8, 8)))[0]).__name__
+        'PackedClampedLinear'
     """
 
     def register(packed_class: type[PackedModule]) -> type[PackedModule]:
