@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import bnn_kernels as bk
 from bnn_kernels import cpu
-from bnn_kernels.cpu import engine
+from bnn_kernels.cpu import engine, lowering
 from bnn_kernels.cpu.backend import Cpu
 from bnn_kernels.reference import Reference
 
@@ -226,10 +226,10 @@ def test_a_weight_is_prepared_once_whatever_view_it_comes_as(words, monkeypatch)
 def test_prepared_weights_are_dropped_with_their_weight(words):
     x, w = words
     linear(x, w)
-    known = len(engine.prepared.entries)
+    known = len(lowering.prepared_weights.entries)
     for _ in range(20):
         linear(x, torch.randint(0, 9, (5, 2), dtype=torch.int32))
-    assert len(engine.prepared.entries) <= known + 1
+        assert len(lowering.prepared_weights.entries) == known
 
 
 def test_nothing_of_a_weight_outlives_it(words):
@@ -237,10 +237,11 @@ def test_nothing_of_a_weight_outlives_it(words):
     x, _ = words
     weight = torch.randint(0, 9, (5, 2), dtype=torch.int32)
     linear(x, weight)
-    place = weight.untyped_storage()._cdata
-    (made,) = [weakref.ref(entry[2]) for key, entry in engine.prepared.entries.items() if key[0] == place]
+    *_, (_, _, prepared, _) = lowering.prepared_weights.entries.values()
+    made = weakref.ref(prepared)
+    del prepared
+    assert made() is not None
     del weight
-    linear(x, torch.randint(0, 9, (7, 2), dtype=torch.int32))  # of another kind; what has gone is looked for
     assert made() is None
 
 

@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -196,6 +197,19 @@ def test_what_it_points_to_stays_alive(op):
     garbage = [torch.full(shape, 7.0) for shape in sizes for _ in range(100)]
     expect(op, prepared_op(**inputs), call)
     del garbage
+
+
+@every_op
+def test_nothing_outlives_its_weights(op):
+    """What is derived from them is no view of them."""
+    call = example(op)
+    numbers, tensors = tensors_apart(call)
+    bk.PreparedOp(op, **numbers)(**tensors)
+    del tensors
+    storages = [weakref.ref(v.untyped_storage()) for v in call.values() if isinstance(v, torch.Tensor)]
+    assert len(storages) > 1 or op in ('pack_activations', 'pack_features')
+    del call
+    assert [storage() for storage in storages] == [None] * len(storages)
 
 
 @every_op

@@ -220,7 +220,7 @@ def test_division():
 
 def test_prepared_parameters_follow_what_is_written_to_them():
     call, backend = signs(convolution(outputs=32)), Chip((8, 0)).backend()
-    ready = lambda: tensorcore_tables.prepared(call['w_words'], call['threshold'], call['flip'], 64, 0, True, 'sign', 'xor',  # noqa: E731
+    ready = lambda: tensorcore_tables.operands(call['w_words'], call['threshold'], call['flip'], 64, 0, True, 'sign', 'xor',  # noqa: E731
                                                32, False)
     backend.binary_conv2d_sign(**call)
     assert ready() is ready()
@@ -236,11 +236,11 @@ def test_prepared_parameters_follow_what_is_written_to_them():
 
 def test_prepared_parameters_go_with_their_weight():
     call = convolution(outputs=32)
-    before = len(tensorcore_tables._memory)
-    tensorcore_tables.prepared(call['w_words'], None, None, 64, 0, True, 'sums', 'xor', 32, False)
-    assert len(tensorcore_tables._memory) == before + 1
+    before = len(tensorcore_tables._operands.entries)
+    tensorcore_tables.operands(call['w_words'], None, None, 64, 0, True, 'sums', 'xor', 32, False)
+    assert len(tensorcore_tables._operands.entries) == before + 1
     del call
-    assert len(tensorcore_tables._memory) == before
+    assert len(tensorcore_tables._operands.entries) == before
 
 
 def test_inference_tensors_are_prepared_every_time():

@@ -4,10 +4,8 @@ In eager code a small layer would otherwise take longer in Python than in the en
 several that follow each other, in one call of the engine and with their intermediate results in one piece of memory.
 """
 
-import weakref
 from array import array
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
 from itertools import chain
 from math import prod
 from operator import and_
@@ -16,45 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..derived import Derived
 from ..dispatch import OpIO
 from . import engine
 
 CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM = range(6)  # enum Operation of src/driver.hpp
 SETTINGS = ('isa', 'threads')
 LINE = 64  # bytes; where results of a program start
-NOTHING = None, None, None, None
-
-
-class Kept:
-    """`make(*tensors, isa, threads)`, and again when a tensor is another object or was written to, or with other settings.
-
-    Tensors of inference mode do not tell whether they were written to: what is made of them is made at every call. The result
-    stays alive until then, or until one of the tensors is gone.
-    """
-
-    def __init__(self, make: Callable[..., object]):
-        self.make, self.state = make, NOTHING
-
-    def __call__(self, settings: tuple[int, int], tensors: Sequence[Tensor] = ()) -> object:
-        known, versions, known_settings, made = self.state  # one read: other threads may write
-        if known is not None and settings == known_settings:
-            for reference, version, tensor in zip(known, versions, tensors):  # noqa: B905 (as many, and this is quicker)
-                if reference() is not tensor or version != tensor._version:
-                    break
-            else:
-                return made
-        if any(tensor.is_inference() for tensor in tensors):  # they have no version
-            return self.make(*tensors, *settings)
-        versions = [tensor._version for tensor in tensors]
-        made = self.make(*tensors, *settings)
-        self.state = [weakref.ref(tensor, partial(forget, weakref.ref(self))) for tensor in tensors], versions, settings, made
-        return made
-
-
-def forget(kept: weakref.ref, gone: weakref.ref) -> None:
-    kept = kept()
-    if kept is not None and any(reference is gone for reference in kept.state[0] or ()):
-        kept.state = NOTHING
 
 
 class Made(NamedTuple):
@@ -85,21 +51,23 @@ class Call:
             address of the input, of the thing kept, or of the result of that name.
         inputs: examples by name, None for one that is not there. made: what it makes, by name. results: names of what it
             returns; of one, the tensor alone.
-        fallback: what runs inputs that do not start where numbers may. holds: what else must stay alive.
-        kept: names of what is made of weights, once for each weight; `weights` are tensors, or names of inputs. `keep` makes
-            it: `(*addresses, whatever must stay alive)`.
+        fallback: what runs inputs at addresses that are no multiple of their elements' size. holds: what else must stay alive.
+        derived: names of what is derived from weights, once for each. weights: tensors, or names of inputs.
+        derive: `(*weights, isa, threads) -> (*addresses, whatever must stay alive)`.
     """
 
     def __init__(self, operation: int, fields: Sequence[int | str], inputs: dict[str, Tensor | None], made: dict[str, Made],
-                 results: Sequence[str], fallback: Callable, holds: object = None, kept: Sequence[str] = (),
-                 weights: Sequence[Tensor | str] = (), keep: Callable | None = None):
+                 results: Sequence[str], fallback: Callable, holds: object = None, derived: Sequence[str] = (),
+                 weights: Sequence[Tensor | str] = (), derive: Callable | None = None):
         self.inputs, self.made, self.fallback, self.holds = tuple(inputs), made, fallback, holds
-        self.kept, self.weights, self.keep = tuple(kept), weights, Kept(keep or (lambda *settings: (None,)))
+        self.derived, self.derive = tuple(derived), derive and Derived(derive)
+        # Tensors under another name, whose memory stays although `.data` of those given be replaced.
+        self.weights = [weight if isinstance(weight, str) else weight.detach() for weight in weights]
         self.fields = [len(fields) + 2, operation, *fields]
         self.new = list(made.values())
-        # Bits of an input's address that are zero where its elements may start; of those that the engine gets to see.
+        # Bits of the addresses of inputs that the engine reads, which must be zero: a multiple of the elements' size.
         self.masks = [x.element_size() - 1 if x is not None and name in fields else 0 for name, x in inputs.items()]
-        names = [*SETTINGS, *self.inputs, *self.kept, *made]
+        names = [*SETTINGS, *self.inputs, *self.derived, *made]
         self.results = tuple(results)
         self.code = code_of(*encode(self.fields, lambda name: (names.index(name), 0)))
         places = [*made, *self.inputs]
@@ -113,9 +81,9 @@ class Call:
             return self.fallback(**inputs)
         settings = engine.isa_number(), torch.get_num_threads()
         weights = self.weights if self.all_fixed else [inputs[w] if type(w) is str else w for w in self.weights]
-        *kept, _ = self.keep(settings, weights)
+        *derived, _ = self.derive(weights, settings) if weights else (None,)  # the last keeps their memory until the end
         made = [torch.empty_strided(shape, strides, dtype=dtype) for shape, strides, dtype in self.new]
-        run(self.code, [*settings, *at, *kept, *[x.data_ptr() for x in made]])
+        run(self.code, [*settings, *at, *derived, *[x.data_ptr() for x in made]])
         if self.only:
             return made[0]
         tensors = [*made, *inputs.values()]
@@ -125,7 +93,7 @@ class Call:
 class Program:
     """Calls one after another, as one call of the engine: takes tensors in the order of `inputs`, returns those of `results`.
 
-    See `bnn_kernels.join`. Weights are looked at when it is first called, and when the engine's settings change.
+    See `bnn_kernels.join`. Weights are read when it is first called with an instruction set and a number of threads.
     """
 
     def __init__(self, calls: Sequence[Call], ios: Sequence[OpIO], inputs: Sequence[Hashable], results: Sequence[Hashable]):
@@ -143,28 +111,31 @@ class Program:
         self.masks = [max((mask for call, names in zip(calls, self.names, strict=True)
                            for name, mask in zip(call.inputs, call.masks, strict=True) if names[name] == value), default=0)
                       for value in inputs]
-        self.keep = Kept(self.link)
+        self.codes: dict[tuple[int, int], tuple[Code, list]] = {}
 
     def link(self, *settings: int) -> tuple[Code, list]:
         """The code, and what must stay alive."""
         records, links, alive = array('q'), array('q'), []
         for call, names in zip(self.calls, self.names, strict=True):
-            kept = call.keep(settings, call.weights)
-            known = dict(zip((*SETTINGS, *call.kept), (*settings, *kept[:-1]), strict=True))
+            derived = call.derive(call.weights, settings) if call.weights else (None,)
+            known = dict(zip((*SETTINGS, *call.derived), (*settings, *derived[:-1]), strict=True))
             known |= {name: 0 for name, value in names.items() if value is None}
             fields = [known.get(field, field) for field in call.fields]
             own, own_links = encode(fields, lambda name, names=names: self.bases[names[name]])
             own_links[::3] = array('q', [place + len(records) for place in own_links[::3]])
             records, links = records + own, links + own_links
-            alive.append(kept)
+            alive.append(derived)
         return code_of(records, links), alive
 
     def __call__(self, *tensors: Tensor) -> list[Tensor] | None:
-        """None: inputs that do not start where numbers may; nothing ran."""
+        """None: an input's address is no multiple of its elements' size; nothing ran."""
         at = [x.data_ptr() for x in tensors]
         if any(map(and_, at, self.masks)):
             return None
-        code, _ = self.keep((engine.isa_number(), torch.get_num_threads()))
+        settings = engine.isa_number(), torch.get_num_threads()
+        if settings not in self.codes:
+            self.codes[settings] = self.link(*settings)
+        code, _ = self.codes[settings]
         made = [torch.empty_strided(shape, strides, dtype=dtype) for shape, strides, dtype in self.new]
         room = torch.empty(self.room, dtype=torch.uint8)
         run(code, [*at, *[x.data_ptr() for x in made], room.data_ptr()])

@@ -1,11 +1,10 @@
-"""The compiled library: loads it, chooses the instruction set, keeps prepared weights.
+"""The compiled library: loads it, chooses the instruction set, hands over arguments.
 
 Structs of src/engine.hpp travel as arrays of int64: every field there has eight bytes.
 """
 
 import ctypes
 import os
-import threading
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
-from torch.multiprocessing.reductions import StorageWeakRef
 
 VERSION = 9  # of the C interface, as in src/api.cpp
 # From slow to fast; their places are enum Isa of src/engine.hpp.
@@ -161,39 +159,7 @@ def _place(name: str) -> int:
     return ISAS.index(name)
 
 
-# --- prepared weights --------------------------------------------------------------------------------------------------------
-
-class Prepared:
-    """What is made once of each weight, as long as the weight lives and is not written to.
-
-    A weight is known by its storage, which views share, and by its version, which every in-place operator raises. Writing
-    through `.data` or a numpy view raises no version; tensors made in inference mode have none and are prepared at every call.
-    """
-
-    def __init__(self):
-        self.entries: dict[tuple, tuple[StorageWeakRef, int, object]] = {}
-        self.lock = threading.Lock()
-
-    def get(self, weight: Tensor, key: tuple, make: Callable[..., object], *arguments) -> object:
-        """`make(weight, *arguments)`, or what it returned for this weight and `key` before."""
-        if weight.is_inference():
-            return make(weight.contiguous(), *arguments)
-        storage = weight.untyped_storage()
-        key = (storage._cdata, weight.storage_offset(), weight.shape, weight.stride(), *key)
-        entry = self.entries.get(key)
-        version = weight._version
-        if entry is not None and entry[1] == version:
-            return entry[2]
-        made = make(weight.contiguous(), *arguments)
-        with self.lock:
-            # A weak reference keeps the storage's address from being used again, so no two live storages share a key.
-            self.entries = {k: e for k, e in self.entries.items() if not e[0].expired()}
-            self.entries[key] = StorageWeakRef(storage), version, made
-        return made
-
-
-prepared = Prepared()
-
+# --- arguments ---------------------------------------------------------------------------------------------------------------
 
 def struct(*fields: int) -> array:
     """A struct of src/engine.hpp. Its address is `buffer_info()[0]`, as long as it lives."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import checks
+from ..derived import Derived
 from . import engine
 from .calls import BLOCK2D, CONV2D, CONV2D_SIGN, DOWNSAMPLE, PACK, STEM, Call, Made
 from .engine import DTYPES, address, dense
@@ -98,7 +99,7 @@ def packing(cpu, op: str, fixed: dict, inputs: dict, numbers: list[int], made: M
 # --- convolutions ------------------------------------------------------------------------------------------------------------
 
 def convolution(cpu, fixed: dict, inputs: dict, **changes) -> dict | None:
-    """What all convolutions keep: 'geometry' and 'weight'. Their arguments may be another operator's, `changes` tell."""
+    """What all convolutions derive: 'geometry' and 'weight'. Their arguments may be another operator's, `changes` tell."""
     call = fixed | inputs
     if not call['x_words'].is_contiguous() or 'x_words' not in inputs:
         return None
@@ -106,12 +107,12 @@ def convolution(cpu, fixed: dict, inputs: dict, **changes) -> dict | None:
     shapes = dict(x_shape=call['x_words'].shape, w_shape=call['w_words'].shape)
     call = shapes | {name: call[name] for name in names if name in call} | changes
 
-    def keep(words: Tensor, *settings: int) -> tuple:
+    def derive(words: Tensor, *settings: int) -> tuple:
         geometry = cpu.geometry(**call)
-        prepared = engine.prepared.get(words, geometry.weights, prepare, geometry)
+        prepared = prepared_weights([words], geometry.weights, words, geometry)
         return geometry.address, prepared.data_ptr(), (geometry, prepared)
 
-    return dict(kept=('geometry', 'weight'), weights=[weight(fixed, inputs, 'w_words')], keep=keep)
+    return dict(derived=('geometry', 'weight'), weights=[weight(fixed, inputs, 'w_words')], derive=derive)
 
 
 def sums(cpu, op: str, fixed: dict, inputs: dict, made: Callable[..., Made], **changes) -> Call | None:
@@ -148,16 +149,16 @@ def lower_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Call | None:
         return None
     width, flip = call['threshold'].shape[0], [] if call['flip'] is None else [weight(fixed, inputs, 'flip')]
 
-    def keep(words: Tensor, *flip_and_settings: Tensor | int) -> tuple:
+    def derive(words: Tensor, *flip_and_settings: Tensor | int) -> tuple:
         *flip, isa, threads = flip_and_settings
         flips = flip[0].to(torch.int32).contiguous() if flip else torch.zeros(width, dtype=torch.int32)
-        *addresses, alive = own['keep'](words, isa, threads)
+        *addresses, alive = own['derive'](words, isa, threads)
         return *addresses, flips.data_ptr(), (alive, flips)
 
     fields = ['geometry', 'x_words', 'weight', width, call['out_groups'], *threshold, 'flips', 'words']
     return Call(CONV2D_SIGN, fields, inputs, dict(words=rows(checks.binary_conv2d_sign(**call))), ['words'],
-                ordinary(cpu, 'binary_conv2d_sign', fixed), held, (*own['kept'], 'flips'),
-                [*own['weights'], *flip], keep)
+                ordinary(cpu, 'binary_conv2d_sign', fixed), held, (*own['derived'], 'flips'),
+                [*own['weights'], *flip], derive)
 
 
 def lower_block2d(cpu, fixed: dict, inputs: dict) -> Call | None:
@@ -184,6 +185,9 @@ def prepare(words: Tensor, geometry) -> Tensor:
     return made
 
 
+prepared_weights = Derived(prepare)
+
+
 # --- the real-valued parts of a network --------------------------------------------------------------------------------------
 
 def lower_downsample2d(cpu, fixed: dict, inputs: dict) -> Call | None:
@@ -192,9 +196,9 @@ def lower_downsample2d(cpu, fixed: dict, inputs: dict) -> Call | None:
     if 'x' not in inputs or not is_image(x):
         return None
 
-    def keep(matrix: Tensor, bias: Tensor, isa: int, threads: int) -> tuple:
+    def derive(matrix: Tensor, bias: Tensor, isa: int, threads: int) -> tuple:
         padded = F.pad(bias.detach(), (0, -bias.shape[0] % PANEL))
-        made = engine.prepared.get(matrix, ('downsample', isa), prepare_downsample, isa)
+        made = prepared_downsamples([matrix], (isa,))
         return made.data_ptr(), padded.data_ptr(), (made, padded)
 
     shape = checks.downsample2d(**call)
@@ -203,7 +207,7 @@ def lower_downsample2d(cpu, fixed: dict, inputs: dict) -> Call | None:
               'matrix', 'padded', 'stream']
     return Call(DOWNSAMPLE, fields, inputs, dict(stream=image(shape, x.dtype)), ['stream'],
                 ordinary(cpu, 'downsample2d', fixed), None, ('matrix', 'padded'),
-                [weight(fixed, inputs, 'weight'), weight(fixed, inputs, 'bias')], keep)
+                [weight(fixed, inputs, 'weight'), weight(fixed, inputs, 'bias')], derive)
 
 
 def prepare_downsample(matrix: Tensor, isa: int) -> Tensor:
@@ -211,6 +215,9 @@ def prepare_downsample(matrix: Tensor, isa: int) -> Tensor:
     made = torch.zeros(library.bnn_downsample_bytes(isa, channels, outputs), dtype=torch.uint8)
     library.bnn_prepare_downsample(isa, channels, outputs, matrix.data_ptr(), made.data_ptr())
     return made
+
+
+prepared_downsamples = Derived(prepare_downsample)
 
 
 def lower_stem2d(cpu, fixed: dict, inputs: dict) -> Call | None:
@@ -221,15 +228,15 @@ def lower_stem2d(cpu, fixed: dict, inputs: dict) -> Call | None:
         return None
     interleaved = is_interleaved(x)
 
-    def keep(kernels: Tensor, *settings: int) -> tuple:
-        made = engine.prepared.get(kernels, ('stem', interleaved), prepare_stem, interleaved)
+    def derive(kernels: Tensor, *settings: int) -> tuple:
+        made = prepared_stems([kernels], (interleaved,))
         return made.data_ptr(), made
 
     words, stream = checks.stem2d(**call)
     fields = ['isa', 'threads', *stem_numbers(x, call), 'x', 'kernels', call['scale'].shape[0], call['out_groups'],
               ACTS[call['act']], DTYPES[dtype], NO_SHORTCUT, *vectors, 0, 'stream', 'words', 0]
     return Call(STEM, fields, inputs, dict(words=rows(words), stream=image(stream, dtype)), ['words', 'stream'],
-                ordinary(cpu, 'stem2d', fixed), held, ('kernels',), [weight(fixed, inputs, 'weight')], keep)
+                ordinary(cpu, 'stem2d', fixed), held, ('kernels',), [weight(fixed, inputs, 'weight')], derive)
 
 
 def stem_numbers(x: Tensor, call: dict) -> list[int]:
@@ -257,6 +264,9 @@ def prepare_stem(kernels: Tensor, interleaved: bool) -> Tensor:
     kernels = kernels.detach().movedim(1, -1) if interleaved else kernels.detach()
     taps = F.pad(kernels.flatten(1), (0, 0, 0, -kernels.shape[0] % PANEL))
     return taps.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+
+
+prepared_stems = Derived(prepare_stem)
 
 
 LOWERINGS: dict[str, Callable[..., Call | None]] = {

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .. import checks, recurrence
 from ..attention import RULES
+from ..derived import Derived
 from ..layout import pack_bits
 from . import engine
 from .engine import address, struct
@@ -38,9 +39,8 @@ class SequenceOperators:
         units, outputs = cell.shape[-1], w_words.shape[1] // GATES
         isa = engine.isa_number()
         lanes = engine.library().bnn_sequence_lanes(isa)
-        weight = engine.prepared.get(w_words, ('lstm', lanes), _side_by_side, lanes)
-        vectors = [None if vector is None else
-                   engine.prepared.get(vector, ('lstm', rows, outputs, lanes), _vectors, rows, outputs, lanes)
+        weight = interleaved_weights([w_words], (lanes,))
+        vectors = [None if vector is None else interleaved_vectors([vector], (rows, outputs, lanes))
                    for vector, rows in ((scale, GATES), (scale_x, GATES), (bias, GATES), (threshold, 1))]
         x, h_words, cell = (engine.dense(tensor) for tensor in (x, h_words, cell))
         lengths = None if lengths is None else engine.dense(lengths)
@@ -72,14 +72,18 @@ class SequenceOperators:
         return y
 
 
-def _side_by_side(weight: Tensor, lanes: int) -> Tensor:
+def _interleave_weight(weight: Tensor, lanes: int) -> Tensor:
     """[D, 4 * O, words] to [D, chunks, words, 4, lanes], zeros behind the last output."""
     directions, rows, words = weight.shape
+    weight = weight.contiguous()
     filled = F.pad(weight.view(directions, GATES, rows // GATES, words), (0, 0, 0, -(rows // GATES) % lanes))
     return filled.view(directions, GATES, -1, lanes, words).permute(0, 2, 4, 1, 3).contiguous()
 
 
-def _vectors(vector: Tensor, rows: int, outputs: int, lanes: int) -> Tensor:
+def _interleave_vector(vector: Tensor, rows: int, outputs: int, lanes: int) -> Tensor:
     """[D, rows * P] to [D, replicas, chunks, rows, lanes], zeros behind the last output."""
-    filled = F.pad(vector.detach().view(len(vector), rows, -1, outputs), (0, -outputs % lanes))
+    filled = F.pad(vector.reshape(len(vector), rows, -1, outputs), (0, -outputs % lanes))
     return filled.unflatten(-1, (-1, lanes)).permute(0, 2, 3, 1, 4).contiguous()
+
+
+interleaved_weights, interleaved_vectors = Derived(_interleave_weight), Derived(_interleave_vector)

@@ -18,7 +18,7 @@ from .. import checks
 from ..dispatch import Backend
 from ..layout import words_per_group
 from . import tensorcore_kernels, tensorcore_rewrite
-from .tensorcore_tables import prepared
+from .tensorcore_tables import operands
 from .versions import gluon_refusal
 
 SHARED_BYTES = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 7): 163 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10}  # CUDA guide
@@ -190,7 +190,7 @@ def plan(machine: Machine, mode: str, x_words: Tensor, w_words: Tensor, geometry
     block_m = 128 if op == 'xor' and mode == 'sign' and pixels >= 256 * machine.processors else 64
     block_n = _block_n(machine, outputs, prod(kernel) * count, mode if block_m == 64 else 'tall')
     border = any(geometry['padding']) and geometry['pad_value'] != -1
-    ready = prepared(w_words, level, flip, geometry['channels'], geometry['pad_value'], border, mode, op, block_n, wgmma)
+    ready = operands(w_words, level, flip, geometry['channels'], geometry['pad_value'], border, mode, op, block_n, wgmma)
     tiles = triton.cdiv(pixels, block_m)
     blocks = outputs // block_n
     at_once = machine.processors * residents(machine, prod(kernel) * count, block_m, block_n)

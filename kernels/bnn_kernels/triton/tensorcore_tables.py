@@ -1,33 +1,39 @@
 """What the tensor-core kernels take instead of `w_words`: weights in the order of the MMA's operand, and a table.
 
-Both depend on parameters only and are made once per weight: see `prepared`.
+Both depend on parameters only and are made once per weight: see `operands`.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
+from ..derived import Derived
 from ..layout import pack_bits, unpack_bits
 
 MAGIC_BITS = 0x4B400000  # see tensorcore_kernels.MAGIC
 BORDER_CLASSES = 16  # bit 0: the first row of the window is outside, 1: the last row, 2: the first column, 3: the last column
 
 
-class Prepared:
+class Operands(NamedTuple):
     """`weight` int32 in operand order; `table` int32 [classes, O], or [classes, P] for 'sign'; `flip` as words."""
 
-    def __init__(self, w_words: Tensor, threshold: Tensor | None, flip: Tensor | None, channels: int, pad_value: int,
-                 border: bool, mode: str, op: str, block_n: int, per_step: bool):
-        self.weight = operand_order(w_words, block_n, per_step)
-        self.flip = None if flip is None else pack_bits(flip)
-        constant = constants(w_words, channels, pad_value, border, op)
-        if mode == 'sign':  # acc >= threshold, halved: 2 D - SA + level >= 0 or level - D >= 0
-            bound = threshold.long().clamp(-2**24, 2**24)  # no sum is that large
-            constant = (constant.repeat(1, len(bound) // len(w_words)) - bound) >> 1
-        elif mode == 'block':
-            constant = constant + MAGIC_BITS
-        self.table = constant.to(torch.int32).contiguous()
+    weight: Tensor
+    table: Tensor
+    flip: Tensor | None
+
+
+def make_operands(w_words: Tensor, threshold: Tensor | None, flip: Tensor | None, channels: int, pad_value: int, border: bool,
+                  mode: str, op: str, block_n: int, per_step: bool) -> Operands:
+    constant = constants(w_words, channels, pad_value, border, op)
+    if mode == 'sign':  # acc >= threshold, halved: 2 D - SA + level >= 0 or level - D >= 0
+        level = threshold.long().clamp(-2**24, 2**24)  # no sum is that large
+        constant = (constant.repeat(1, len(level) // len(w_words)) - level) >> 1
+    elif mode == 'block':
+        constant = constant + MAGIC_BITS
+    return Operands(operand_order(w_words, block_n, per_step), constant.to(torch.int32).contiguous(),
+                    None if flip is None else pack_bits(flip))
 
 
 def constants(w_words: Tensor, channels: int, pad_value: int, border: bool, op: str) -> Tensor:
@@ -84,25 +90,10 @@ def _inside(height: int, width: int, border: bool, device: torch.device) -> Tens
     return axis(height, 1)[:, :, None] & axis(width, 4)[:, None, :]
 
 
-def prepared(w_words: Tensor, threshold: Tensor | None, flip: Tensor | None, *options) -> Prepared:
-    """`Prepared(...)`, remembered for as long as the weight lives and nothing was written to the tensors.
+_operands = Derived(make_operands)
 
-    Inference tensors do not say when they were written to, and what is made during the capture of a CUDA graph exists only
-    when the graph runs: these are made anew in every call.
-    """
+
+def operands(w_words: Tensor, threshold: Tensor | None, flip: Tensor | None, *options) -> Operands:
+    """`make_operands(...)`, made once for these tensors."""
     tensors = [tensor for tensor in (w_words, threshold, flip) if tensor is not None]
-    if any(tensor.is_inference() for tensor in tensors):
-        return Prepared(w_words, threshold, flip, *options)
-    known = _memory.setdefault(w_words, {})
-    state = [tensor._version for tensor in tensors]
-    if options in known:
-        value, owners, then = known[options]
-        if then == state and len(owners) == len(tensors) and all(a() is b for a, b in zip(owners, tensors, strict=True)):
-            return value
-    value = Prepared(w_words, threshold, flip, *options)
-    if not (w_words.is_cuda and torch.cuda.is_current_stream_capturing()):
-        known[options] = value, [TensorWeakRef(tensor) for tensor in tensors], state
-    return value
-
-
-_memory = WeakTensorKeyDictionary()
+    return _operands(tensors, (threshold is None, *options), w_words, threshold, flip, *options)
