@@ -12,7 +12,10 @@ from .binarize import (
     clip_latents_,
     list_estimators,
     list_methods,
+    list_probabilities,
+    register_estimator,
     register_method,
+    register_probability,
     set_progress,
     start_epoch_,
 )
@@ -23,9 +26,9 @@ from .version import __version__
 
 __all__ = [
     'BNNConfig', 'BinarizationReport', 'Candidate', 'FusionReport', 'RuleSet', 'Summary', 'VerificationReport', '__version__',
-    'after_step_', 'binarize_', 'clip_latents_', 'fuse_', 'list_estimators', 'list_methods', 'list_rules', 'load_packed_',
-    'pack_', 'register_method', 'register_rules', 'remove_rules', 'save_packed', 'set_progress', 'start_epoch_', 'summarize',
-    'unfuse_', 'verify',
+    'after_step_', 'binarize_', 'clip_latents_', 'fuse_', 'list_estimators', 'list_methods', 'list_probabilities',
+    'list_rules', 'load_packed_', 'pack_', 'register_estimator', 'register_method', 'register_probability', 'register_rules',
+    'remove_rules', 'save_packed', 'set_progress', 'start_epoch_', 'summarize', 'unfuse_', 'verify',
 ]
 
 install()

@@ -10,12 +10,12 @@ from .activations import (
     SignActivation,
 )
 from .elastic import CenteredSignWeight, ElasticActivation
-from .estimators import Estimator, build_estimator, list_estimators, sign
+from .estimators import Estimator, build_estimator, list_estimators, register_estimator, sign
 from .gains import DataDrivenGain, RankOneGain
 from .gradients import quantize_gradient
-from .lookup import check_keys, unknown
-from .methods import Method, build_method, list_methods, register_method
-from .probabilities import ProbabilityBinarizer, build_probability, list_probabilities
+from .lookup import Registry, check_keys, unknown
+from .methods import LayerSpec, Method, build_method, list_methods, register_method
+from .probabilities import ProbabilityBinarizer, build_probability, list_probabilities, register_probability
 from .schedule import after_step_, clip_latents_, set_progress, start_epoch_
 from .weights import (
     BNextWeight,
@@ -33,45 +33,11 @@ from .weights import (
 )
 
 __all__ = [
-    'ActivationBinarizer',
-    'BNextWeight',
-    'BinaryInput',
-    'CenteredSign',
-    'CenteredSignWeight',
-    'DataDrivenGain',
-    'DoReFaActivation',
-    'DoReFaWeight',
-    'ElasticActivation',
-    'Estimator',
-    'FloatActivation',
-    'FloatWeight',
-    'IRNetWeight',
-    'Method',
-    'ProbabilityBinarizer',
-    'RBNNWeight',
-    'RSign',
-    'RankOneGain',
-    'ReBNNWeight',
-    'ReCUWeight',
-    'ScaledStandardWeight',
-    'SignActivation',
-    'SignWeight',
-    'StochasticSignWeight',
-    'WeightBinarizer',
-    'XNORWeight',
-    'after_step_',
-    'build_estimator',
-    'build_method',
-    'build_probability',
-    'check_keys',
-    'clip_latents_',
-    'list_estimators',
-    'list_methods',
-    'list_probabilities',
-    'quantize_gradient',
-    'register_method',
-    'set_progress',
-    'sign',
-    'start_epoch_',
-    'unknown',
+    'ActivationBinarizer', 'BNextWeight', 'BinaryInput', 'CenteredSign', 'CenteredSignWeight', 'DataDrivenGain',
+    'DoReFaActivation', 'DoReFaWeight', 'ElasticActivation', 'Estimator', 'FloatActivation', 'FloatWeight', 'IRNetWeight',
+    'LayerSpec', 'Method', 'ProbabilityBinarizer', 'RBNNWeight', 'RSign', 'RankOneGain', 'ReBNNWeight', 'ReCUWeight',
+    'Registry', 'ScaledStandardWeight', 'SignActivation', 'SignWeight', 'StochasticSignWeight', 'WeightBinarizer',
+    'XNORWeight', 'after_step_', 'build_estimator', 'build_method', 'build_probability', 'check_keys', 'clip_latents_',
+    'list_estimators', 'list_methods', 'list_probabilities', 'quantize_gradient', 'register_estimator', 'register_method',
+    'register_probability', 'set_progress', 'sign', 'start_epoch_', 'unknown',
 ]

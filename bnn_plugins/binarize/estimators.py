@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .lookup import check_keys, unknown
+from .lookup import Registry
 
 __all__ = ['EDE', 'STE', 'ApproxSign', 'ClippedSTE', 'Estimator', 'SoftSign', 'SwishSign', 'TanhSign', 'TrainingAware',
-           'build_estimator', 'list_estimators', 'sign']
+           'build_estimator', 'list_estimators', 'register_estimator', 'sign']
 
 
 def sign(x: Tensor) -> Tensor:
@@ -49,6 +49,16 @@ class Estimator(nn.Module):
         return _Sign.apply(x, self.surrogate(x.detach()))
 
 
+ESTIMATORS = Registry('estimator', Estimator)
+register_estimator, list_estimators = ESTIMATORS.register, ESTIMATORS.list
+
+
+def build_estimator(spec: str | dict | Estimator) -> Estimator:
+    """An estimator from its name, from ``dict(type=name, **options)``, or itself; errors: see :meth:`.Registry.build`."""
+    return spec if isinstance(spec, Estimator) else ESTIMATORS.build(spec)
+
+
+@register_estimator('ste')
 class STE(Estimator):
     r"""Straight-through estimator. :math:`\partial = 1`.
 
@@ -59,6 +69,7 @@ class STE(Estimator):
         return None
 
 
+@register_estimator('clipped_ste')
 class ClippedSTE(Estimator):
     r"""Clipped (saturating) straight-through estimator. :math:`\partial = 1_{|x| \le c}`, ``c = 1``.
 
@@ -73,6 +84,7 @@ class ClippedSTE(Estimator):
         return (x.abs() <= self.clip).to(x.dtype)
 
 
+@register_estimator('approx_sign')
 class ApproxSign(Estimator):
     r"""Piecewise quadratic. :math:`\partial = 2 - 2|x|` for :math:`|x| < 1`, else 0.
 
@@ -84,6 +96,7 @@ class ApproxSign(Estimator):
         return (2 - 2 * x.abs()).clamp_(min=0)
 
 
+@register_estimator('ede')
 class EDE(Estimator):
     r"""Error decay estimator. :math:`\partial = k\,t\,(1 - \tanh^2(t x))`.
 
@@ -107,6 +120,7 @@ class EDE(Estimator):
         return self.k * self.t * (1 - torch.tanh(self.t * x).square_())
 
 
+@register_estimator('training_aware')
 class TrainingAware(EDE):
     r"""Training-aware approximation. :math:`\partial = k\,\max(\sqrt2\,t - t^2 |x|, 0)`, a triangle over
     :math:`|x| < \sqrt2 / t`.
@@ -130,6 +144,7 @@ class TrainingAware(EDE):
         return self.peak * (1 - self.steepness * x.abs()).clamp_(min=0)
 
 
+@register_estimator('swish_sign')
 class SwishSign(Estimator):
     r"""Derivative of the SignSwish. :math:`\partial = \beta\,\frac{2 - \beta x \tanh(\beta x / 2)}{1 + \cosh(\beta x)}`.
 
@@ -146,6 +161,7 @@ class SwishSign(Estimator):
         return self.beta * (2 - bx * torch.tanh(bx / 2)) / (1 + torch.cosh(bx))
 
 
+@register_estimator('soft_sign')
 class SoftSign(Estimator):
     r"""Derivative of the soft-sign :math:`\beta x / (1 + |\beta x|)`. :math:`\partial = \beta / (1 + |\beta x|)^2`."""
 
@@ -157,6 +173,7 @@ class SoftSign(Estimator):
         return self.beta / (1 + (self.beta * x).abs()).square_()
 
 
+@register_estimator('tanh')
 class TanhSign(Estimator):
     r"""Derivative of :math:`\tanh(\beta x)`. :math:`\partial = \beta (1 - \tanh^2(\beta x))`.
 
@@ -169,38 +186,3 @@ class TanhSign(Estimator):
 
     def surrogate(self, x: Tensor) -> Tensor:
         return self.beta * (1 - torch.tanh(self.beta * x).square_())
-
-
-_ESTIMATORS = {
-    'ste': STE,
-    'clipped_ste': ClippedSTE,
-    'approx_sign': ApproxSign,
-    'ede': EDE,
-    'swish_sign': SwishSign,
-    'soft_sign': SoftSign,
-    'tanh': TanhSign,
-    'training_aware': TrainingAware,
-}
-
-
-def list_estimators() -> list[str]:
-    """Names that ``estimator=`` accepts."""
-    return list(_ESTIMATORS)
-
-
-def build_estimator(spec: str | dict | Estimator) -> Estimator:
-    """An estimator from its name, from ``dict(type=name, **arguments)``, or itself.
-
-    Raises:
-        ValueError: for an unknown name or argument; the nearest known one is named.
-    """
-    if isinstance(spec, Estimator):
-        return spec
-    options = {'type': spec} if isinstance(spec, str) else dict(spec)
-    name = options.pop('type', None)
-    if name not in _ESTIMATORS:
-        raise ValueError(unknown('estimator', name, _ESTIMATORS))
-    cls = _ESTIMATORS[name]
-    known = cls.__init__.__code__.co_varnames[1:cls.__init__.__code__.co_argcount] if '__init__' in vars(cls) else ()
-    check_keys(f'argument of the estimator {name!r}', options, known)
-    return cls(**options)

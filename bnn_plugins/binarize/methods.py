@@ -4,10 +4,8 @@ A method is one decorated function: its keyword arguments are the options that a
 (``method=dict(type='dorefa', a_bits=2)``), its return value is a :class:`Method`.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 from torch import nn
 
@@ -15,7 +13,7 @@ from .activations import ActivationBinarizer, CenteredSign, DoReFaActivation, Fl
 from .bases import BasisWeight, LSQActivation
 from .elastic import CenteredSignWeight, ElasticActivation
 from .gains import DataDrivenGain, RankOneGain, SpatialGain
-from .lookup import check_keys, unknown
+from .lookup import Registry
 from .weights import (
     BNextWeight,
     DoReFaWeight,
@@ -31,7 +29,24 @@ from .weights import (
     XNORWeight,
 )
 
-__all__ = ['Method', 'build_method', 'list_methods', 'register_method']
+__all__ = ['LayerSpec', 'Method', 'build_method', 'list_methods', 'register_method']
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """The layer that a binarizer or a gain is built for.
+
+    Attributes:
+        in_channels: channels of what the module will read; behind the tile, for the activations of a drop-in expanded layer.
+        out_channels: filters; ``None`` for the operands of an attention, which have no weights.
+        fan_in: weights of one filter; ``None`` as above.
+        channel_dim: where the channels are: 1 for ``[N, C, H, W]``, -1 for ``[..., C]``.
+    """
+
+    in_channels: int
+    out_channels: int | None = None
+    fan_in: int | None = None
+    channel_dim: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,88 +54,65 @@ class Method:
     """What a binary layer needs to know.
 
     Attributes:
-        activation: ``(channels, channel_dim) -> ActivationBinarizer``.
-        weight: ``(out_channels, fan_in) -> WeightBinarizer``.
+        activation: builds the binarizer of the input for a :class:`LayerSpec`.
+        weight: builds the binarizer of the weights.
         act: non-linearity after the shortcut in the native blocks: ``'identity'``, ``'hardtanh'``, ``'relu'``, ``'prelu'``
             or ``'rprelu'``; also what replaces a ReLU in a converted model when it is not ``'identity'`` or ``'rprelu'``.
         latent_clip: latents are kept in ``[-latent_clip, latent_clip]`` after each step; ``None``: they are free.
-        gain: ``(in_channels, out_channels, fan_in, channel_dim) -> module``, see :mod:`.gains`; ``None`` for most methods.
-        g_bits: bits of the gradient that the accumulators receive; 32 leaves it alone.
+        gain: builds a factor of the accumulators, or returns ``None``, see :mod:`.gains`; ``None`` for most methods.
+        g_bits: bits of the gradient that the accumulators receive; 32 leaves it as it is.
         real_activations: only the weights are binary.
     """
 
-    activation: Callable[[int, int], ActivationBinarizer]
-    weight: Callable[[int, int], WeightBinarizer]
+    activation: Callable[[LayerSpec], ActivationBinarizer]
+    weight: Callable[[LayerSpec], WeightBinarizer]
     act: str = 'identity'
     latent_clip: float | None = None
-    gain: Callable[[int, int, int, int], nn.Module] | None = None
+    gain: Callable[[LayerSpec], nn.Module | None] | None = None
     g_bits: int = 32
     real_activations: bool = False
 
 
-_METHODS: dict[str, Callable[..., Method]] = {}
-
-
-def register_method(name: str):
-    """Decorator: make a function that returns a :class:`Method` known under ``name``."""
-
-    def register(build: Callable[..., Method]) -> Callable[..., Method]:
-        _METHODS[name] = build
-        return build
-
-    return register
-
-
-def list_methods() -> list[str]:
-    """Names that ``method=`` accepts."""
-    return list(_METHODS)
+METHODS = Registry('method', Method, common=['binarize_weights'])
+register_method, list_methods = METHODS.register, METHODS.list
 
 
 def build_method(spec: str | dict) -> Method:
-    """The method for a name or for ``dict(type=name, **options)``.
+    """The method for a name or for ``dict(type=name, **options)``; errors: see :meth:`.Registry.build`.
 
     Every method takes ``binarize_weights=False``: binary activations and real weights, the first of the two steps in which
     ReActNet, AdamBNN, Real-to-Binary and others are trained; the second step loads its latents.
 
     Raises:
-        ValueError: for an unknown name or option (the nearest known one is named), and for ``binarize_weights=False`` where
-            activations are real, too.
+        ValueError: for ``binarize_weights=False`` where activations are real, too.
     """
-    if not isinstance(spec, str | dict):
-        raise TypeError(f"method must be a name or dict(type=name, ...), but got {type(spec).__name__}")
-    options = {'type': spec} if isinstance(spec, str) else dict(spec)
-    name = options.pop('type', None)
-    if name not in _METHODS:
-        raise ValueError(unknown('method', name, _METHODS))
-    build = _METHODS[name]
-    check_keys(f'option of the method {name!r}', options, [*inspect.signature(build).parameters, 'binarize_weights'])
-    binarize_weights = options.pop('binarize_weights', True)
-    method = build(**options)
-    if binarize_weights:
+    method = METHODS.build(spec)
+    if isinstance(spec, str) or spec.get('binarize_weights', True):
         return method
     if method.real_activations:
-        raise ValueError(f'binarize_weights=False leaves nothing binary in the method {name!r}, whose activations are real')
-    return replace(method, weight=lambda out_channels, fan_in: FloatWeight())
+        raise ValueError(f'binarize_weights=False leaves nothing binary in the method {spec["type"]!r}, whose activations are '
+                         'real')
+    return replace(method, weight=lambda layer: FloatWeight())
 
 
 def _sign(estimator, **kwargs):
-    return lambda channels, channel_dim: SignActivation(estimator, **kwargs)
+    return lambda layer: SignActivation(estimator, **kwargs)
 
 
 def _rsign(estimator):
-    return lambda channels, channel_dim: RSign(channels, estimator, channel_dim)
+    return lambda layer: RSign(layer.in_channels, estimator, layer.channel_dim)
 
 
 def _sign_weight(estimator, scale):
-    return lambda out_channels, fan_in: SignWeight(estimator, scale)
+    return lambda layer: SignWeight(estimator, scale)
 
 
 @register_method('binaryconnect')
 def binaryconnect(stochastic: bool = False) -> Method:
     """BinaryConnect, arXiv 1511.00363: binary weights, real activations."""
-    weight = (lambda out_channels, fan_in: StochasticSignWeight()) if stochastic else _sign_weight('ste', 'none')
-    return Method(lambda channels, channel_dim: FloatActivation(), weight, act='relu', latent_clip=1.0,
-                  real_activations=True)
+    return Method(lambda layer: FloatActivation(),
+                  lambda layer: StochasticSignWeight() if stochastic else SignWeight('ste', 'none'),
+                  act='relu', latent_clip=1.0, real_activations=True)
 
 
 @register_method('binarynet')
@@ -135,7 +127,7 @@ def xnor(estimator='clipped_ste') -> Method:
 
     The input scale K of the paper is left out, as in the released code.
     """
-    return Method(_sign(estimator), lambda out_channels, fan_in: XNORWeight(), act='prelu', latent_clip=1.0)
+    return Method(_sign(estimator), lambda layer: XNORWeight(), act='prelu', latent_clip=1.0)
 
 
 @register_method('xnorpp')
@@ -145,10 +137,8 @@ def xnorpp(estimator='clipped_ste', spatial: int | None = 8) -> Method:
     ``spatial``: numbers along height and width, interpolated to the size of the map; ``None``: channels only.
     """
 
-    def gain(in_channels, out_channels, fan_in, channel_dim):
-        return RankOneGain(out_channels, fan_in, channel_dim, spatial)
-
-    return Method(_sign(estimator), _sign_weight('clipped_ste', 'none'), act='prelu', latent_clip=1.0, gain=gain)
+    return Method(_sign(estimator), _sign_weight('clipped_ste', 'none'), act='prelu', latent_clip=1.0,
+                  gain=lambda layer: RankOneGain(layer.out_channels, layer.fan_in, layer.channel_dim, spatial))
 
 
 @register_method('dorefa')
@@ -156,8 +146,8 @@ def dorefa(w_bits: int = 1, a_bits: int = 1, g_bits: int = 32) -> Method:
     """DoReFa-Net, arXiv 1606.06160: any bit width of weights, activations and gradients; activations are unsigned."""
     if g_bits != 32 and not 1 <= g_bits <= 16:
         raise ValueError(f'DoReFa gradients take 1 to 16 bits, or 32 for none, but got g_bits={g_bits}')
-    weight = _sign_weight('ste', 'layer') if w_bits == 1 else lambda out_channels, fan_in: DoReFaWeight(w_bits)
-    return Method(lambda channels, channel_dim: DoReFaActivation(a_bits), weight, g_bits=g_bits)
+    weight = _sign_weight('ste', 'layer') if w_bits == 1 else lambda layer: DoReFaWeight(w_bits)
+    return Method(lambda layer: DoReFaActivation(a_bits), weight, g_bits=g_bits)
 
 
 @register_method('bireal')
@@ -170,7 +160,7 @@ def bireal(estimator='approx_sign') -> Method:
 def irnet(t_min: float = 1e-1, t_max: float = 10.0) -> Method:
     """IR-Net, arXiv 1909.10788: standardised weights with a power-of-two scale, error decay estimator on both."""
     ede = {'type': 'ede', 't_min': t_min, 't_max': t_max}
-    return Method(_sign(ede), lambda out_channels, fan_in: IRNetWeight(ede), act='hardtanh')
+    return Method(_sign(ede), lambda layer: IRNetWeight(ede), act='hardtanh')
 
 
 @register_method('rbnn')
@@ -178,16 +168,15 @@ def rbnn(t_min: float = 1e-2, t_max: float = 10.0, alternations: int = 3) -> Met
     """RBNN, arXiv 2009.13055: weights rotated towards their signs once per epoch, learned scale, activations standardised per
     sample, training-aware gradients."""
     gradient = {'type': 'training_aware', 't_min': t_min, 't_max': t_max}
-    weight = partial(RBNNWeight, estimator=gradient, alternations=alternations)
-    return Method(lambda channels, channel_dim: CenteredSign({**gradient, 'activation': True}, channel_dim), weight,
-                  act='hardtanh')
+    return Method(lambda layer: CenteredSign({**gradient, 'activation': True}, layer.channel_dim),
+                  lambda layer: RBNNWeight(layer.out_channels, layer.fan_in, gradient, alternations), act='hardtanh')
 
 
 @register_method('recu')
 def recu(tau_min: float = 0.85, tau_max: float = 0.99) -> Method:
     """ReCU, arXiv 2103.12369: rectified clamp unit on the weights, learned scale, ApproxSign activations."""
-    weight = partial(ReCUWeight, tau_min=tau_min, tau_max=tau_max)
-    return Method(_sign('approx_sign', standardize=True), weight, act='hardtanh')
+    return Method(_sign('approx_sign', standardize=True),
+                  lambda layer: ReCUWeight(layer.out_channels, layer.fan_in, tau_min, tau_max), act='hardtanh')
 
 
 @register_method('reactnet')
@@ -203,10 +192,7 @@ def bidm(kernel_size=3, estimator='approx_sign') -> Method:
     Options: ``kernel_size`` of the filter of that scale. The cross-timestep connection and the patched distillation belong to
     the training of a diffusion model, see :mod:`bnn_plugins.integrations.diffusers`.
     """
-    def gain(in_channels, out_channels, fan_in, channel_dim):
-        return SpatialGain(kernel_size) if channel_dim == 1 else None
-
-    return replace(reactnet(estimator), gain=gain)
+    return replace(reactnet(estimator), gain=lambda layer: SpatialGain(kernel_size) if layer.channel_dim == 1 else None)
 
 
 @register_method('binarydm')
@@ -215,9 +201,8 @@ def binarydm(order: int = 2, a_bits: int = 4, until: float | None = None) -> Met
 
     The paper has two bases in the outer blocks only: ``order=1`` for the inner ones. ``until``: see :class:`BasisWeight`.
     """
-    act = (lambda channels, channel_dim: FloatActivation()) if a_bits == 32 else (
-        lambda channels, channel_dim: LSQActivation(a_bits))
-    return Method(act, lambda out_channels, fan_in: BasisWeight(out_channels, order, until), real_activations=a_bits == 32)
+    return Method(lambda layer: FloatActivation() if a_bits == 32 else LSQActivation(a_bits),
+                  lambda layer: BasisWeight(layer.out_channels, order, until), real_activations=a_bits == 32)
 
 
 @register_method('adambnn')
@@ -233,23 +218,21 @@ def adambnn(estimator='approx_sign') -> Method:
 def rebnn(estimator='approx_sign') -> Method:
     """ReBNN, arXiv 2302.00956: ReActNet with a learned scale and a reconstruction loss whose weight follows the
     share of flipped signs."""
-    return Method(_rsign(estimator), ReBNNWeight, act='rprelu')
+    return Method(_rsign(estimator), lambda layer: ReBNNWeight(layer.out_channels, layer.fan_in), act='rprelu')
 
 
 @register_method('real2binary')
 def real2binary(estimator='clipped_ste', reduction: int = 8) -> Method:
     """Real-to-Binary, arXiv 2003.11535: signs of both, and a scale that a small network computes from the real input."""
 
-    def gain(in_channels, out_channels, fan_in, channel_dim):
-        return DataDrivenGain(in_channels, out_channels, channel_dim, reduction)
-
-    return Method(_sign(estimator), _sign_weight('clipped_ste', 'none'), act='prelu', latent_clip=1.0, gain=gain)
+    return Method(_sign(estimator), _sign_weight('clipped_ste', 'none'), act='prelu', latent_clip=1.0,
+                  gain=lambda layer: DataDrivenGain(layer.in_channels, layer.out_channels, layer.channel_dim, reduction))
 
 
 @register_method('bnext')
 def bnext(until: float = 0.3) -> Method:
     """BNext, arXiv 2211.12933: weights that become signs in a temperature schedule, thresholds, gradients up to 1.5."""
-    return Method(_rsign({'type': 'clipped_ste', 'clip': 1.5}), lambda out_channels, fan_in: BNextWeight(until), act='prelu',
+    return Method(_rsign({'type': 'clipped_ste', 'clip': 1.5}), lambda layer: BNextWeight(until), act='prelu',
                   latent_clip=1.5)
 
 
@@ -257,13 +240,13 @@ def bnext(until: float = 0.3) -> Method:
 def bnfree(estimator='approx_sign') -> Method:
     """"BNN - BN = ?", arXiv 2104.08215: scaled weight standardisation for networks without norms, to be trained with adaptive
     gradient clipping."""
-    return Method(_rsign(estimator), lambda out_channels, fan_in: ScaledStandardWeight(out_channels), act='rprelu')
+    return Method(_rsign(estimator), lambda layer: ScaledStandardWeight(layer.out_channels), act='rprelu')
 
 
 @register_method('binaryvit')
 def binaryvit(estimator='approx_sign') -> Method:
     """BinaryViT, arXiv 2306.16678: learned thresholds (RSign), linear weights centred per filter, RPReLU."""
-    return Method(_rsign(estimator), lambda out_channels, fan_in: CenteredSignWeight('clipped_ste', 'channel'), act='rprelu')
+    return Method(_rsign(estimator), lambda layer: CenteredSignWeight('clipped_ste', 'channel'), act='rprelu')
 
 
 @register_method('bit')
@@ -272,5 +255,5 @@ def bit(signed: bool = True, initial: float = 1.0) -> Method:
 
     ``signed=False``: levels 0 and 1, for layers behind a ReLU. ``initial``: first step.
     """
-    return Method(lambda channels, channel_dim: ElasticActivation(channels, channel_dim, signed, initial),
-                  lambda out_channels, fan_in: CenteredSignWeight('ste', 'layer'), act='rprelu' if signed else 'relu')
+    return Method(lambda layer: ElasticActivation(layer.in_channels, layer.channel_dim, signed, initial),
+                  lambda layer: CenteredSignWeight('ste', 'layer'), act='rprelu' if signed else 'relu')

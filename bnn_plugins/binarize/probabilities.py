@@ -14,17 +14,17 @@ Plane :math:`m` is worth ``steps()[m]``, so the binary probabilities are :math:`
 Below, :math:`g = dL/dA`.
 """
 
-import inspect
 import math
 
 import torch
 from torch import Tensor, nn
 
 from .elastic import positive
-from .lookup import check_keys, unknown
+from .lookup import Registry
 
 __all__ = ['BoolProbability', 'ElasticProbability', 'FloatProbability', 'GSBProbability', 'MaxRelativeProbability',
-           'MultiPlaneProbability', 'ProbabilityBinarizer', 'build_probability', 'list_probabilities']
+           'MultiPlaneProbability', 'ProbabilityBinarizer', 'build_probability', 'list_probabilities',
+           'register_probability']
 
 Rule = tuple[str, Tensor]
 
@@ -108,6 +108,18 @@ class ProbabilityBinarizer(nn.Module):
         return planes
 
 
+PROBABILITIES = Registry('probability', ProbabilityBinarizer)
+register_probability, list_probabilities = PROBABILITIES.register, PROBABILITIES.list
+
+
+def build_probability(spec: str | dict, heads: int = 1) -> ProbabilityBinarizer:
+    """A binarizer from its name or from ``dict(type=name, **options)``; ``heads`` goes to those with numbers per head.
+
+    Errors: see :meth:`.Registry.build`.
+    """
+    return PROBABILITIES.build(spec, heads=heads)
+
+
 def near(share: float, scale: float | Tensor, strict: bool = False) -> Rule:
     """Scores whose probability is at least (``strict``: more than) ``share`` times the row's largest: an even distance."""
     reach = torch.full((1,), math.log(1 / share) / 2, dtype=torch.float64)
@@ -115,6 +127,7 @@ def near(share: float, scale: float | Tensor, strict: bool = False) -> Rule:
     return 'max_relative', 2 * (reach.ceil() - 1 if strict else reach.floor())
 
 
+@register_probability('none')
 class FloatProbability(ProbabilityBinarizer):
     """No binarizer: the real softmax. Scores may still be integers; the sum over values is a real product."""
 
@@ -124,6 +137,7 @@ class FloatProbability(ProbabilityBinarizer):
         raise NotImplementedError('real probabilities have no planes')
 
 
+@register_probability('bool')
 class BoolProbability(ProbabilityBinarizer):
     r"""BiBERT's bool function. Forward: :math:`A = [S > 0]`, no softmax.
 
@@ -137,6 +151,7 @@ class BoolProbability(ProbabilityBinarizer):
         return [logits.clamp(-1, 1)]
 
 
+@register_probability('max_relative')
 class MaxRelativeProbability(ProbabilityBinarizer):
     r"""BiViT's softmax-aware binarization. Forward: :math:`A = [P \ge \lambda \max_j P]`, that is
     :math:`[S \ge \max_j S - \ln(1/\lambda)/s]`: for :math:`d = 64, \lambda = 1/4` all within 10 of the largest score.
@@ -163,6 +178,7 @@ class MaxRelativeProbability(ProbabilityBinarizer):
         return f'share={self.share}'
 
 
+@register_probability('elastic')
 class ElasticProbability(ProbabilityBinarizer):
     r"""BiT's unsigned elastic binarizer. Forward: :math:`A = a\,\mathrm{clip}(\mathrm{round}(P/a), 0, 1)`, that is
     :math:`a\,[P > a/2]`, with one learned step :math:`a`.
@@ -189,6 +205,7 @@ class ElasticProbability(ProbabilityBinarizer):
         return [(logits.softmax(-1) / positive(self.size)).clamp(0, 1)]
 
 
+@register_probability('multi_plane')
 class MultiPlaneProbability(ProbabilityBinarizer):
     r"""BHViT's quantisation decomposition: :math:`n` planes of a thermometer code.
 
@@ -225,6 +242,7 @@ class MultiPlaneProbability(ProbabilityBinarizer):
         return f'heads={len(self.size)}, planes={self.planes}'
 
 
+@register_probability('gsb')
 class GSBProbability(ProbabilityBinarizer):
     r"""Group superposition: the elastic plane and two planes of the strongest keys.
 
@@ -254,36 +272,3 @@ class GSBProbability(ProbabilityBinarizer):
         probability = logits.softmax(-1)
         relative = probability / probability.detach().amax(-1, keepdim=True)
         return [(probability / positive(self.size)).clamp(0, 1), relative, relative]
-
-
-_PROBABILITIES: dict[str, type[ProbabilityBinarizer]] = {
-    'elastic': ElasticProbability,
-    'bool': BoolProbability,
-    'max_relative': MaxRelativeProbability,
-    'multi_plane': MultiPlaneProbability,
-    'gsb': GSBProbability,
-    'none': FloatProbability,
-}
-
-
-def list_probabilities() -> list[str]:
-    """Names that ``probability=`` of an attention accepts."""
-    return list(_PROBABILITIES)
-
-
-def build_probability(spec: str | dict, heads: int = 1) -> ProbabilityBinarizer:
-    """A binarizer from its name or from ``dict(type=name, **arguments)``; ``heads`` goes to those with numbers per head.
-
-    Raises:
-        ValueError: for an unknown name or argument; the nearest known one is named.
-    """
-    options = {'type': spec} if isinstance(spec, str) else dict(spec)
-    name = options.pop('type', None)
-    if name not in _PROBABILITIES:
-        raise ValueError(unknown('probability', name, _PROBABILITIES))
-    cls = _PROBABILITIES[name]
-    known = list(inspect.signature(cls).parameters)
-    check_keys(f'argument of the probability {name!r}', options, known)
-    if 'heads' in known:
-        options.setdefault('heads', heads)
-    return cls(**options)

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from ..binarize import build_method, check_keys, unknown
+from ..binarize.lookup import checked_arguments
 from ..layers import BinaryAttention, BinaryConv2d, Expansion
 from .rules import list_roles
 
@@ -38,13 +39,14 @@ class BNNConfig:
             diffusers' models); ``None`` for any.
         pad_value: what stands outside of the image after the sign: 0, -1 or 1.
         attention: how an ``nn.MultiheadAttention`` binarizes its probabilities, a name of
-            :func:`bnn_plugins.binarize.list_probabilities` or ``dict(type=name, ...)``; then its scores and sums of values are
+            :func:`bnn_plugins.list_probabilities` or ``dict(type=name, ...)``; then its scores and sums of values are
             binary, too. ``None``: they stay real, only the projections become binary.
         act: what replaces a ReLU that would feed signs: ``'auto'`` (the method's own where it needs no channel count, else
             ``'hardtanh'``), ``'hardtanh'``, ``'identity'``, ``'prelu'`` (one slope) or ``'keep'``.
 
     Raises:
-        ValueError: for an unknown method, option or value. TypeError: for a value of the wrong kind.
+        ValueError: for an unknown method, option or value.
+        TypeError: for an unknown argument, whose nearest known one is named, and for a value of the wrong kind.
 
     Example:
         >>> BNNConfig(method=dict(type='dorefa', a_bits=2), rules={'head.*': 'float'}).pad_value
@@ -118,3 +120,6 @@ class BNNConfig:
             return self.act
         own = build_method(self.method).act
         return {'relu': 'keep', 'rprelu': 'prelu', 'identity': 'hardtanh'}.get(own, own)
+
+
+BNNConfig.__init__ = checked_arguments(BNNConfig.__init__)

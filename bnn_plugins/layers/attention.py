@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..binarize import ActivationBinarizer, build_method, build_probability
+from ..binarize import ActivationBinarizer, LayerSpec, build_method, build_probability
 from ..binarize.lookup import checked_arguments
 from ..binarize.probabilities import FloatProbability
 from .base import output_scale, summation
@@ -47,9 +47,10 @@ class BinaryAttention(nn.Module):
         bundle = build_method(method)
         self.channels, self.heads, self.features = channels, heads, channels // heads
         self.method, self.real_values = method, real_values
-        self.query: ActivationBinarizer = bundle.activation(channels, -1)
-        self.key: ActivationBinarizer = bundle.activation(channels, -1)
-        self.value: ActivationBinarizer | None = None if real_values else bundle.activation(channels, -1)
+        operand = LayerSpec(in_channels=channels, channel_dim=-1)
+        self.query: ActivationBinarizer = bundle.activation(operand)
+        self.key: ActivationBinarizer = bundle.activation(operand)
+        self.value: ActivationBinarizer | None = None if real_values else bundle.activation(operand)
         if not (self.query.signed and self.query.bits == 1):
             raise ValueError(f'binary attention takes signs, but the activations of the method {method!r} are not: use one '
                              "such as 'binaryvit' or 'reactnet'")

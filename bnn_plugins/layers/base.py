@@ -1,12 +1,13 @@
 """What binary convolutions and binary linear layers share."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from ..binarize import ActivationBinarizer, build_method, quantize_gradient
+from ..binarize import ActivationBinarizer, LayerSpec, build_method, quantize_gradient
 from ..binarize.activations import per_channel
 from .expand import Expansion, spread_copies_, tile, widen_bias_
 
@@ -36,9 +37,11 @@ class BinaryLayer(nn.Module):
         bundle = build_method(method)
         self.method, self.expand = method, expand
         self.fan_in = self.weight[0].numel()
-        self.activation: ActivationBinarizer = bundle.activation(in_channels * input_copies(self), self.channel_dim)
-        self.weight_binarizer = bundle.weight(len(self.weight), self.fan_in)
-        self.gain = bundle.gain and bundle.gain(in_channels, len(self.weight), self.fan_in, self.channel_dim)
+        layer = LayerSpec(in_channels=in_channels, out_channels=len(self.weight), fan_in=self.fan_in,
+                          channel_dim=self.channel_dim)
+        self.activation: ActivationBinarizer = bundle.activation(replace(layer, in_channels=in_channels * input_copies(self)))
+        self.weight_binarizer = bundle.weight(layer)
+        self.gain = bundle.gain and bundle.gain(layer)
         self.latent_clip, self.g_bits = bundle.latent_clip, bundle.g_bits
         self.register_buffer('folded_scale', None)
         self.register_parameter('copy_shift', None)

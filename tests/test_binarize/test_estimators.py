@@ -134,8 +134,8 @@ def test_build():
 @pytest.mark.parametrize(('spec', 'sentence'), [
     ('aprox_sign', "unknown estimator 'aprox_sign'; did you mean 'approx_sign'"),
     ({}, 'unknown estimator None'),
-    (dict(type='ede', tmin=0.1), "unknown argument of the estimator 'ede' 'tmin'; did you mean 't_min'"),
-    (dict(type='ste', clip=1.0), "unknown argument of the estimator 'ste' 'clip'"),
+    (dict(type='ede', tmin=0.1), "unknown option of the estimator 'ede' 'tmin'; did you mean 't_min'"),
+    (dict(type='ste', clip=1.0), "unknown option of the estimator 'ste' 'clip'"),
     (dict(type='ede', t_min=0.0), '0 < t_min'),
     (dict(type='ede', t_min=2.0, t_max=1.0), 't_min <= t_max'),
 ])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnn_plugins.binarize import DataDrivenGain, RankOneGain, build_method, quantize_gradient
+from bnn_plugins.binarize import DataDrivenGain, LayerSpec, RankOneGain, build_method, quantize_gradient
 
 
 class TestRankOne:
@@ -38,9 +38,9 @@ class TestRankOne:
             assert (gain(None, acc) * torch.ones_like(acc)).unique().tolist() == [0.5]
 
     def test_options(self):
-        layer = build_method(dict(type='xnorpp', spatial=None))
-        assert len(list(layer.gain(4, 3, 9, 1).parameters())) == 1
-        assert len(build_method('xnorpp').gain(4, 3, 9, 1).height) == 8
+        layer = LayerSpec(in_channels=4, out_channels=3, fan_in=9)
+        assert len(list(build_method(dict(type='xnorpp', spatial=None)).gain(layer).parameters())) == 1
+        assert len(build_method('xnorpp').gain(layer).height) == 8
 
 
 class TestDataDriven:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bnn_plugins.binarize import (
     DoReFaWeight,
+    LayerSpec,
     ReCUWeight,
     SignWeight,
     StochasticSignWeight,
@@ -33,8 +34,12 @@ def formula(spec):
     return options.pop('type'), options
 
 
+def layer(filters, fan_in):
+    return LayerSpec(in_channels=1, out_channels=filters, fan_in=fan_in)
+
+
 def weight_binarizer(spec, shape, dtype=torch.float64):
-    return build_method(spec).weight(shape[0], math.prod(shape[1:])).to(dtype)
+    return build_method(spec).weight(layer(shape[0], math.prod(shape[1:]))).to(dtype)
 
 
 def binary_weight(levels, scale):
@@ -113,7 +118,7 @@ def test_hard_binary_conv_is_not_multiplied_by_alpha():
 def test_xnor_gradient_by_hand():
     """alpha 1{|W| <= 1} g + sign(W)/n sum(g sign(W)) on a depthwise filter (not centred), n = 2."""
     w = torch.tensor([[[[0.2, -0.6]]]], requires_grad=True)
-    levels, scale = build_method('xnor').weight(1, 2)(w)
+    levels, scale = build_method('xnor').weight(layer(1, 2))(w)
     binary_weight(levels, scale).backward(torch.tensor([[[[1.0, 3.0]]]]))
     alpha, mixed = 0.4, (1.0 * 1 + 3.0 * -1) / 2
     torch.testing.assert_close(w.grad.flatten(), torch.tensor([alpha * 1 + mixed, alpha * 3 - mixed]))
@@ -138,11 +143,11 @@ def test_recu_clamps_at_the_laplace_quantile(progress, tau):
 @pytest.mark.parametrize('tau', [dict(tau_min=0.5), dict(tau_max=1.0), dict(tau_min=0.9, tau_max=0.8)])
 def test_recu_refuses_impossible_quantiles(tau):
     with pytest.raises(ValueError, match=r'0\.5 < tau_min <= tau_max < 1'):
-        build_method(dict(type='recu', **tau)).weight(4, 9)
+        build_method(dict(type='recu', **tau)).weight(layer(4, 9))
 
 
 def test_recu_alpha_keeps_the_variance():
-    alpha = build_method('recu').weight(5, 64).alpha
+    alpha = build_method('recu').weight(layer(5, 64)).alpha
     assert alpha.requires_grad
     torch.testing.assert_close(alpha.detach(), torch.full((5,), 1 / 8))
 
@@ -241,7 +246,7 @@ def test_dorefa_levels_are_odd_integers_and_reach_the_top(bits, seed, spread):
 @pytest.mark.parametrize('bits', [0, 9, 32])
 def test_dorefa_refuses_other_widths(bits):
     with pytest.raises(ValueError, match='2 to 8 bits'):
-        build_method(dict(type='dorefa', w_bits=bits)).weight(4, 9)
+        build_method(dict(type='dorefa', w_bits=bits)).weight(layer(4, 9))
 
 
 def test_unknown_scale():
@@ -253,7 +258,7 @@ class TestReBNN:
     """The flip ratio is that of the last optimizer step, counted filter by filter."""
 
     def test_flips_are_counted(self):
-        binarizer = build_method('rebnn').weight(3, 4)
+        binarizer = build_method('rebnn').weight(layer(3, 4))
         w = torch.tensor([[1.0, -1, 2, 0], [1, 1, 1, 1], [-1, -1, 0.5, -0.5]])
         assert binarizer.flips.tolist() == [0, 0, 0]
         binarizer.after_step(w)
@@ -267,7 +272,7 @@ class TestReBNN:
     @pytest.mark.parametrize(('flips', 'gamma'), [(0.0, 1e-5), (1e-4, 1e-4), (1.0, 2e-4)])
     def test_balance_is_clipped(self, flips, gamma):
         """Outside of [-1, 1] only the reconstruction error pulls: gamma (W - alpha)."""
-        binarizer = build_method('rebnn').weight(1, 2).double()
+        binarizer = build_method('rebnn').weight(layer(1, 2)).double()
         binarizer.alpha.data.fill_(0.5)
         binarizer.flips.fill_(flips)
         w = torch.tensor([[2.0, -3.0]], dtype=torch.float64, requires_grad=True)
@@ -278,14 +283,14 @@ class TestReBNN:
 class TestRBNN:
     def test_rotations_are_orthogonal_and_nearly_square(self):
         for n, rows in ((36, 6), (9, 3), (7, 1), (1, 1), (4608, 64)):
-            binarizer = build_method('rbnn').weight(2, n)
+            binarizer = build_method('rbnn').weight(layer(2, n))
             assert (len(binarizer.left), len(binarizer.right)) == oracle.matrix_shape(n) == (rows, n // rows)
             for rotation in (binarizer.left, binarizer.right):
                 torch.testing.assert_close(rotation @ rotation.mT, torch.eye(len(rotation)), atol=1e-4, rtol=0)
 
     def test_update_shrinks_the_angle(self):
         """sum of |R1^T X R2|, which is the cosine times constants, grows with each alternation."""
-        binarizer = build_method(dict(type='rbnn', alternations=1)).weight(16, 24).double()
+        binarizer = build_method(dict(type='rbnn', alternations=1)).weight(layer(16, 24)).double()
         w = torch.randn(16, 24, dtype=torch.float64)
         matrices = binarizer._matrices(w)
         norms = [binarizer.rotated(matrices).abs().sum()]
@@ -297,7 +302,7 @@ class TestRBNN:
         torch.testing.assert_close(binarizer.left @ binarizer.left.mT, torch.eye(4, dtype=torch.float64))
 
     def test_latents_and_angles_are_not_frozen_at_the_start(self):
-        binarizer = build_method('rbnn').weight(4, 18)
+        binarizer = build_method('rbnn').weight(layer(4, 18))
         w = torch.randn(4, 18, requires_grad=True)
         binary_weight(*binarizer(w)).backward(torch.randn(4, 18))
         assert (w.grad.abs().amax(1) > 1e-3).all()
@@ -307,7 +312,7 @@ class TestRBNN:
 class TestBNext:
     @pytest.mark.parametrize('until', [0.3, 1.0])
     def test_ends_in_signs(self, until):
-        binarizer = build_method(dict(type='bnext', until=until)).weight(1, 1)
+        binarizer = build_method(dict(type='bnext', until=until)).weight(layer(1, 1))
         w = torch.randn(200)
         shares = []
         for progress in (0.0, until / 2, 0.95 * until, until, 1.0):
@@ -329,21 +334,21 @@ class TestBNext:
             assert binarizer(torch.zeros(1))[0].item() == expected
 
     def test_evaluation_is_the_sign_at_any_temperature(self):
-        binarizer = build_method('bnext').weight(1, 1).eval()
+        binarizer = build_method('bnext').weight(layer(1, 1)).eval()
         w = torch.tensor([0.3, -0.1, 0.0, -0.0])
         assert binarizer(w)[0].tolist() == [1, -1, 1, 1]
 
     @pytest.mark.parametrize('until', [0.0, -0.1, 1.1])
     def test_impossible_schedules(self, until):
         with pytest.raises(ValueError, match='share of the training with a temperature'):
-            build_method(dict(type='bnext', until=until)).weight(1, 1)
+            build_method(dict(type='bnext', until=until)).weight(layer(1, 1))
 
 
 @pytest.mark.parametrize('name', [name for name in list_methods() if name != 'binaryconnect'])
 def test_first_of_two_steps(name):
     """binarize_weights=False: the weight itself, and all of its gradient."""
     method = build_method(dict(type=name, binarize_weights=False))
-    binarizer = method.weight(4, 9)
+    binarizer = method.weight(layer(4, 9))
     w = torch.randn(4, 9, requires_grad=True)
     levels, scale = binarizer(w)
     levels.sum().backward()
@@ -351,4 +356,4 @@ def test_first_of_two_steps(name):
     assert scale is None
     assert torch.equal(levels, w)
     assert torch.equal(w.grad, torch.ones(4, 9))
-    assert build_method(name).weight(4, 9).bits == 1
+    assert build_method(name).weight(layer(4, 9)).bits == 1

@@ -59,6 +59,8 @@ def test_mmengine_config_dict():
 def test_unknown_key_names_the_nearest(key, nearest):
     with pytest.raises(ValueError, match=rf"unknown key of BNNConfig '{key}'; did you mean '{nearest}'\?"):
         BNNConfig.from_dict({key: None})
+    with pytest.raises(TypeError, match=rf"unknown argument of BNNConfig '{key}'; did you mean '{nearest}'\?"):
+        BNNConfig(**{key: None})
 
 
 @pytest.mark.parametrize(('values', 'message'), [
