@@ -21,8 +21,9 @@ from bnn_plugins.apps.diffusion import metrics
 from bnn_plugins.apps.diffusion.data import Images, build_dataset
 from bnn_plugins.apps.diffusion.flags import parse_args
 from bnn_plugins.apps.diffusion.grid import picture_grid
-from bnn_plugins.apps.diffusion.sample import generate, kind_of, load_pipeline
+from bnn_plugins.apps.diffusion.sample import generate, kind_of
 from bnn_plugins.apps.diffusion.train import main as train
+from bnn_plugins.integrations.diffusers.loading import load_pipeline
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / 'results'

@@ -19,9 +19,8 @@ pytest.importorskip('accelerate')
 
 from diffusers import DDIMPipeline, DDPMScheduler
 
-from bnn_plugins.apps.diffusion import distill, metrics, sample
+from bnn_plugins.apps.diffusion import metrics, sample
 from bnn_plugins.apps.diffusion.data import Images, build_dataset, to_uint8
-from bnn_plugins.apps.diffusion.ema import BNNEMAModel
 from bnn_plugins.apps.diffusion.flags import parse_args
 from bnn_plugins.apps.diffusion.train import Trainer, main
 from bnn_plugins.integrations.diffusers.unet_2d import BinaryUNet2DModel
@@ -162,25 +161,6 @@ def test_bad_config(tmp_path, text, message):
         parse_args([str(tmp_path / 'nothing.py')])
 
 
-def test_average_survives_save_and_load(tmp_path):
-    torch.manual_seed(0)
-    unet = BinaryUNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8),
-                             norm_num_groups=4, down_block_types=('BinaryDownBlock2D',) * 2,
-                             up_block_types=('BinaryUpBlock2D',) * 2)
-    ema = BNNEMAModel(unet.parameters(), decay=0.5, model_cls=BinaryUNet2DModel, model_config=unet.config)
-    for p in unet.parameters():
-        p.data += 1
-    ema.step(unet.parameters())
-    ema.save_pretrained(tmp_path)
-    loaded = BNNEMAModel.from_pretrained(tmp_path, BinaryUNet2DModel)
-    assert loaded.optimization_step == 1
-    for first, second in zip(ema.shadow_params, loaded.shadow_params, strict=True):
-        assert torch.equal(first, second)
-    ema.shadow_params.pop()
-    with pytest.raises(ValueError, match='the average has'):
-        ema.save_pretrained(tmp_path)
-
-
 # --- sampling and packing ------------------------------------------------------------------------------------
 
 def test_sample_tool(tmp_path, capsys):
@@ -232,39 +212,6 @@ def test_transparent_pictures_become_white_and_middles_are_cut(tmp_path):
     assert (whole[1:] == 0).all()
     edge = build_dataset(dict(type='imagefolder', path=str(tmp_path)), 8).images[0]
     assert (edge[:, :, 0] == 255).all()
-
-
-def test_space_patched_loss_against_numpy():
-    rng = np.random.default_rng(0)
-    s, t = rng.normal(size=(2, 2, 3, 4, 6))
-
-    def attention(x):
-        rows = []
-        for i in range(2):
-            for top in (0, 2):
-                for left in (0, 3):
-                    patch = x[i, :, top:top + 2, left:left + 3]
-                    a = np.concatenate([(c @ c.T).ravel() for c in patch])
-                    rows.append(a / np.linalg.norm(a))
-        return np.array(rows)
-    expected = np.linalg.norm(attention(s) - attention(t), axis=1).mean()
-    result = distill.space_patched_loss([torch.from_numpy(s)], [torch.from_numpy(t)], patches=2)
-    assert float(result) == pytest.approx(expected)
-    assert float(distill.space_patched_loss([torch.from_numpy(s)], [torch.from_numpy(s)])) == 0
-    with pytest.raises(ValueError, match='features of the same shapes'):
-        distill.space_patched_loss([torch.zeros(1, 2, 4, 4)], [torch.zeros(1, 3, 4, 4)])
-
-
-def test_low_rank_mimicking_ignores_what_the_teacher_does_not_use():
-    torch.manual_seed(0)
-    teacher = torch.randn(4, 8, 3, 3) * torch.tensor([5., 4, .01, .01, .01, .01, .01, .01]).view(-1, 1, 1)
-    loss = distill.LowRankMimicking(0.25)
-    first = teacher.clone()
-    first[:, 2:] += 1  # only where the teacher does not move
-    other = teacher.clone()
-    other[:, :2] += 1
-    assert float(loss([teacher], [teacher])) == 0
-    assert float(loss([first], [teacher])) < 0.05 * float(loss([other], [teacher]))
 
 
 def test_metrics_tell_real_from_noise():

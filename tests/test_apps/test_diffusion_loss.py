@@ -11,10 +11,11 @@ pytest.importorskip('accelerate')
 
 from diffusers import DDPMScheduler
 
-from bnn_plugins.apps.diffusion import distill, metrics
+from bnn_plugins.apps.diffusion import metrics
 from bnn_plugins.apps.diffusion.data import Images
 from bnn_plugins.apps.diffusion.flags import parse_args
 from bnn_plugins.apps.diffusion.train import Trainer
+from bnn_plugins.integrations.diffusers import distill
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear, RPReLU
 
 MODEL = dict(type='BinaryUNet2DModel', sample_size=8, in_channels=1, out_channels=1, layers_per_block=1,

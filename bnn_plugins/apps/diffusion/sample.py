@@ -10,18 +10,11 @@ from diffusers import DiffusionPipeline
 import bnn_kernels
 
 from ...deploy import PackedLayer, pack_
+from ...integrations.diffusers.loading import load_pipeline
 from ...integrations.diffusers.sr_pipeline import SuperResolutionPipeline
 from ...layers import BinaryLayer
 from .data import build_dataset
 from .grid import picture_grid
-
-
-def load_pipeline(folder: str) -> DiffusionPipeline:
-    """Raises ``FileNotFoundError`` where there is no pipeline."""
-    if not (Path(folder) / 'model_index.json').is_file():
-        raise FileNotFoundError(f'{folder} has no model_index.json: give the folder of a saved pipeline')
-    own = '"SuperResolutionPipeline"' in (Path(folder) / 'model_index.json').read_text()
-    return (SuperResolutionPipeline if own else DiffusionPipeline).from_pretrained(folder)
 
 
 def kind_of(unet: torch.nn.Module) -> str:

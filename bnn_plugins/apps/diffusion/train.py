@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ...binarize import after_step_, set_progress, start_epoch_
+from ...integrations.diffusers.distill import BlockFeatures, LowRankMimicking, space_patched_loss
+from ...integrations.diffusers.ema import BNNEMAModel
 from ...layers import BinaryLayer
 from .build import build, build_model
 from .data import Images, build_dataset
-from .distill import BlockFeatures, LowRankMimicking, space_patched_loss
-from .ema import BNNEMAModel
 from .flags import parse_args
 from .grid import picture_grid
 

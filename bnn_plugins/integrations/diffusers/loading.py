@@ -1,4 +1,4 @@
-"""What diffusers itself does not do for quantized models: building one from its config, and a folder that others can load."""
+"""What diffusers does not do for binary models: one from its config, our own pipelines from a folder, a folder for others."""
 
 import json
 from pathlib import Path
@@ -32,16 +32,39 @@ def from_config(cls: type, config, **kwargs):
         config = json.loads(path.read_text())
     wanted = dict(config).get('quantization_config')
     model = cls.from_config(config, **kwargs)
-    if wanted is not None and getattr(model, 'hf_quantizer', None) is None:  # our own classes are binary by birth
+    if wanted is not None and getattr(model, 'hf_quantizer', None) is None:  # our own classes build binary layers themselves
         binarize_(model, wanted if isinstance(wanted, BNNConfig) else BNNConfig.from_dict(wanted))
     return model
 
 
-def export_loader_shim(folder: str | Path, component: str = 'unet') -> Path:
-    """Make a saved pipeline loadable where nobody has imported ``bnn_plugins`` yet (it must still be installed).
+def load_pipeline(folder: str | Path):
+    """A saved pipeline of a class of diffusers or of ours; ``DiffusionPipeline.from_pretrained`` looks among its own only.
 
-    diffusers imports no module because a folder names it. A small Python file beside the weights does it, once the user
-    agrees with ``trust_remote_code=True``.
+    Args:
+        folder: of the pipeline, with ``model_index.json``.
+
+    Returns:
+        the pipeline, a ``diffusers.DiffusionPipeline``.
+
+    Raises:
+        FileNotFoundError: without ``model_index.json``.
+    """
+    from diffusers import DiffusionPipeline
+
+    from .sr_pipeline import SuperResolutionPipeline
+    own = {SuperResolutionPipeline.__name__: SuperResolutionPipeline}
+    index_path = Path(folder) / 'model_index.json'
+    if not index_path.is_file():
+        raise FileNotFoundError(f'{folder} has no model_index.json: give the folder of a saved pipeline')
+    name = json.loads(index_path.read_text())['_class_name']
+    return own.get(name, DiffusionPipeline).from_pretrained(folder)
+
+
+def export_loader_shim(folder: str | Path, component: str = 'unet') -> Path:
+    """Make a saved pipeline loadable in programs that do not import ``bnn_plugins`` (it must be installed).
+
+    diffusers does not import a module because a folder names it. It runs the small Python file that is written here beside the
+    weights when the user agrees with ``trust_remote_code=True``.
 
     Args:
         folder: of the pipeline, with ``model_index.json``.

@@ -60,7 +60,7 @@ class BNNQuantizer(DiffusersQuantizer):
         return self._process_model_before_weight_loading(model, **kwargs)
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs):
-        if not any(isinstance(module, BinaryLayer) for module in model.modules()):  # our own models are binary by birth
+        if not any(isinstance(module, BinaryLayer) for module in model.modules()):  # our own models have them already
             binarize_(model, self.quantization_config)
         if self.packed:
             pack_(model)
@@ -171,7 +171,7 @@ def note_packed(model: nn.Module) -> None:
         if 'method' not in model.config:
             raise ValueError(f'this {type(model).__name__} was made binary by hand, so its folder could not say how to load '
                              'it: use bnn_plugins.binarize_ or BinaryUNet2DModel')
-        note_config(model, BNNConfig(method=model.config.method, pad_value=model.config.pad_value))  # binary by birth
+        note_config(model, BNNConfig(method=model.config.method, pad_value=model.config.pad_value))  # BinaryUNet2DModel
     model.hf_quantizer.packed = model.is_quantized = True
 
 

@@ -1,7 +1,4 @@
-"""Super-resolution by diffusion: the UNet sees the noisy picture and the enlarged small one.
-
-Saved pipelines name this module: never move the class.
-"""
+"""Super-resolution by diffusion: the UNet sees the noisy picture and the enlarged small one."""
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -13,7 +10,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
     """``pipe(condition)``: enlarged small pictures to sharp ones.
 
     Args:
-        unet: 6 channels in (noisy, condition), 3 out. scheduler: any of diffusers.
+        unet: 6 channels in (noisy, condition), 3 out.
+        scheduler: any of diffusers.
         residual: whether the UNet diffuses the difference to the condition.
     """
 

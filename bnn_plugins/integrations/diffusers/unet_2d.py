@@ -1,4 +1,5 @@
-"""``BinaryUNet2DModel``: diffusers' UNet with binary blocks. Saved pipelines name this module: never move the class."""
+"""``BinaryUNet2DModel``: diffusers' UNet with binary blocks. Saved pipelines name this module: one that
+moves the class adds the old name to ``alias_old_modules`` of :mod:`bnn_plugins.integrations.import_hooks`."""
 
 from dataclasses import replace
 

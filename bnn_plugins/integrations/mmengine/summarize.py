@@ -21,23 +21,13 @@ DETECTION_SHAPE = (800, 1333)
 def model_inputs(cfg: Config, model: nn.Module, shape: Sequence[int] | None) -> tuple:
     """What ``model`` is called with: one random image of ``shape``, by default ``image_size`` of the config, or COCO's."""
     if cfg.get('default_scope', 'mmdet') == 'mmdet':
+        from ..mmdet.inputs import detector_inputs
         return detector_inputs(model, shape or DETECTION_SHAPE)
     size = cfg.get('image_size')
     if shape is None and size is None:
         raise ValueError('the config has no image_size: give --shape HEIGHT WIDTH')
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), cfg.get('image_channels', 1))
     return torch.randn(1, channels, *(shape or (size, size)), generator=torch.Generator().manual_seed(0)),
-
-
-def detector_inputs(model: nn.Module, shape: Sequence[int], seed: int = 0) -> tuple:
-    """One random image ``[1, 3, H, W]`` and its sample, as ``model(*inputs)`` takes them (``mode='tensor'``)."""
-    from mmdet.structures import DetDataSample
-    height, width = shape
-    shapes = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
-    meta = dict(dict.fromkeys(shapes, (height, width)), scale_factor=(1.0, 1.0))
-    channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
-    image = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
-    return image, [DetDataSample(metainfo=meta)]
 
 
 def summarize_config(cfg: Config, shape: Sequence[int] | None = None) -> tuple[nn.Module, Summary]:

@@ -90,7 +90,7 @@ def test_from_config_is_binary():
     again = BinaryUNet2DModel.from_config(build(expand=dict(tau=2)).config)
     assert [p.shape for p in again.parameters()] == [p.shape for p in build(expand=dict(tau=2)).parameters()]
     unet = build()
-    assert 'quantization_config' not in unet.config, 'binary by birth'
+    assert 'quantization_config' not in unet.config, 'its own arguments say what is binary'
     pack_(unet)
     assert any(isinstance(m, BinaryLayer) for m in bnn_plugins.from_config(BinaryUNet2DModel, unet.config).modules())
 

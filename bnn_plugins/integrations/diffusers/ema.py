@@ -2,13 +2,13 @@
 
 from diffusers.training_utils import EMAModel
 
-from ...integrations.diffusers.loading import from_config
+from .loading import from_config
 
 
 class BNNEMAModel(EMAModel):
     """``EMAModel`` whose models are built with :func:`from_config`; diffusers' own builds float ones, whose parameters differ.
 
-    The average is over latents; the sign of an average is not an average of signs, so evaluate both.
+    The average is over latent weights; the sign of an average is not an average of signs, so evaluate both.
     """
 
     def save_pretrained(self, path) -> None:

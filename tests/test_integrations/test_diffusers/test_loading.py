@@ -1,0 +1,54 @@
+"""Pipelines of our own classes from a folder."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip('diffusers')
+
+from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline
+
+import bnn_plugins
+from bnn_plugins import BinaryUNet2DModel
+from bnn_plugins.integrations.diffusers.loading import load_pipeline
+from bnn_plugins.integrations.diffusers.sr_pipeline import SuperResolutionPipeline
+
+
+def unet(channels: int) -> BinaryUNet2DModel:
+    torch.manual_seed(0)
+    return BinaryUNet2DModel(sample_size=8, in_channels=2 * channels, out_channels=channels, layers_per_block=1,
+                             block_out_channels=(8, 8), norm_num_groups=4, down_block_types=('BinaryDownBlock2D',) * 2,
+                             up_block_types=('BinaryUpBlock2D',) * 2).eval()
+
+
+def test_super_resolution(tmp_path):
+    """Also from a folder that was saved when our classes were in another module."""
+    saved = SuperResolutionPipeline(unet(3), DDIMScheduler(), residual=False)
+    saved.save_pretrained(tmp_path)
+    condition = torch.rand(2, 3, 8, 8) * 2 - 1
+
+    def run(pipe):
+        pipe.set_progress_bar_config(disable=True)
+        return pipe(condition, 2, torch.Generator().manual_seed(0), output_type='pt').images
+
+    expected = run(saved)
+    with pytest.raises(AttributeError, match='SuperResolutionPipeline'):
+        DiffusionPipeline.from_pretrained(tmp_path)
+    for module in ('bnn_plugins.integrations.diffusers.unet_2d', 'bnn_plugins.hosts.diffusers.unet_2d'):
+        index = json.loads((tmp_path / 'model_index.json').read_text())
+        (tmp_path / 'model_index.json').write_text(json.dumps(index | dict(unet=[module, 'BinaryUNet2DModel'])))
+        loaded = load_pipeline(tmp_path)
+        assert type(loaded) is SuperResolutionPipeline
+        assert loaded.config.residual is False
+        assert torch.equal(run(loaded), expected)
+
+
+def test_a_pipeline_of_diffusers(tmp_path):
+    DDIMPipeline(unet(1), DDIMScheduler()).save_pretrained(tmp_path)
+    assert type(bnn_plugins.integrations.diffusers.load_pipeline(str(tmp_path))) is DDIMPipeline
+
+
+def test_no_pipeline(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'has no model_index.json: give the folder of a saved pipeline'):
+        load_pipeline(tmp_path)
