@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import bnn_kernels
+from bnn_kernels.derived import Derived
 
 from ..binarize import ActivationBinarizer
 from ..layers import AdaptiveConv2d, BinaryConv2d, BinaryLinear
@@ -162,6 +163,20 @@ def levels_dtype(activation: ActivationBinarizer, x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, learned.dtype) if isinstance(learned, Tensor) else x.dtype
 
 
+def filter_sums(words: Tensor, channels: int) -> Tensor:
+    """The sum of the signs of each filter, int32 ``[O]``; in eager code made once for each weight."""
+    if bnn_kernels.PreparedOp.direct(words):
+        return known_filter_sums([words], (channels,))
+    return new_filter_sums(words, channels)
+
+
+def new_filter_sums(words: Tensor, channels: int) -> Tensor:
+    return bnn_kernels.unpack_weight(words, channels).flatten(1).sum(1).to(torch.int32)
+
+
+known_filter_sums = Derived(new_filter_sums)
+
+
 def method_text(method: str | dict) -> str:
     """``'dorefa(a_bits=2, w_bits=1)'``: the order of the options says nothing, and mmengine's configs do not keep it."""
     if isinstance(method, str):
@@ -187,7 +202,7 @@ class PackedConv2d(PackedLayer):
         return bnn_kernels.pack_activations(x, threshold, self.groups)
 
     def _plane_sums(self, w: Tensor) -> Tensor:
-        return bnn_kernels.unpack_weight(w, self._fan()).sum((1, 2, 3)).to(torch.int32).view(-1, 1, 1)
+        return filter_sums(w, self._fan()).view(-1, 1, 1)
 
     def _binary(self, words: Tensor, w: Tensor, pad_value: int) -> Tensor:
         left, right, top, bottom = self._reversed_padding_repeated_twice
@@ -253,7 +268,7 @@ class PackedLinear(PackedLayer):
         return bnn_kernels.pack_features(x, threshold)
 
     def _plane_sums(self, w: Tensor) -> Tensor:
-        return bnn_kernels.unpack_weight(w, self._fan()).sum(1).to(torch.int32)
+        return filter_sums(w, self._fan())
 
     def _binary(self, words: Tensor, w: Tensor, pad_value: int) -> Tensor:
         return bnn_kernels.binary_linear(words, w, self.fan_in)

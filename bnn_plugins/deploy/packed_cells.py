@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import bnn_kernels
+from bnn_kernels.derived import Derived
 
 from ..binarize import RSign, SignActivation
 from ..layers import BinaryConvLSTMCell, BinaryLSTMCell, GateConv2d, GateLinear, RecurrentCell
@@ -88,9 +89,6 @@ class PackedCell(PackedModule, RecurrentCell):
         packed.soft = False
         return packed
 
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name != '_kept'}
-
     def scan(self, x: Tensor, state: State | None = None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         plain = is_integer(self.hidden) and type(self.hidden.activation) in (SignActivation, RSign)
         if not plain or has_hooks(self.hidden) or has_hooks(self.input):
@@ -114,16 +112,14 @@ class PackedCell(PackedModule, RecurrentCell):
     def steps(self, counts: bool) -> bnn_kernels.Recurrence:
         """``new_steps``, made once for the values that it is made of: so kernels prepare the vectors once, too."""
         tensors = [t for t in (*sources(self.hidden), *sources(self.input), self.bias) if t is not None]
-        if any(t.is_inference() for t in tensors):  # no versions
-            return self.new_steps(counts)
-        values = [(t.data_ptr(), t._version) for t in tensors]
-        kept = vars(self).get('_kept')
-        if kept is None or kept[:2] != (counts, values):
-            with torch.inference_mode(False), torch.no_grad():  # aliases keep an address from being used again
-                kept = counts, values, [t.detach() for t in tensors], self.new_steps(counts)
-            object.__setattr__(self, '_kept', kept)
-        return kept[3]
+        return cell_steps(tensors, (counts, self.gates, self.candidate, self.hidden.replicas), self, counts)
 
     def signature(self) -> str:
         return f'cell of {self.units} units gates {self.gates} candidate {self.candidate} out {self.out}'
 
+
+@Derived
+def cell_steps(cell: PackedCell, counts: bool) -> bnn_kernels.Recurrence:
+    """``cell.new_steps(counts)``; copies, as some of its vectors are the cell's own."""
+    steps = cell.new_steps(counts)
+    return steps._replace(**{name: v.clone() for name, v in steps._asdict().items() if isinstance(v, Tensor)})

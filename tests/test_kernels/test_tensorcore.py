@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnn_kernels import layout, reference
+from bnn_kernels.derived import Derived
 
 pytest.importorskip('triton', reason='the Triton kernels need triton')
 
 from bnn_kernels.triton import tensorcore, tensorcore_rewrite, tensorcore_tables
 
+from . import cases
 from .oracle import SEEDS
 from .ptx.block import EmulationError
 from .ptx.device import Chip
@@ -241,6 +243,19 @@ def test_prepared_parameters_go_with_their_weight():
     assert len(tensorcore_tables._operands.entries) == before + 1
     del call
     assert len(tensorcore_tables._operands.entries) == before
+
+
+def test_views_made_anew_are_prepared_once(monkeypatch):
+    """As the layers give them: `weight_bits` is iterated, a linear weight becomes that of a 1x1 convolution."""
+    made, new = [], Derived.new
+    monkeypatch.setattr(Derived, 'new', lambda self, *arguments: made.append(self.make) or new(self, *arguments))
+    random = np.random.default_rng(0)
+    backend, planes, x_words = Chip((8, 0)).backend(), cases.words(random, 2, 32, 64), cases.words(random, 3, 64)
+    for _ in range(3):
+        for w_words in planes:
+            sums = backend.binary_linear(x_words=x_words, w_words=w_words, features=64)
+            assert torch.equal(sums, reference.binary_linear(x_words, w_words, 64))
+    assert len(made) == 2
 
 
 def test_inference_tensors_are_prepared_every_time():
