@@ -54,6 +54,18 @@ class PackedModule(nn.Module):
         """What must be the same for two packed modules to compute the same with the same bits."""
         raise NotImplementedError
 
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, '_metadata'):  # torch's own, which a saved state dict keeps
+            destination._metadata[prefix[:-1]]['signature'] = self.signature()
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        found = local_metadata.get('signature', self.signature())
+        if found != self.signature():
+            raise ValueError(f'these are weights for another config: the layer {prefix[:-1]!r} is "{self.signature()}" in the '
+                             f'model, but "{found}" in the state dict')
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
 
 PACKED_CLASSES: dict[type[nn.Module], type[PackedModule]] = {}
 

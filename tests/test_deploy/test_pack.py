@@ -321,3 +321,13 @@ def test_lstm_of_a_model_keeps_its_cells_state():
     assert (cell.soft, lstm.cells[0].soft) == (True, False)
     assert isinstance(cell.input, BinaryLayer)
     assert isinstance(lstm.cells[0].input, PackedModule)
+
+
+def test_a_state_dict_knows_what_its_bits_mean(tmp_path):
+    """Bits of the same shapes from another method, in a plain checkpoint of torch."""
+    torch.save(pack_(nn.Sequential(linear(method='bireal'))).state_dict(), tmp_path / 'packed.pth')
+    state = torch.load(tmp_path / 'packed.pth', weights_only=True)
+    pack_(nn.Sequential(linear(method='bireal'))).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"layer '0' is .*binarynet. in the model, but .* bireal. in the state dict"):
+        pack_(nn.Sequential(linear(method='binarynet'))).load_state_dict(state)
+    pack_(nn.Sequential(linear(method='binarynet'))).load_state_dict(dict(state))  # without metadata, torch's own checks only

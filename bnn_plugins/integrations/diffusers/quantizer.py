@@ -4,6 +4,7 @@ diffusers has no call to register a quantizer of a third party; packages that br
 ``diffusers.quantizers.auto``, and so do we.
 """
 
+import json
 import re
 from types import ModuleType
 
@@ -17,7 +18,7 @@ from bnn_kernels import LAYOUT_VERSION
 from ...convert import CONVERTED, BNNConfig, binarize_
 from ...convert.binarize import to_binary
 from ...deploy import PACKED, pack_
-from ...deploy.file import FORMAT, SCHEMA_VERSION, check_versions, checksum
+from ...deploy.file import FORMAT, SCHEMA_VERSION, check_versions, checksum, prepare_
 from ...layers import BinaryLayer
 
 
@@ -35,6 +36,8 @@ class BNNQuantizer(DiffusersQuantizer):
     def __init__(self, quantization_config: BNNConfig, **kwargs):
         super().__init__(quantization_config, **kwargs)
         self.packed = False
+        # Of packed weights: the first file, the names of the tensors, the signatures of the layers where the file has them.
+        self.path, self.stored_keys, self.signatures = '', set(), None
 
     @property
     def is_trainable(self) -> bool:
@@ -51,7 +54,8 @@ class BNNQuantizer(DiffusersQuantizer):
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list) -> list[str]:
         self.packed = any(key.endswith('.weight_bits') for key in loaded_keys)
         if self.packed:
-            check_packed_weights(checkpoint_files)
+            self.path, self.stored_keys = str(checkpoint_files[0]), set(loaded_keys)
+            self.signatures = check_packed_weights(checkpoint_files)
         return loaded_keys
 
     def preprocess_model(self, model: nn.Module, **kwargs):
@@ -63,10 +67,15 @@ class BNNQuantizer(DiffusersQuantizer):
         if not any(isinstance(module, BinaryLayer) for module in model.modules()):  # our own models have them already
             binarize_(model, self.quantization_config)
         if self.packed:
-            pack_(model)
+            pack_(model) if self.signatures is None else prepare_(model, self.signatures, self.path)
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
-        """Thresholds and scales are new to a float checkpoint; one that calls itself binary has to have them."""
+        """Thresholds and scales are new to a float checkpoint; one that calls itself binary has to have them, and packed
+        weights have to be those of the model: diffusers itself only warns."""
+        unknown = sorted(self.stored_keys - model.state_dict().keys())
+        if self.packed and (missing_keys or unknown):
+            raise ValueError(f'{self.path} is for another config: {len(missing_keys)} tensors missing in the file and '
+                             f'{len(unknown)} unknown to the model, such as {(sorted(missing_keys) or unknown)[0]!r}')
         new = {f'{name}.{key}' for name, module in model.named_modules() if isinstance(module, BinaryLayer)
                for key in module.state_dict() if key not in ('weight', 'bias')}
         absent = sorted(new.intersection(missing_keys))
@@ -90,24 +99,31 @@ class BNNQuantizer(DiffusersQuantizer):
             return state_dict, {}
         if not safe_serialization:
             raise ValueError('packed models are written as safetensors only: leave safe_serialization=True')
+        layers = json.dumps({name: local['signature'] for name, local in state_dict._metadata.items() if 'signature' in local})
         return state_dict, {'bnn_format': FORMAT, 'bnn_schema_version': str(SCHEMA_VERSION),
-                            'bnn_layout_version': str(LAYOUT_VERSION), 'bnn_checksum': checksum(on_cpu(state_dict), {})}
+                            'bnn_layout_version': str(LAYOUT_VERSION), 'bnn_layers': layers,
+                            'bnn_checksum': checksum(on_cpu(state_dict), {'layers': layers})}
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         raise NotImplementedError('a binary model has no float form: its latents are trained under the sign. Load the float '
                                   'checkpoint that it was made from')
 
 
-def check_packed_weights(paths: list) -> None:
-    """Raise ``ValueError`` for packed weights of another version, or altered. ``paths``: the file, or all of its shards."""
+def check_packed_weights(paths: list) -> dict[str, str] | None:
+    """Raise ``ValueError`` for packed weights of another version, or altered. ``paths``: the file, or all of its shards.
+
+    Returns the signatures of the packed layers; ``None`` from a folder of an earlier version, which did not have them.
+    """
     tensors = {}
     for path in paths:
         with safe_open(str(path), framework='pt') as file:
             metadata = {key.removeprefix('bnn_'): value for key, value in (file.metadata() or {}).items()}
             check_versions(path, metadata)
             tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    if checksum(tensors, {}) != metadata.get('checksum'):
+    layers = {key: metadata[key] for key in ('layers',) if key in metadata}
+    if checksum(tensors, layers) != metadata.get('checksum'):
         raise ValueError(f'{paths[0]} was altered after it was written (its checksum does not fit): copy or pack it again')
+    return json.loads(layers['layers']) if layers else None
 
 
 def on_cpu(state_dict: dict) -> dict:

@@ -6,11 +6,14 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import bnn_plugins
 from bnn_plugins import BNNConfig, binarize_, pack_
 from bnn_plugins.deploy import PackedLayer
+from bnn_plugins.deploy.file import checksum
 from bnn_plugins.layers import BinaryConv2d, BinaryLayer, BinaryLinear
 
 diffusers = pytest.importorskip('diffusers')
@@ -147,8 +150,6 @@ def test_sharded_packed_checkpoint(unet, tmp_path):
 
 @pytest.mark.parametrize('damage', ['alter', 'layout', 'other'])
 def test_damaged_packed_weights(unet, tmp_path, damage):
-    from safetensors import safe_open
-    from safetensors.torch import save_file
     binarize_(unet, 'reactnet')
     pack_(unet).save_pretrained(tmp_path)
     path = tmp_path / 'diffusion_pytorch_model.safetensors'
@@ -163,8 +164,44 @@ def test_damaged_packed_weights(unet, tmp_path, damage):
     if damage == 'other':
         config = json.loads((tmp_path / 'config.json').read_text()) | dict(block_out_channels=[16, 64])
         (tmp_path / 'config.json').write_text(json.dumps(config))
-    message = {'alter': 'was altered after it was written', 'layout': 'layout_version 7', 'other': 'expected shape'}[damage]
+    message = {'alter': 'was altered after it was written', 'layout': 'version 7', 'other': 'for another config'}[damage]
     with pytest.raises(ValueError, match=message):
+        UNet2DModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(('old', 'new', 'message'), [
+    ('"pad_value": 0', '"pad_value": 1', r'the layer .*pad_value 1 .* in the model, but .*pad_value 0 '),
+    ('"method": "reactnet"', '"method": "bireal"', r'the layer .*method bireal.* in the model, but .*method reactnet'),
+    ('"layers_per_block": 1', '"layers_per_block": 2', r'the layer .* in the model, but "not binary" in the file'),
+    ('"mid_block_type": "UNetMidBlock2D"', '"mid_block_type": null', r'the layer .* is "not binary" in the model, but'),
+    ('"class_embed_type": null', '"class_embed_type": "timestep"', '4 tensors missing in the file and 0 unknown to the model'),
+    ('"resnet_time_scale_shift": "default"', '"resnet_time_scale_shift": "scale_shift"', '0 tensors missing .* and 2 unknown'),
+])
+def test_packed_weights_for_another_config(unet, tmp_path, old, new, message):
+    """Bits of the same shapes that would mean something else, and tensors of which diffusers would only warn."""
+    binarize_(unet, 'reactnet')
+    pack_(unet).save_pretrained(tmp_path)
+    config = tmp_path / 'config.json'
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=rf'model\.safetensors is for another config: .*{message}'):
+        UNet2DModel.from_pretrained(tmp_path)
+
+
+def test_a_folder_of_an_earlier_version(unet, tmp_path):
+    """Its metadata has no signatures, and its checksum covers the tensors only."""
+    binarize_(unet, 'reactnet')
+    expected = run(pack_(unet))
+    unet.save_pretrained(tmp_path)
+    path = tmp_path / 'diffusion_pytorch_model.safetensors'
+    with safe_open(path, framework='pt') as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    signatures = json.loads(metadata.pop('bnn_layers'))
+    assert signatures == {name: m.signature() for name, m in unet.named_modules() if isinstance(m, PackedLayer)}
+    save_file(tensors, path, metadata | {'bnn_checksum': checksum(tensors, {})})
+    assert torch.equal(run(UNet2DModel.from_pretrained(tmp_path)), expected)
+    save_file(tensors, path, metadata | {'bnn_layers': json.dumps(signatures | {'conv_in': 'conv'})})
+    with pytest.raises(ValueError, match='was altered after it was written'):
         UNet2DModel.from_pretrained(tmp_path)
 
 
