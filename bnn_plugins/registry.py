@@ -1,7 +1,7 @@
-"""Registries of the scope ``bnn_plugins``, children of mmengine's.
+"""The registries of the scope ``bnn_plugins``, children of mmengine's.
 
-``type='bnn_plugins.X'`` in any OpenMMLab config imports this module and then the ``locations`` below: no
-``custom_imports`` is needed.
+For ``type='bnn_plugins.X'`` in a config, mmengine imports this module, and the ``locations`` of the registry when X is built: no
+``custom_imports`` is needed. What needs mmdet is a location only where mmdet is installed.
 """
 
 from importlib.util import find_spec

@@ -15,10 +15,14 @@ class ClipsRecipe:
     """What a set of clips is made of; the same recipe gives the same clips.
 
     Attributes:
-        seed: of everything random. train, val, test: clips of each image of the split.
-        length: frames of a clip. size: width and height of the window, in pixels of the shrunk image.
+        seed: of everything random.
+        train: clips of each image of the training split.
+        val: clips of each image of the validation split.
+        test: clips of each image of the test split.
+        length: frames of a clip.
+        size: width and height of the window, in pixels of the shrunk image.
         shrink: the image is made so many times smaller first.
-        speed: of the window, in pixels for each frame, at most; direction and way are random, in a straight line.
+        speed: of the window, at most, in pixels per frame; it moves in a straight line of random direction.
         noise: standard deviation of the grey levels, of each frame by itself.
         min_visible: boxes of which a smaller share is inside of the window are left out of the frame.
     """
@@ -83,12 +87,12 @@ def make_clips(source: str | Path, out: str | Path, recipe: ClipsRecipe | None =
 
 def path(size: tuple[int, int], recipe: ClipsRecipe, rng: np.random.Generator) -> np.ndarray:
     """Upper left corners of the windows, ``int [length, 2]`` (x, y)."""
-    room = np.array(size) - recipe.size
-    if (room < 0).any():
+    limit = np.array(size) - recipe.size
+    if (limit < 0).any():
         raise ValueError(f'a window of {recipe.size} pixels does not fit into an image of {size[0]}x{size[1]}: shrink less')
-    start, angle = rng.uniform(0, room), rng.uniform(0, 2 * np.pi)
+    start, angle = rng.uniform(0, limit), rng.uniform(0, 2 * np.pi)
     way = recipe.speed * (recipe.length - 1) * rng.uniform(0.5, 1) * np.array([np.cos(angle), np.sin(angle)])
-    stop = np.clip(start + way, 0, room)
+    stop = np.clip(start + way, 0, limit)
     return np.linspace(start, stop, recipe.length).round().astype(int)
 
 

@@ -1,4 +1,4 @@
-"""The whole journey on one machine in minutes: make data, train a binary detector, pack it, run the bits, write a page."""
+"""The demo, end to end in minutes: make data, train a binary detector, pack it, evaluate the packed file, write a page."""
 
 import json
 import os

@@ -24,10 +24,13 @@ class DigitsRecipe:
 
     Attributes:
         seed: of everything random.
-        train, val, test: number of canvases.
+        train: number of training canvases.
+        val: number of validation canvases.
+        test: number of test canvases.
         size: width and height of a canvas, in pixels.
-        min_height, max_height: of an upright digit, in pixels.
-        max_digits: on one canvas; at least two, where they find room.
+        min_height: of an upright digit, in pixels.
+        max_height: of an upright digit, in pixels.
+        max_digits: on one canvas; there are at least two where they fit.
         max_overlap: of two boxes, as a share of the smaller one.
     """
 
@@ -63,7 +66,7 @@ def make_digits(out: str | Path, recipe: DigitsRecipe | None = None) -> Path:
             write_split(out, split, recipe, images, labels, samples, np.random.default_rng([recipe.seed, 1 + number]))
     except OSError as error:
         raise type(error)(f'the digits set cannot be written to {str(out)!r} ({error}): choose a folder that can be written, '
-                          'with 50 MB of room') from error
+                          'with 50 MB of free space') from error
     return out
 
 
@@ -120,14 +123,14 @@ def write_split(out: Path, split: str, recipe: DigitsRecipe, images: np.ndarray,
 
 def draw_canvas(digits: np.ndarray, recipe: DigitsRecipe,
                 rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, int, int, int]], list[int]]:
-    """A textured background with digits where they find room.
+    """A textured background with digits where they fit.
 
     Args:
         digits: ``float32[K, 8, 8]``.
 
     Returns:
         ``uint8[size, size, 3]``, the boxes ``(x, y, w, h)`` and, for each, the index of its digit. The first digit always
-        finds room; a later one is left out after 30 places that overlap too much.
+        fits; a later one is left out after 30 places that overlap too much.
     """
     canvas = draw_background(recipe.size, rng)
     boxes, placed = [], []
@@ -167,7 +170,7 @@ def draw_digit(digit: np.ndarray, recipe: DigitsRecipe, rng: np.random.Generator
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.array([[1, shear], [0, 1]]) @ np.diag([scale_x, scale_y])
     side = recipe.size
-    padded = np.pad(digit, 2)  # strokes reach the edge of the 8x8 grid: leave room for the interpolation to fade out
+    padded = np.pad(digit, 2)  # strokes reach the edge of the 8x8 grid: leave pixels for the interpolation to fade out
     centre = np.full(2, (side - 1) / 2) - matrix @ np.full(2, (len(padded) - 1) / 2)
     ink = cv2.warpAffine(padded, np.column_stack([matrix, centre]), (side, side), flags=cv2.INTER_CUBIC)
     ink = np.clip((ink - 0.3) / 0.4, 0, 1)  # steeper edges than the interpolation gives: strokes of a pen
@@ -176,7 +179,7 @@ def draw_digit(digit: np.ndarray, recipe: DigitsRecipe, rng: np.random.Generator
 
 
 def ink_colour(background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A colour that differs from ``background`` by 60 to 150 grey levels, to the side that has room: ``float64[3]``."""
+    """A colour that differs from ``background`` by 60 to 150 grey levels, lighter or darker, whichever is possible: ``float64[3]``."""
     brightness = background.mean()
     sign = -1 if rng.uniform(0, 255) < brightness else 1
     return (brightness + sign * rng.uniform(60, 150) + rng.uniform(-25, 25, 3)).clip(0, 255)

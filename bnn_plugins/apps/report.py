@@ -19,7 +19,9 @@ class Boxes:
     """Boxes on one image.
 
     Attributes:
-        bboxes: ``(x1, y1, x2, y2)`` each. labels: indices of classes. scores: ``None`` for ground truth.
+        bboxes: ``(x1, y1, x2, y2)`` each, in pixels.
+        labels: indices of classes.
+        scores: ``None`` for ground truth.
     """
 
     bboxes: Sequence[Sequence[float]]
@@ -29,7 +31,14 @@ class Boxes:
 
 @dataclass
 class Sample:
-    """One test image: ``panels`` maps the caption of a column to what is drawn there."""
+    """One test image.
+
+    Attributes:
+        image: its file.
+        width: in pixels.
+        height: in pixels.
+        panels: caption of a column -> boxes that are drawn there.
+    """
 
     image: Path
     width: int
@@ -42,15 +51,19 @@ class Report:
     """What the page shows.
 
     Attributes:
-        title, lead: headline, and the sentence under it (plain text).
+        title: the headline, plain text.
+        lead: the sentence under it, plain text.
         numbers: what ``report.json`` holds; ``latent_map50``, ``packed_map50``, ``bytes_float``, ``bytes_packed``, ``minutes``
             (all of it) and ``minutes_training`` are shown large.
         facts: what ran, label -> text.
         commands: how to run it again, one shell line each.
-        classes, palette: names, and colours ``(r, g, b)``, of the labels.
+        classes: names of the labels.
+        palette: colours ``(r, g, b)`` of the labels.
         samples: test images.
-        training, validation: see :func:`read_scalars`.
+        training: see :func:`read_scalars`.
+        validation: see :func:`read_scalars`.
         summary: of the latent model.
+        score_thr: boxes of lower scores are not drawn.
     """
 
     title: str

@@ -20,12 +20,14 @@ class LayerCounts:
 
     Attributes:
         macs: multiply-accumulates of the batch.
-        inputs, outputs: values that the layer reads (those of a sign after a drop-in tile) and writes.
+        inputs: values that the layer reads; behind a drop-in tile, those of the sign.
+        outputs: values that the layer writes.
         muls: elementwise multiplies: one per value of a norm and of a PReLU; of a binary layer, one per distinct value for its
             scale, where no norm behind it takes that over, and one for its gain.
         calls: how often the layer ran (a head shared by pyramid levels runs once per level).
         output_shape: of the last call.
-        positive, signs: how many inputs of a sign were +1, and how many there were.
+        positive: how many inputs of a sign were +1.
+        signs: how many inputs of a sign there were.
     """
 
     macs: int = 0

@@ -24,10 +24,13 @@ class LayerRow:
     """One convolution or linear layer.
 
     Attributes:
-        name, kind: dotted name, class name.
-        binary: whether it has 1-bit (or k-bit) weights now. reason: why, or why not.
+        name: its dotted name.
+        kind: the name of its class in the float model.
+        binary: whether it has 1-bit (or k-bit) weights now.
+        reason: why, or why not.
         parameters: number of its weights.
-        macs, sign_balance: filled by :meth:`BinarizationReport.measure`.
+        macs: multiply-accumulates of one forward pass, by :meth:`BinarizationReport.measure`.
+        sign_balance: share of +1 among its binarized inputs, by the same.
     """
 
     name: str

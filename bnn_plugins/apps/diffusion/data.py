@@ -20,7 +20,9 @@ class Images(Dataset):
     Everything is decoded once: the sets that a machine without an accelerator trains on fit into memory.
 
     Args:
-        images: uint8 ``[N, C, H, W]``. labels: int64 ``[N]`` or ``None``. conditions: uint8 ``[N, C, H, W]`` or ``None``.
+        images: uint8 ``[N, C, H, W]``.
+        labels: int64 ``[N]`` or ``None``.
+        conditions: uint8 ``[N, C, H, W]`` or ``None``.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, conditions: Tensor | None = None):

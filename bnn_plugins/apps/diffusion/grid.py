@@ -12,7 +12,8 @@ def picture_grid(images: list[Image.Image], columns: int | None = None) -> Image
     """Rows of pictures with a line between them, enlarged in whole steps where it would be tiny.
 
     Args:
-        images: of one size. columns: None makes it about square.
+        images: of one size.
+        columns: ``None`` for about as many as rows.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
     scale = max(1, LEAST // (max(images[0].size) * columns))

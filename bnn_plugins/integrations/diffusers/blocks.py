@@ -26,9 +26,13 @@ class BlockOptions:
     """What all blocks of one model share.
 
     Attributes:
-        method, pad_value, expand: as in :class:`bnn_plugins.layers.BinaryConv2d`.
-        temb_channels: of the timestep embedding. buckets: of timesteps, 0 for none; their one-hot code follows the embedding.
-        groups, eps: of the norms.
+        method: as in :class:`bnn_plugins.layers.BinaryConv2d`.
+        pad_value: as there.
+        expand: as there.
+        temb_channels: channels of the timestep embedding.
+        buckets: number of buckets of timesteps, 0 for none; their one-hot code follows the embedding.
+        groups: groups of the norms, at most.
+        eps: of the norms.
     """
 
     method: str | dict
@@ -110,7 +114,8 @@ class BinaryUnit2D(nn.Module):
     """``act(binary conv(norm(x) + shift(t))) + shortcut(x)``; ``[N, in, H, W]`` -> ``[N, out, H', W']``.
 
     Args:
-        stride: of the convolution; the shortcut is average-pooled. dropout: before the sign.
+        stride: of the convolution; the shortcut is average-pooled.
+        dropout: probability, before the sign.
         timed: whether the timestep shifts the threshold; without, ``temb`` may be ``None``.
     """
 
@@ -225,7 +230,8 @@ def register_block(kind: str, name: str, stands_for: str):
     """Decorator: a builder ``(host block, options) -> block`` under a name that ``BinaryUNet2DModel`` takes.
 
     Args:
-        kind: ``'down'``, ``'mid'`` or ``'up'``. name: for ``down_block_types`` and the like.
+        kind: ``'down'``, ``'mid'`` or ``'up'``.
+        name: for ``down_block_types`` and the like.
         stands_for: the block of diffusers that is built first and tells the widths (``'DownBlock2D'``).
 
     Raises:

@@ -23,7 +23,9 @@ class CrossTimestepConnection(nn.Module):
 
     Args:
         unet: with ``up_blocks`` (``UNet2DModel``, ``BinaryUNet2DModel``, ``UNet2DConditionModel``).
-        buckets: of timesteps. num_train_timesteps: of the noise scheduler. initial: value of every :math:`\alpha`.
+        buckets: number of buckets of timesteps.
+        num_train_timesteps: of the noise scheduler.
+        initial: value of every :math:`\alpha`.
 
     The module is stored in the UNet as ``cross_timestep_connection``, so that its parameter is trained and saved with it.
 

@@ -71,7 +71,10 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     """Indices of the boxes that no kept box of a higher score overlaps by IoU > ``iou_threshold``.
 
     Args:
-        boxes: (N, 4). scores: (N,). offset: 0 or 1.
+        boxes: (N, 4).
+        scores: (N,).
+        iou_threshold: in [0, 1].
+        offset: 0 or 1, added to widths and heights.
 
     Returns:
         Tensor: (K,) int64, falling scores; among equal scores the box that comes first goes first.
@@ -140,7 +143,8 @@ def softnms(
     makes such a score NaN, as in mmcv, and no NaN is taken before its turn at the front.
 
     Args:
-        boxes: (N, 4) on the CPU. scores: (N,).
+        boxes: (N, 4) on the CPU.
+        scores: (N,).
         dets: (N, 5) on the CPU; the first K rows are written: box and decayed score.
 
     Returns:

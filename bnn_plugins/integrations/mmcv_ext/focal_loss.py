@@ -31,7 +31,8 @@ def sigmoid_focal_loss_forward(
     """Element-wise loss.
 
     Args:
-        input: (N, C) logits. target: (N,) int64 in [0, C]; C is background: no class is hit.
+        input: (N, C) logits.
+        target: (N,) int64 in [0, C]; C is background: no class is hit.
         weight: (C,) per target class, or empty.
         output: (N, C), written.
     """

@@ -61,7 +61,8 @@ def _weights(at: Tensor, grid: Tensor, size: int, mean: bool) -> tuple[Tensor, T
     """One axis as matrices.
 
     Args:
-        at: (N, bins, G) coordinates, the first ``grid[n]`` of G count. size: height or width of the features.
+        at: (N, bins, G) coordinates, the first ``grid[n]`` of G count.
+        size: height or width of the features.
         mean: average the samples of a bin, or keep them apart.
 
     Returns:
@@ -105,7 +106,8 @@ def _windows(rois: Tensor, shape: tuple[int, ...], pooled: tuple[int, int], dtyp
     """What forward and backward go through: one entry per box that has samples.
 
     Args:
-        shape: (B, C, H, W) of the features. pooled: (ph, pw).
+        shape: (B, C, H, W) of the features.
+        pooled: (ph, pw).
         options: spatial_scale, sampling_ratio, aligned, mean.
 
     Yields:

@@ -28,8 +28,10 @@ class ClipBatchSampler(BatchSampler):
     """Batches of whole clips: where the sampler draws the first frame of a clip, its other frames follow.
 
     Args:
-        sampler: of frames; its dataset has ``video_id`` and ``frame_id``. batch_size: frames in a batch.
-        length: frames of a clip; longer videos give several clips. drop_last: leave out the last, smaller batch.
+        sampler: draws frames; its dataset has ``video_id`` and ``frame_id``.
+        batch_size: frames in a batch.
+        length: frames of a clip; longer videos give several clips.
+        drop_last: leave out the last, smaller batch.
 
     Raises:
         ValueError: for a batch size that is no multiple of ``length``, and for a dataset without clips of this length.

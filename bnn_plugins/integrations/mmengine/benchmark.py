@@ -259,13 +259,21 @@ def benchmark(config: str, checkpoint: str | None = None, out: str | None = None
     """Measure the model of ``config``; writes ``throughput.csv``, ``layers.csv`` and ``throughput.html`` into ``out``.
 
     Args:
-        checkpoint, float_checkpoint: weights of the binary model (``.pth`` or packed) and of the twin; default random.
+        config: of the binary model.
+        checkpoint: its weights, ``.pth`` or packed; default random.
+        out: folder for the files.
+        batch: batch sizes.
         size: (height, width) of the images; default the test set's first ones, or random ones of the test pipeline's size.
         backends: of bnn_kernels, see ``bnn_kernels.available_backends()``, also ``'cpu:avx2'``; default chosen automatically.
+        threads: numbers of threads.
         variants: keys of :data:`FORMS`; default all that the device can run.
         parts: ``backbone``, ``network``, ``detector``; default all.
         float_config: config of the float twin, where it cannot be derived.
-        rounds, budget: samples of each variant; at most this many seconds for each combination and part, but five samples.
+        float_checkpoint: weights of the float twin; default random.
+        device: ``'cpu'`` or ``'cuda'``.
+        rounds: samples of each variant.
+        budget: seconds for each combination and part; five samples are taken in any case.
+        cfg_options: overrides of the config.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: with one sentence about what is wrong and what to do.

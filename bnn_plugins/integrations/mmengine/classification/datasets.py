@@ -22,9 +22,12 @@ class InMemoryDataset(Dataset):
     """Base class. A loader that asks for many samples gets one batch, ``[dict(inputs=[N, C, H, W], labels=[N])]``.
 
     Args:
-        images: ``uint8 [N, C, H, W]``. labels: ``int64 [N]``. classes: names, or how many there are.
+        images: ``uint8 [N, C, H, W]``.
+        labels: ``int64 [N]``.
+        classes: names, or how many there are.
         part: ``'val'`` is the held-out part of the file, ``'train'`` the rest, ``'all'`` both.
-        held_out: size of the held-out part, the same share of each class, the same images for every ``part_seed``.
+        held_out: number of images of the held-out part, the same share of each class.
+        part_seed: which images are held out.
         size: that many images of the part, the same share of each class.
         shrink: squares of that many pixels are averaged.
 
@@ -111,8 +114,11 @@ class ParquetImages(InMemoryDataset):
     """A parquet file of compressed images of one size, in the schema of the Hugging Face hub: ``img: {bytes, path}, label``.
 
     Args:
-        path: the file. image, label: names of the columns. classes: names, or how many there are.
-        part, held_out, part_seed, size, shrink: see :class:`InMemoryDataset`.
+        path: the file.
+        image: name of the column of images.
+        label: name of the column of labels.
+        classes: names, or how many there are.
+        the others: see :class:`InMemoryDataset`.
 
     Raises:
         FileNotFoundError: without the file.
@@ -129,9 +135,11 @@ class CifarBinary(InMemoryDataset):
     """CIFAR's own binary version: records of ``label bytes``, then 3072 pixels, red, green, blue.
 
     Args:
-        path: folder of the files. files: their names; default: the five training batches of CIFAR-10.
-        label_bytes: 1 for CIFAR-10, 2 for CIFAR-100 (the last counts). classes: names, or how many there are.
-        part, held_out, part_seed, size, shrink: see :class:`InMemoryDataset`.
+        path: folder of the files.
+        files: their names; default: the five training batches of CIFAR-10.
+        label_bytes: 1 for CIFAR-10, 2 for CIFAR-100 (the last counts).
+        classes: names, or how many there are.
+        the others: see :class:`InMemoryDataset`.
 
     Raises:
         FileNotFoundError: without a file. ValueError: for a file that does not consist of whole records.
@@ -157,10 +165,10 @@ class CifarBinary(InMemoryDataset):
 class DigitImages(InMemoryDataset):
     """The 1 797 handwritten digits of scikit-learn, 8x8, grey: no download, trained in seconds.
 
-    ``test=True``: the 360 images that are held out for good; else the other 1 437.
-
     Args:
-        upscale: pixels are repeated that many times. part, held_out, part_seed, size, shrink: see :class:`InMemoryDataset`.
+        test: the 360 test images, or the other 1 437.
+        upscale: pixels are repeated that many times.
+        the others: see :class:`InMemoryDataset`.
     """
 
     @checked_arguments

@@ -21,7 +21,8 @@ class ImageFolder(Dataset):
     Workers decode and resize, the batch is augmented further and normalised on the device.
 
     Args:
-        path: the folder. image_size: of the square that leaves.
+        path: the folder.
+        image_size: width and height of the images that are returned.
         train: a random part of the image (``scale`` of its area, ratio between 3/4 and 4/3), resized. Otherwise the shorter
             side is resized to ``image_size / crop_ratio`` and the centre is cropped.
 

@@ -38,8 +38,11 @@ class TextWindows(Dataset):
     predicted once, from at least ``context`` characters before it (from less at the beginning of the part).
 
     Args:
-        path: a text file in UTF-8. part: ``'train'``, or ``'val'``, the last ``held_out`` (a share) of the text.
-        length, stride: of windows, in characters. With ``stride=1`` every character begins a window, for training.
+        path: a text file in UTF-8.
+        part: ``'train'``, or ``'val'``, the end of the text.
+        length: of a window, in characters.
+        stride: between windows, in characters; with 1 every character begins a window, for training.
+        held_out: length of the ``'val'`` part, as a share of the text.
 
     Raises:
         FileNotFoundError: without the file. ValueError: for an unknown part, or where the part is shorter than a window.
