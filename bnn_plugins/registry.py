@@ -1,7 +1,7 @@
 """The registries of the scope ``bnn_plugins``, children of mmengine's.
 
-For ``type='bnn_plugins.X'`` in a config, mmengine imports this module, and the ``locations`` of the registry when X is built: no
-``custom_imports`` is needed. What needs mmdet is a location only where mmdet is installed.
+For ``type='bnn_plugins.X'`` in a config, mmengine imports this module, and the ``locations`` of the registry when X is built:
+no ``custom_imports`` is needed. What needs mmdet is a location only where mmdet is installed.
 """
 
 from importlib.util import find_spec

@@ -179,7 +179,7 @@ def draw_digit(digit: np.ndarray, recipe: DigitsRecipe, rng: np.random.Generator
 
 
 def ink_colour(background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A colour that differs from ``background`` by 60 to 150 grey levels, lighter or darker, whichever is possible: ``float64[3]``."""
+    """A colour that differs from ``background`` by 60 to 150 grey levels, lighter or darker: ``float64[3]``."""
     brightness = background.mean()
     sign = -1 if rng.uniform(0, 255) < brightness else 1
     return (brightness + sign * rng.uniform(60, 150) + rng.uniform(-25, 25, 3)).clip(0, 255)
