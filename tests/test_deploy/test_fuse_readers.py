@@ -4,6 +4,7 @@ Every network is exact (see ``make_exact_``), so the fused model must give the p
 """
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -36,7 +37,9 @@ def check(model, shape=(2, CHANNELS, 6, 7)):
         x = exact_image(*shape)
         expected = run(packed, x)
         report = fuse_(packed)
-        assert equal(run(packed, x), expected), report
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')  # what was matched must run as it was matched
+            assert equal(run(packed, x), expected), report
     return report
 
 
@@ -122,6 +125,21 @@ class TileOfASum(nn.Module):
 
 def test_a_tile_behind_a_shortcut():
     assert check(TileOfASum()).rows['conv'].startswith('conv, shortcut')
+
+
+class NormOfASum(nn.Module):
+    """``act(norm(conv(x) + x))``: no epilogue scales a shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.act, self.last = conv(), norm(), nn.Hardtanh(), conv()
+
+    def forward(self, x):
+        return self.last(self.act(self.norm(self.conv(x) + x)))
+
+
+def test_a_norm_behind_a_shortcut():
+    assert check(NormOfASum()).rows['conv'].endswith('; the norm norm comes after the shortcut')
 
 
 class PreActivation(nn.Module):

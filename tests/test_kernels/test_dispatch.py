@@ -185,6 +185,20 @@ def test_set_backend_refuses_what_cannot_be():
     assert dispatch._forced is None
 
 
+def test_calls_of_several_backends_are_not_joined(monkeypatch):
+    def never(*_):
+        raise AssertionError('it cannot run what another backend has chosen')
+
+    monkeypatch.setattr(Picky, 'join', never, raising=False)
+    first = bk.PreparedOp('binary_linear', w_words=WORDS, features=64)
+    second = bk.PreparedOp('pack_features', threshold=None)
+    calls = [first.choose(dict(x_words=WORDS)), second.choose(dict(x=torch.ones(2, 2)))]
+    ios = [bk.OpIO(dict(x_words='words'), ('sums',)), bk.OpIO(dict(x='x'), ('packed',))]
+    assert bk.join(calls, ios, ['words', 'x'], ['sums', 'packed']) is None
+    calls[0](x_words=WORDS), calls[1](x=torch.ones(2, 2))
+    assert [bk.last_backend(op) for op in ('binary_linear', 'pack_features')] == ['picky', 'reference']
+
+
 def test_no_backend_at_all_gives_every_reason(monkeypatch):
     monkeypatch.setattr(dispatch, 'BACKENDS', {'absent': f'{__name__}:Absent', 'picky': f'{__name__}:Picky'})
     shared_op.cache_clear()

@@ -17,26 +17,90 @@ from bnn_plugins.layers.gated_linear import linear_scan
 from .conftest import VARIANTS, build, run
 
 
-def by_hand(cell, x):
-    """The equations of the class, step by step, with the default method and static norms."""
-    size = cell.hidden_size
-    levels = sign(cell.input.weight), sign(cell.hidden.weight)
-    h, c, out = -torch.ones(x.shape[1], size), torch.zeros(x.shape[1], size), []
+def product(part, x, weight_only):
+    """The pre-activations of one product in float64: ``[..., gates, units]``."""
+    levels = torch.where(part.weight >= 0, 1.0, -1.0).double()
+    x = x if weight_only else torch.where(x.float() + part.activation.shift >= 0, 1.0, -1.0).double() \
+        if hasattr(part.activation, 'shift') else x
+    z = (x @ levels.T).unflatten(-1, (part.gates, -1))
+    if part.norm_name == 'none':
+        z = z * part.weight.double().abs().mean(1).view(part.gates, -1)
+    z = torch.cat([z] * part.replicas, -1)  # each gate by itself
+    if part.norm_name == 'ln':
+        z = (z - z.mean(-1, keepdim=True)) / (z.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    elif part.norm_name == 'static':
+        z = z / (2 * levels.shape[1]) ** 0.5
+    return z if part.norm_name == 'none' else z * part.norm.weight.double().view(part.gates, -1)
+
+
+def step(z, hard):
+    return torch.where(z >= 0, 1.0, 0.0).double() if hard else z.sigmoid()
+
+
+def cell_by_hand(cell, x, state, weight_only):
+    """The equations of the classes, step by step, in float64; the outputs and the last state."""
+    gated_linear = not hasattr(cell, 'hidden')
+    gates, size = 3 if gated_linear else 4, cell.hidden_size
+    bias = 0.0 if cell.bias is None else cell.bias.double().view(gates, size)
+    (h, c), out = state, []
     for row in x:
-        parts = zip((row, h), (cell.input, cell.hidden), levels, strict=True)
-        z = sum(sign(v + p.activation.shift) @ w.T * p.norm.weight / (2 * p.in_features) ** 0.5 for v, p, w in parts)
-        i, f, g, o = (z + cell.bias).split(size, -1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
+        z = product(cell.input, row, weight_only) + bias
+        if gated_linear:
+            f, fresh, o = z.unbind(-2)
+            c = f.sigmoid() * c + (1 - f.sigmoid()) * fresh
+            h = o.sigmoid() * c
+        else:
+            i, f, g, o = (z + product(cell.hidden, h, weight_only)).unbind(-2)
+            g = torch.where(g >= 0, 1.0, -1.0).double() if cell.candidate == 'sign' else g.tanh()
+            c = step(f, cell.gates != 'soft') * c + step(i, cell.gates != 'soft') * g
+            h = step(o, cell.gates == 'binary') * c.tanh()
         out.append(h)
-    return torch.stack(out), h, c
+    return torch.stack(out), (h, c)
 
 
-def test_equations(x):
-    lstm = build().eval()
-    out, (h, c) = lstm(x)
-    for found, expected in zip((out, h[0], c[0]), by_hand(lstm.cells[0], x), strict=True):
-        torch.testing.assert_close(found, expected)
+def by_hand(lstm, x, state, weight_only=False, binary=False):
+    """All layers and directions of a BinaryLSTM: outputs, and the last states of each cell."""
+    last, x = [], x.double()
+    for layer in range(lstm.num_layers):
+        outs = []
+        for direction in range(lstm.directions):
+            index = layer * lstm.directions + direction
+            cell = lstm.cells[index]
+            out, final = cell_by_hand(cell, x.flip(0) if direction else x, [s[index].double() for s in state], weight_only)
+            out = torch.where(out.float() + cell.hidden.activation.shift >= 0, 1.0, -1.0).double() if binary else out
+            outs.append(out.flip(0) if direction else out)
+            last.append(final)
+        x = torch.cat(outs, -1)
+    return x, *(torch.stack(s) for s in zip(*last, strict=True))
+
+
+EQUATIONS = {name: VARIANTS[name] for name in VARIANTS if name not in ('learned_scale', 'two_bits')} | {
+    'gated_linear_deep': dict(cell='gated_linear', num_layers=2, expand=dict(tau=2)),
+    'tau_ln': dict(expand=dict(tau=2), norm='ln', bidirectional=True), 'tau_no_norm': dict(expand=dict(tau=2), norm='none')}
+
+
+@pytest.mark.parametrize('name', EQUATIONS)
+@pytest.mark.parametrize('given', [False, True], ids=['first state', 'given state'])
+@pytest.mark.parametrize('packed', [False, True], ids=['latent', 'packed'])
+@torch.no_grad()
+def test_equations(name, given, packed, x):
+    options = EQUATIONS[name]
+    lstm, weight_only = build(**options).eval(), options.get('weight_only', False)
+    shape, linear = (len(lstm.cells), 3, 8), options.get('cell') == 'gated_linear'
+    state = (torch.full(shape, 0.0 if weight_only or linear else -1.0), torch.zeros(shape))
+    state = (torch.randn(shape), torch.randn(shape)) if given else state
+    expected = by_hand(lstm, x, state, weight_only, options.get('out') == 'binary')
+    out, (h, c) = (pack_(lstm) if packed else lstm)(x, state if given else None)
+    for found, values in zip((out, h, c), expected, strict=True):
+        torch.testing.assert_close(found.double(), values, rtol=1e-5, atol=1e-5)
+
+
+def test_a_binary_input_is_that_of_the_first_layer_only(x):
+    """What a layer is told of its input is what the layer below emits: real states, or their signs."""
+    BinaryLSTM(12, 8, num_layers=2, binary_input=True).train()(sign(x))
+    for out, first, second in (('real', 'RSign', 'RSign'), ('binary', 'RSign', 'BinaryInput')):
+        lstm = BinaryLSTM(12, 8, num_layers=2, out=out)
+        assert [type(cell.input.activation).__name__ for cell in lstm.cells] == [first, second]
 
 
 def test_first_values():

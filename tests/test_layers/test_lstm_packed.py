@@ -89,7 +89,8 @@ def test_summary_of_a_packed_model_is_that_of_the_latent_one(lstm, x):
     assert (found.bops, found.flops, found.bytes_packed) == (expected.bops, expected.flops, expected.bytes_packed)
 
 
-def test_one_call_of_the_kernels_is_the_steps(x, monkeypatch):
+@pytest.mark.parametrize('product', ['input', 'hidden'])
+def test_one_call_of_the_kernels_is_the_steps(product, x, monkeypatch):
     """The whole sequence at once, and step by step where somebody watches: the same bits."""
     packed = pack_(build(gates='binary_if'))
     calls = []
@@ -97,9 +98,11 @@ def test_one_call_of_the_kernels_is_the_steps(x, monkeypatch):
     monkeypatch.setattr(bnn_kernels, 'binary_lstm', lambda *args: calls.append(1) or original(*args))
     once = packed(x)[0]
     assert calls == [1]
-    packed.cells[0].hidden.register_forward_hook(lambda *_: None)
+    seen = []
+    getattr(packed.cells[0], product).register_forward_hook(lambda *_: seen.append(1))
     assert torch.equal(packed(x)[0], once)
     assert calls == [1]
+    assert len(seen) == (1 if product == 'input' else len(x)), 'the inputs of all steps at once, the hidden states one by one'
 
 
 def negative(lstm) -> dict:
