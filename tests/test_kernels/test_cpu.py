@@ -300,16 +300,19 @@ def test_ceilings_are_measured():
 
 @pytest.mark.parametrize('transposed', [False, True])
 def test_calls_of_equal_words_differ_in_their_settings(transposed):
-    """Geometries are kept: channels in as many words, and whatever leaves all shapes as they are, make another one."""
+    """Geometries and prepared weights are kept: each setting makes another one, although the words are the same tensors."""
     random = np.random.default_rng(0)
     x, w = cases.words(random, 2, 9, 9, 40), cases.words(random, 6, 3, 3, 40)
     base = dict(x_words=x, w_words=w, channels=40, stride=(1, 1), padding=(2, 2), dilation=(1, 1), groups=1)
     changes = [dict(), dict(channels=48), dict(stride=(1, 2)), dict(stride=(2, 1)), dict(padding=(1, 2)), dict(padding=(2, 1)),
                dict(dilation=(2, 1)), dict(dilation=(1, 2)), dict()]
     if transposed:
-        op, base, changes = 'binary_conv_transpose2d', base | dict(output_padding=(0, 0), stride=(2, 2)), [
-            *changes, dict(output_padding=(1, 0)), dict(output_padding=(0, 1))]
+        op, base = 'binary_conv_transpose2d', base | dict(output_padding=(0, 0), stride=(2, 2))
+        changes += [dict(output_padding=(1, 0)), dict(output_padding=(0, 1)), dict()]
     else:
-        op, base, changes = 'binary_conv2d', base | dict(pad_value=0), [*changes, dict(pad_value=1), dict(pad_value=-1), dict()]
-    for change in changes:
-        assert torch.equal(getattr(CPU, op)(**base | change), getattr(REFERENCE, op)(**base | change)), change
+        op, base = 'binary_conv2d', base | dict(pad_value=0)
+        changes += [dict(pad_value=1), dict(pad_value=-1), dict()]
+    for isa in AVAILABLE:
+        with cpu.set_isa(isa):
+            for change in changes:
+                assert torch.equal(getattr(CPU, op)(**base | change), getattr(REFERENCE, op)(**base | change)), (isa, change)

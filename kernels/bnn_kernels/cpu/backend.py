@@ -140,4 +140,6 @@ def _new_geometry(x_shape, w_shape, channels, stride, padding, dilation, groups,
         isa = AVX512
     conv = struct(isa, threads, batch, *size, channels, groups, outputs, *kernel, *sizes, *stride, *padding, *dilation,
                   pad_value, transposed)
-    return Geometry(conv, conv.buffer_info()[0], (isa, channels, groups))
+    # AMX orders the taps of a transposed convolution by the outputs that they reach.
+    order = (*stride, *padding, *dilation) if transposed else ()
+    return Geometry(conv, conv.buffer_info()[0], (isa, channels, groups, *order))
