@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmdet.apis import DetInferencer
+from mmdet.apis import DetInferencer, init_detector
 
 import bnn_plugins  # noqa: F401  (before mmdet: it provides what an mmcv without compiled operators lacks)
 from bnn_plugins.deploy import PackedLayer, fused_parts, read_packed, unfuse_
 from bnn_plugins.integrations.mmengine import pack as pack_module
 from bnn_plugins.integrations.mmengine import pack_checkpoint
+from bnn_plugins.integrations.mmengine.run import build_runner, load_config, train
 from bnn_plugins.integrations.mmengine.run import test as evaluate
-from bnn_plugins.integrations.mmengine.run import train
 from bnn_plugins.layers import BinaryLayer
 
 from ..conftest import CONFIG, as_arguments, on_digits, tool
@@ -129,7 +129,6 @@ def test_the_tools_from_the_shell(trained, tmp_path):
 
 
 def test_the_file_has_the_size_that_the_summary_predicts(trained):
-    from bnn_plugins.integrations.mmengine.run import load_config
     from bnn_plugins.integrations.mmengine.summarize import summarize_config
     config, _, packed = trained
     _, summary = summarize_config(load_config(config), (64, 64))
@@ -147,6 +146,28 @@ def test_a_packed_file_for_another_config_is_refused(trained, digits, tmp_path):
     other = on_digits(digits, **{'model.backbone.method': 'xnor'})
     with pytest.raises(ValueError, match=r'the layer .* method xnor. in the model, but .* method reactnet. in the file'):
         evaluate(config, packed, str(tmp_path), cfg_options=other)
+
+
+READERS = {
+    'init_detector': lambda cfg, path: init_detector(cfg, path, device='cpu'),
+    'DetInferencer': lambda cfg, path: DetInferencer(model=cfg, weights=path, device='cpu'),
+    'Runner': lambda cfg, path: build_runner(load_config(cfg, str(Path(cfg).parent), {'load_from': path})).load_or_resume(),
+}
+
+
+@pytest.mark.parametrize('reader', READERS)
+@pytest.mark.parametrize(('key', 'change', 'sentence'), [
+    ('backbone', dict(method='xnor'), 'the layer .* method xnor. in the model, but .* method reactnet. in the file'),
+    ('bbox_head', dict(num_classes=9), r'size mismatch for bbox_head\.retina_cls\.weight'),
+    ('bbox_head', dict(stacked_convs=3), r"(tensors missing in the file, such as|the layer) 'bbox_head\."),
+], ids=['method', 'classes', 'depth'])
+def test_mmdets_readers_refuse_a_file_for_another_config(trained, tmp_path, reader, key, change, sentence):
+    """mmengine itself warns and goes on, with what does not fit left as it was drawn."""
+    cfg = load_config(trained[0])
+    cfg.model[key].update(change)
+    cfg.dump(tmp_path / 'config.py')
+    with pytest.raises(ValueError, match=rf'(?s)packed\.safetensors is for another config: .*{sentence}'):
+        READERS[reader](str(tmp_path / 'config.py'), trained[2])
 
 
 def test_a_damaged_packed_file_is_refused_by_the_tools(trained, tmp_path):
