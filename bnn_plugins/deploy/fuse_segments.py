@@ -16,7 +16,7 @@ UNKNOWN = object()
 
 
 class Segment(nn.Module):
-    """Steps without anything between them. Inputs of a new kind go step by step, and so do those that somebody watches.
+    """Steps without anything between them. Inputs with a new signature run step by step, and so do all while a step has hooks.
 
     Args:
         graph: calls of steps that ``joins``, and ``getitem`` of their results; returns a list. steps: by target.

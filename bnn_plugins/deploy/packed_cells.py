@@ -80,7 +80,7 @@ class PackedCell(PackedModule, RecurrentCell):
     """A packed :class:`BinaryLSTMCell` or :class:`BinaryConvLSTMCell`, in the stage with its binary gates.
 
     Where both sides of the hidden product are plain signs, all steps of a sequence are one call of
-    :func:`bnn_kernels.binary_lstm`, unless somebody watches the products (forward hooks).
+    :func:`bnn_kernels.binary_lstm`, unless the products have forward hooks.
     """
 
     @classmethod

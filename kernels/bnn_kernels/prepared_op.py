@@ -31,7 +31,7 @@ class PreparedOp:
 
     @staticmethod
     def direct(x: Tensor) -> bool:
-        """Whether `x` is an ordinary tensor of eager code that nobody watches."""
+        """Whether `x` is a plain tensor of eager code: no subclass, not being compiled, no dispatch mode active."""
         return (type(x) is Tensor and not x.is_meta and not torch.compiler.is_compiling()
                 and not torch._C._len_torch_dispatch_stack())
 
@@ -51,7 +51,7 @@ class PreparedOp:
 
 
 def input_signature(x: Tensor) -> tuple:
-    """Tensors of one kind take the same way."""
+    """What decides how an input is run: tensors that agree in it share a call."""
     return x.shape, x.stride(), x.dtype, x.device, x.is_inference()
 
 

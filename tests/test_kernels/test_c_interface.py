@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from array import array
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,12 @@ def test_loops_in_cpp(tmp_path):
     run = subprocess.run([program], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert len(run.stdout.splitlines()) == len(available_isas())
+
+
+@pytest.mark.sanitize
+@pytest.mark.skipif(bk.available_backends()['cpu'] != 'available', reason='the engine was not compiled')
+def test_exceptions_say_what_they_are():
+    """Not every one is a lack of memory."""
+    record = array('q', [2, 99])
+    with pytest.raises(RuntimeError, match=r'^the engine failed: operation 99 is unknown$'):
+        engine.call('bnn_run', record.buffer_info()[0], len(record), 0, 0, 0)

@@ -4,7 +4,9 @@
 #include <time.h>
 
 #include <atomic>
+#include <cstdio>
 #include <exception>
+#include <new>
 #include <utility>
 
 #include "driver.hpp"
@@ -19,8 +21,12 @@ const char* guarded(const Body& body) {
   try {
     body();
     return nullptr;
-  } catch (const std::exception& error) {
+  } catch (const std::bad_alloc&) {
     return "the engine is out of memory for its working buffers";
+  } catch (const std::exception& error) {
+    thread_local char sentence[256];  // valid until the next error of this thread
+    std::snprintf(sentence, sizeof(sentence), "the engine failed: %s", error.what());
+    return sentence;
   }
 }
 

@@ -1,6 +1,8 @@
 // Calls that follow each other, as data: see `bnn_run` in api.cpp.
 
 #include <cstring>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "driver.hpp"
@@ -68,6 +70,7 @@ void call(Operation operation, Arguments from) {
       return stem(*kernel(isa), s, from.fields<Fused>(), threads);
     }
   }
+  throw std::invalid_argument("operation " + std::to_string(operation) + " is unknown");
 }
 
 }  // namespace
