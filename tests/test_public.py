@@ -27,7 +27,7 @@ PACKAGES = {'bnn_kernels': ROOT / 'kernels/bnn_kernels', 'bnn_plugins': ROOT / '
 NAMES = {name: getattr(package, name) for package in (bnn_kernels, bnn_plugins) for name in package.__all__}
 EXAMPLE_NAMES = NAMES | dict(torch=torch, nn=nn, F=F, copy=copy, BinaryConv2d=BinaryConv2d, BinaryLinear=BinaryLinear)
 VERBS = {name for name, value in NAMES.items() if inspect.isroutine(value)} | {'BNNConfig', 'set_backend'}
-LOW_LEVEL = {'join', 'input_signature', 'list_methods', 'list_estimators', 'list_probabilities', 'list_rules'}
+LOW_LEVEL = {'join', 'input_signature'}  # what fuse_ is made of
 NO_ERRORS = {  # they answer a question, or pass on what the layers raise
     'available_backends', 'last_backend', 'selection', 'list_methods', 'list_estimators', 'list_probabilities', 'list_rules',
     'clip_latents_', 'after_step_', 'start_epoch_', 'unfuse_',

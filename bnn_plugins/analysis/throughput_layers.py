@@ -194,7 +194,7 @@ def layer_names(model: nn.Module) -> dict[nn.Module, str]:
 
 def break_down(call: Callable[[], object], model: nn.Module, clock: Clock, rounds: int = 7,
                ceilings: dict[str, float] | None = None) -> Breakdown:
-    """Run ``call`` and time its operators; in turns with calls that nobody watches, for the time between operators.
+    """Run ``call`` and time its operators; in turns with calls that are not recorded, for the time between operators.
 
     Args:
         model: whose modules are named. ceilings: GMAC/s by group.

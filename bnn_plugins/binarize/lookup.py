@@ -132,5 +132,10 @@ class Registry:
         return built
 
     def list(self) -> list[str]:
-        """The known names."""
+        """The known names.
+
+        Example:
+            >>> 'reactnet' in list_methods(), 'approx_sign' in list_estimators()
+            (True, True)
+        """
         return list(self._builders)

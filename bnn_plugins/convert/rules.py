@@ -130,7 +130,12 @@ def remove_rules(library: str) -> None:
 
 
 def list_rules() -> list[str]:
-    """The names of the rule sets, in the order in which they are asked."""
+    """The names of the rule sets, in the order in which they are asked.
+
+    Example:
+        >>> 'generic' in list_rules()
+        True
+    """
     return list(RULE_SETS)
 
 

@@ -128,7 +128,7 @@ class Matcher:
         layer, name = module_of(self.root, node), node.target
         reason = self.exclude(name) or refusal(layer)
         if not reason and (len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node)):
-            reason = 'is called in an unusual way'
+            reason = 'is not called with one tensor alone'
         if reason:
             self.refused[name] = reason
             return

@@ -85,7 +85,7 @@ class Tracer(fx.Tracer):
         names, defaults = arguments_of(root_fn)
         modes = [name for name, default in defaults.items() if isinstance(default, str)]
         if modes:
-            raise ValueError(f'its argument {modes[0]} chooses what it does')
+            raise ValueError(f'its argument {modes[0]} is a str, so that what it computes depends on it')
         # In OpenMMLab, in_channels says what the first argument has: a list where it is a tuple of maps.
         channels = getattr(self.root, 'in_channels', None)
         arguments = []

@@ -1,4 +1,4 @@
-# Swapping blocks is the gesture of detection configs: another type, Binary before the block names.
+# Blocks are swapped as in detection configs: another type, Binary before the block names.
 _base_ = './ddpm_float_digits.py'
 model = dict(
     type='BinaryUNet2DModel', method='reactnet', down_block_types=('BinaryDownBlock2D', 'BinaryAttnDownBlock2D'),

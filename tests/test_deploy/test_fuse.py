@@ -109,8 +109,8 @@ def test_backbone_and_neck(extra):
     packed = pack_(copy.deepcopy(latent))
     report = fuse_(packed)
     assert report.parts.keys() == {'', 'backbone', 'neck'}
-    assert report.parts[''] == ('forward cannot be traced (ValueError: its argument mode chooses what it does): its parts are '
-                                'fused one by one')
+    assert report.parts[''] == ('forward cannot be traced (ValueError: its argument mode is a str, so that what it computes '
+                                'depends on it): its parts are fused one by one')
     assert len(report.fused) == len(report.rows)
     checked = verify(latent, packed, torch.randn(1, 3, 64, 96))
     assert checked.ok, checked

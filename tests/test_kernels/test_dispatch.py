@@ -271,7 +271,7 @@ def test_bound_follows_set_backend():
     assert bk.last_backend('pack_features') == first
 
 
-def test_bound_stands_aside_where_somebody_watches():
+def test_bound_stands_aside_in_dispatch_modes():
     from torch._subclasses import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
     x = torch.randn(3)

@@ -1,4 +1,7 @@
-"""Contract 7 of the house over every layer and every method: a method that is registered is tested without writing a test."""
+"""What other libraries do to a layer (fold norms, average, copy, cast, compile, resume), for every layer and every method.
+
+A method that is registered is tested without writing a test.
+"""
 
 import copy
 import io

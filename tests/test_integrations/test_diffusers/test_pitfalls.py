@@ -1,7 +1,4 @@
-"""Where diffusers, PEFT and the mathematics would make a binary model wrong in silence. Numbers: section 1.6 of the design.
-
-1, 2, 4, 5, 6, 11, 13, 15, 17: test_quantizer.py; 12: test_average_survives_save_and_load; 16: also test_cross_timestep_*.
-"""
+"""Where diffusers, PEFT and the mathematics would make a binary model wrong in silence; more of it in test_quantizer.py."""
 
 from types import SimpleNamespace
 
@@ -56,13 +53,13 @@ def run(unet):
 
 @pytest.mark.parametrize('build', [converted, lambda: pack_(converted()), lambda: BinaryUNet2DModel(**OWN)],
                          ids=['latent', 'packed', 'own'])
-def test_3_fused_projections(build):
+def test_fused_projections(build):
     attention = next(module for module in build().modules() if isinstance(module, Attention))
     with pytest.raises(ValueError, match='binary projections cannot be fused'):
         attention.fuse_projections(fuse=True)
 
 
-def test_3_a_float_attention_may_be_fused():
+def test_a_float_attention_may_be_fused():
     unet = UNet2DModel(**UNET)
     binarize_(unet, BNNConfig(roles=['resnet_conv']))
     attention = next(module for module in unet.modules() if isinstance(module, Attention))
@@ -70,7 +67,7 @@ def test_3_a_float_attention_may_be_fused():
     assert type(attention.to_qkv) is nn.Linear
 
 
-def test_7_no_silu_stands_before_a_sign():
+def test_no_silu_stands_before_a_sign():
     """It would keep every sign: own units leave it out, and a converted model computes the same without it."""
     x = torch.randn(10_000)
     assert torch.equal(nn.functional.silu(x) >= 0, x >= 0)
@@ -89,7 +86,7 @@ def test_7_no_silu_stands_before_a_sign():
     assert torch.equal(run(unet), expected), 'any function that keeps signs keeps the output'
 
 
-def test_8_attention_scores_stay_real():
+def test_attention_scores_stay_real():
     """A softmax is never negative: a plain sign of it says nothing, which the layer notices."""
     for unet in (converted(), BinaryUNet2DModel(**OWN)):
         attention = next(module for module in unet.modules() if isinstance(module, Attention))
@@ -101,7 +98,7 @@ def test_8_attention_scores_stay_real():
         BinaryLinear(64, 8).train()(probabilities)
 
 
-def test_9_merging_an_adapter():
+def test_merging_an_adapter():
     """PEFT's classes as far as they matter here: ``merge`` would add to the latents."""
 
     class Linear:
@@ -126,7 +123,7 @@ def test_9_merging_an_adapter():
     assert _ConvNd(nn.Conv2d(4, 4, 1)).merge() == 'merged convolution'
 
 
-def test_9_peft():
+def test_peft():
     peft = pytest.importorskip('peft')
     unet = converted()
     expected = run(unet)
@@ -145,7 +142,7 @@ def test_9_peft():
 
 @pytest.mark.parametrize('build', [converted, lambda: BinaryUNet2DModel(**OWN), lambda: pack_(converted())],
                          ids=['latent', 'own', 'packed'])
-def test_10_layerwise_casting_leaves_binary_layers(build):
+def test_layerwise_casting_leaves_binary_layers(build):
     unet = build()
     unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     layers = [module for module in unet.modules() if isinstance(module, BinaryLayer | PackedLayer)]
@@ -156,7 +153,7 @@ def test_10_layerwise_casting_leaves_binary_layers(build):
     assert any(p.dtype == torch.float8_e4m3fn for p in unet.parameters()), 'float layers are cast'
 
 
-def test_14_packed_operators_in_one_graph():
+def test_packed_operators_in_one_graph():
     """Latent UNets: test_compile_and_gradient_checkpointing."""
     unit = BinaryUnit2D(8, 8, BlockOptions('reactnet', 0, None, temb_channels=12, buckets=0, groups=4, eps=1e-5)).eval()
     pack_(unit)
@@ -165,7 +162,7 @@ def test_14_packed_operators_in_one_graph():
         torch.testing.assert_close(torch.compile(unit, backend='aot_eager', fullgraph=True)(x, temb), unit(x, temb))
 
 
-def test_16_guidance():
+def test_guidance():
     """Both branches of a step remember their own, in one batch or one behind the other."""
     unet = nn.Module()
     unet.up_blocks = nn.ModuleList([nn.Identity()])
@@ -187,7 +184,7 @@ def test_16_guidance():
         assert len(unet.cross_timestep_connection._memories) <= 4
 
 
-def test_18_what_is_not_supported(tmp_path):
+def test_what_is_not_supported(tmp_path):
     model = conditional()
     model.save_pretrained(tmp_path / 'unet')
     with pytest.raises(ValueError, match='loaded from folders'):
@@ -199,7 +196,7 @@ def test_18_what_is_not_supported(tmp_path):
                                              device_map={'conv_in': 'cpu', 'down_blocks': 'meta'})
 
 
-def test_18_group_offload_of_packed_layers():
+def test_group_offload_of_packed_layers():
     unet = pack_(converted())
     expected = run(unet)
     device = torch.device('cpu')

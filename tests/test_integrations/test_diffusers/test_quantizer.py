@@ -1,4 +1,4 @@
-"""The quantizer of diffusers: real models and pipelines, real folders. The numbers are those of the design's pitfalls."""
+"""The quantizer of diffusers: real models and pipelines, real folders."""
 
 import json
 import subprocess
@@ -215,7 +215,7 @@ def test_registration_is_idempotent():
     assert auto.AUTO_QUANTIZATION_CONFIG_MAPPING['bnn'] is BNNConfig
 
 
-# --- which layers (pitfalls 1, 2, 3) -------------------------------------------------------------------------
+# --- which layers --------------------------------------------------------------------------------------------
 
 def test_what_stays_float(unet):
     report = binarize_(unet, 'reactnet')
@@ -272,7 +272,7 @@ def test_a_layer_whose_weight_is_read_stays_float():
     assert not report.rows[0].binary
 
 
-# --- what rebuilds a model, dtypes (pitfalls 11, 13, 17) -----------------------------------------------------
+# --- what rebuilds a model, dtypes ---------------------------------------------------------------------------
 
 def test_from_config(unet, tmp_path):
     binarize_(unet, BNNConfig(method='bireal'))
@@ -337,7 +337,7 @@ def test_dequantize_is_refused(unet):
         unet.dequantize()
 
 
-# --- the mathematics in a UNet (pitfalls 4, 5, 6, 7, 14, 15) -------------------------------------------------
+# --- the mathematics in a UNet -------------------------------------------------------------------------------
 
 def test_packed_equals_latent_with_zeros_and_in_every_padding(unet):
     for pad_value in (-1, 0, 1):
