@@ -18,7 +18,7 @@ import wrapt
 
 from ..convert import register_rules
 from ..layers import BinaryLayer
-from . import mmcv_ext
+from . import fold_norms, mmcv_ext
 from .diffusers import rules as diffusers_rules
 from .mmdet import rules as mmdet_rules
 
@@ -136,6 +136,17 @@ HOOKS = (
                'BNN_PLUGINS_MMDET_RULES', lambda _: register_rules(mmdet_rules.RULES)),
     ImportHook('diffusers', 'bnn_plugins', "`binarize_` knows the layers of diffusers' models that must stay float, and roles",
                'BNN_PLUGINS_DIFFUSERS_RULES', lambda _: register_rules(diffusers_rules.RULES)),
+    ImportHook('mmcv', 'mmcv.cnn.utils.fuse_conv_bn', '`fuse_conv_bn` folds a norm into a binary layer behind its sign',
+               'BNN_PLUGINS_FUSE_CONV_BN', fold_norms.fold_in_place, ('_fuse_conv_bn',)),
+    ImportHook('mmcv', 'mmcv.cnn.bricks.conv_module', '`efficient_conv_bn_eval` of a `ConvModule` does the same',
+               'BNN_PLUGINS_MMCV_EFFICIENT_BN', fold_norms.fold_at_each_call, ('efficient_conv_bn_eval_forward',)),
+    ImportHook('mmengine', 'mmengine.model.efficient_conv_bn_eval',
+               '`efficient_conv_bn_eval` of a config refuses binary layers',
+               'BNN_PLUGINS_MMENGINE_EFFICIENT_BN', fold_norms.refuse_tracing,
+               ('turn_on_efficient_conv_bn_eval_for_single_model',)),
+    ImportHook('torch', 'torch.nn.utils',
+               '`fuse_conv_bn_eval` and `fuse_linear_bn_eval` fold a norm into a binary layer behind its sign',
+               'BNN_PLUGINS_TORCH_FUSION', fold_norms.fold_copies, ('fusion.fuse_conv_bn_eval', 'fusion.fuse_linear_bn_eval')),
     ImportHook('diffusers', 'diffusers.quantizers.auto', '`BNNConfig` is a `quantization_config`',
                'BNN_PLUGINS_QUANTIZER', register_quantizer, ('AUTO_QUANTIZER_MAPPING', 'AUTO_QUANTIZATION_CONFIG_MAPPING')),
     ImportHook('diffusers', 'diffusers.pipelines.pipeline_loading_utils', 'saved pipelines find `BinaryUNet2DModel`',

@@ -53,10 +53,11 @@ class AdaptiveConv2d(BinaryConv2d, nn.Conv2d):
         """``[N, choices]``."""
         return route(self, x)
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if weight is not self.weight:
-            raise ValueError(f'{self}: the norm behind an adaptive convolution cannot be folded into it')
-        levels, scale = self.weight_binarizer(self.weight)
+    def through_norm(self, norm: nn.Module):
+        raise ValueError(f'{self}: the norm behind an adaptive convolution cannot be folded into it')
+
+    def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None, factor: None = None) -> Tensor:
+        levels, scale = self.weight_binarizer(weight)
         if not self.training:
             return spend(self, input, lambda x, act: convolve_levels(self, act(x), levels), scale)
         scores = self.scores(input)

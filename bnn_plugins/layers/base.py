@@ -6,6 +6,7 @@ from functools import reduce
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..binarize import ActivationBinarizer, LayerSpec, build_method, quantize_gradient
 from ..binarize.activations import per_channel
@@ -26,7 +27,7 @@ class BinaryLayer(nn.Module):
         gain (nn.Module | None): a factor that depends on the input or the position, see :mod:`bnn_plugins.binarize.gains`.
         g_bits (int): bits of the gradient of the accumulators, 32 for all.
         latent_clip (float | None): bound of the latents, see :func:`bnn_plugins.binarize.clip_latents_`.
-        folded_scale (Tensor | None): ``[O]``, a following norm's factor after ``fuse_conv_bn``.
+        folded_scale (Tensor | None): ``[O]``, a following norm's factor after :meth:`fold_norm_`.
         expand (Expansion | None): expanding-and-shrinking; ``in_*`` and ``out_*`` of the layer are the widths outside.
         fan_in (int): inputs of one filter.
     """
@@ -95,31 +96,42 @@ class BinaryLayer(nn.Module):
         """Multiply the output by ``factor`` ``[O]`` from now on (a following norm's affine factor)."""
         self.folded_scale = factor if self.folded_scale is None else self.folded_scale * factor
 
-    def _fold_factor(self, weight: Tensor) -> Tensor | None:
-        """``f`` with ``weight == f * self.weight`` for each filter, ``[O]``; ``None`` when there is no such factor.
+    @torch.no_grad()
+    def fold_norm_(self, norm: _BatchNorm) -> None:
+        """Take the place of a batch norm behind the layer: the layer computes what both compute in evaluation.
 
-        mmcv's ``fuse_conv_bn`` and ``efficient_conv_bn_eval`` multiply a convolution's weight by the norm's factor. The sign
-        would lose it, so it is recovered and applied to the output. Differentiable in the factor only.
+        The latents stay as they are, since a sign would lose the factor: it is applied to the output.
+
+        Args:
+            norm: with running statistics, of as many features as the layer has outputs.
+
+        Raises:
+            ValueError: for another norm, and for a layer whose outputs are no single sum of levels.
+
+        Example:
+            >>> import torch
+            >>> from bnn_plugins.layers import BinaryLinear
+            >>> layer, norm, x = BinaryLinear(8, 4), torch.nn.BatchNorm1d(4).eval(), torch.randn(2, 8)
+            >>> expected = norm(layer(x))
+            >>> layer.fold_norm_(norm)
+            >>> torch.allclose(layer(x), expected, atol=1e-5)
+            True
         """
-        limits = torch.finfo(weight.dtype)  # the product was rounded to this
-        new, old = (w.flatten(1).to(torch.promote_types(w.dtype, torch.float32)) for w in (weight, self.weight))
-        norm = (old * old.detach()).sum(1)
-        factor = (new * old.detach()).sum(1) / norm
-        exact = torch.allclose(new, factor[:, None] * old, rtol=max(1e-4, 2 * limits.eps),
-                               atol=max(1e-12, limits.tiny * limits.eps))
-        return factor.to(weight.dtype) if exact and bool((norm > 0).all()) else None
+        factor, bias = self.through_norm(norm)
+        self.fold_(factor.to(self.weight.dtype))
+        self.bias = nn.Parameter(bias.to(self.weight.dtype))
 
-    def _is_comparable(self, weight: Tensor) -> bool:
-        return weight.shape == self.weight.shape and weight.device == self.weight.device and not weight.is_meta
-
-    def __setattr__(self, name: str, value) -> None:
-        if name == 'weight' and isinstance(value, nn.Parameter) and 'weight' in getattr(self, '_parameters', {}):
-            if self._is_comparable(value) and hasattr(self, 'weight_binarizer'):
-                factor = self._fold_factor(value)
-                if factor is not None and not bool((factor == 1).all()):  # all ones: tied or reloaded, an assignment
-                    self.fold_(factor.detach())
-                    return
-        super().__setattr__(name, value)
+    def through_norm(self, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+        """Factor and bias ``[O]`` of the layer and a norm behind it, differentiable; errors: see :meth:`fold_norm_`."""
+        outputs = len(self.weight) * self.replicas
+        if norm.running_var is None:
+            raise ValueError(f'{norm} has no running statistics: it cannot be folded into the layer before it')
+        if norm.num_features != outputs:
+            raise ValueError(f'a norm of {norm.num_features} features cannot be folded into a layer of {outputs} outputs')
+        factor = torch.rsqrt(norm.running_var + norm.eps)
+        factor = factor if norm.weight is None else norm.weight * factor
+        bias = factor * (-norm.running_mean if self.bias is None else self.bias - norm.running_mean)
+        return factor, bias if norm.bias is None else bias + norm.bias
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         if prefix + 'weight_bits' in state_dict:

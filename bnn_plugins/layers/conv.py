@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..binarize.lookup import checked_arguments
 from .base import BinaryLayer, exact, summation
@@ -41,7 +43,7 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
 
         expand: expanding-and-shrinking, see :class:`Expansion`. ``in_channels`` and ``out_channels`` are the widths outside of
             the layer, so those of the widened network (:func:`expanded_width`); there are ``out_channels / replicas`` filters,
-            and a bias for every output channel. mmcv's ``fuse_conv_bn`` cannot fold a norm into fewer filters and raises.
+            and a bias for every output channel.
 
     Shape: ``[N, C, H, W]`` -> ``[N, O, H', W']``.
 
@@ -75,16 +77,25 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         self.to(device=device, dtype=dtype)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not is_parametrized(self, 'weight') and weight is not self.weight:
+            raise ValueError(f'{self}: _conv_forward takes its own latent weight; forward_with_norm takes a norm behind it')
+        return self._convolve(input, weight, bias)
+
+    def forward_with_norm(self, input: Tensor, norm: _BatchNorm) -> Tensor:
+        """``norm(self(input))`` of a batch norm in evaluation, without a pass for the norm; gradients reach it.
+
+        Raises:
+            ValueError: as :meth:`fold_norm_`.
+        """
+        factor, bias = self.through_norm(norm)
+        return self._convolve(input, self.weight, bias, factor)
+
+    def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor | None = None) -> Tensor:
         if input.ndim != 4:
             raise ValueError(f'BinaryConv2d takes [N, C, H, W], but got {tuple(input.shape)}')
-        factor = None
-        if weight is not self.weight:  # efficient_conv_bn_eval passes the weight times the norm's factor
-            factor = self._fold_factor(weight)
-            if factor is None:
-                raise ValueError(f'{self}: _conv_forward takes its own latent weight, or that times one factor per filter')
         if self.pre_norm is not None:
             input = self.pre_norm(input)
-        weight_levels, scale = self.weight_binarizer(self.weight)
+        weight_levels, scale = self.weight_binarizer(weight)
         acc = convolve_levels(self, self._levels(input), weight_levels)
         return self._epilogue(input, acc, scale, bias, factor)
 

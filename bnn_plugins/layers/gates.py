@@ -94,6 +94,9 @@ class GateProduct(nn.Module):
         """Levels and scale of the weights."""
         return self.weight_binarizer(self.weight)
 
+    def through_norm(self, norm: nn.Module):
+        raise ValueError(f'{type(self).__name__}: the gates of a recurrent cell have a norm of their own, no other is folded')
+
     def signature_suffix(self) -> str:
         inputs = {FloatActivation: ' real input', BinaryInput: ' binary input'}.get(type(self.activation), '')
         return f' gates {self.gates} norm {self.norm_name}{inputs}'

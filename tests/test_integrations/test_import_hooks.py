@@ -27,6 +27,14 @@ EFFECTS = {
                                 ".__module__.startswith('bnn_plugins')",
     'BNN_PLUGINS_MMDET_RULES': "'mmdet' in bnn_plugins.list_rules()",
     'BNN_PLUGINS_DIFFUSERS_RULES': "'diffusers' in bnn_plugins.list_rules()",
+    'BNN_PLUGINS_FUSE_CONV_BN': "hasattr(load('mmcv.cnn') and sys.modules['mmcv.cnn.utils.fuse_conv_bn']._fuse_conv_bn, "
+                                "'__wrapped__')",
+    'BNN_PLUGINS_MMCV_EFFICIENT_BN': "hasattr(load('mmcv.cnn.bricks.conv_module').efficient_conv_bn_eval_forward, "
+                                     "'__wrapped__')",
+    'BNN_PLUGINS_MMENGINE_EFFICIENT_BN': "hasattr(load('mmengine.model.efficient_conv_bn_eval')"
+                                         ".turn_on_efficient_conv_bn_eval_for_single_model, '__wrapped__')",
+    'BNN_PLUGINS_TORCH_FUSION': "hasattr(load('torch.nn.utils').fuse_conv_bn_eval, '__wrapped__') and "
+                                "hasattr(load('torch.nn.utils.fusion').fuse_linear_bn_eval, '__wrapped__')",
     'BNN_PLUGINS_QUANTIZER': "load('diffusers').UNet2DModel.from_pretrained(folder, "
                              "quantization_config=bnn_plugins.BNNConfig()).config.quantization_config.method == 'reactnet'",
     'BNN_PLUGINS_MODELS': "binary(load('diffusers').DDPMPipeline.from_pretrained(new))",

@@ -386,7 +386,7 @@ def test_empty_batch(small_case):
 
 
 def test_load_into_meta(small_case, method):
-    """``load_state_dict(assign=True)`` sets the weight as an attribute, which is no fold."""
+    """``load_state_dict(assign=True)`` sets the weight as an attribute."""
     layer = small_case.layer.eval()
     with torch.device('meta'):
         fresh = Case(small_case.kind, method).layer.eval()

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mmcv.cnn import fuse_conv_bn
 from torch import nn
 
 from bnn_plugins import list_methods, pack_
@@ -210,16 +209,6 @@ def test_errors_of_squeeze_excite():
         SqueezeExcite(16, gate='sigmoidal')
     with pytest.raises(ValueError, match='20 channels are not divisible by reduction=8'):
         SqueezeExcite(20)
-
-
-def test_mmcv_cannot_fold_a_norm_into_fewer_filters():
-    """Loud, and nothing is changed."""
-    model = nn.Sequential(BinaryConv2d(8, 8, 1, bias=False, expand=dict(tau=2)), nn.BatchNorm2d(8)).eval()
-    x = torch.randn(1, 8, 4, 4)
-    expected = model(x)
-    with pytest.raises(RuntimeError, match='must match'):
-        fuse_conv_bn(model)
-    assert torch.equal(model(x), expected)
 
 
 @pytest.mark.parametrize('expand', EXPANSIONS, ids=str)

@@ -6,10 +6,13 @@ import pytest
 import torch
 from mmcv.cnn import ConvModule, build_conv_layer, fuse_conv_bn
 from mmengine.model import BaseModule
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from torch import nn
+from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from bnn_plugins.binarize import list_methods
-from bnn_plugins.layers import BinaryConv2d, BinaryLinear
+from bnn_plugins.layers import AdaptiveConv2d, BinaryConv2d, BinaryLinear
+from bnn_plugins.layers.gates import GateConv2d
 
 METHODS = [*list_methods(), dict(type='dorefa', w_bits=2, a_bits=2)]
 
@@ -87,7 +90,6 @@ def test_fuse_twice():
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize('method', ['binarynet', 'recu', 'bireal'])
 def test_fuse_in_other_dtypes(method, dtype):
-    """Rounding of the scaled weight in half precision is not taken for another weight."""
     model = nn.Sequential(BinaryConv2d(4, 6, 3, padding=1, method=method), randomise(nn.BatchNorm2d(6))).eval().to(dtype)
     x = torch.randn(2, 4, 8, 8).to(dtype)
     fused = fuse_conv_bn(copy.deepcopy(model))
@@ -105,31 +107,115 @@ def test_fused_gradients_reach_the_latents():
     torch.testing.assert_close(fused[0].weight.grad, model[0].weight.grad, rtol=1e-3, atol=1e-3)
 
 
-class TestAssignment:
-    """``layer.weight = nn.Parameter(...)`` folds a factor per filter, and is an assignment otherwise."""
+@pytest.mark.parametrize('factor', [None, 0.5, -1.0])
+def test_an_assignment_is_an_assignment(factor):
+    """Also of latents that are those before, or those times a number: nothing is guessed from them."""
+    layer = BinaryConv2d(4, 6, 3)
+    new = nn.Parameter(torch.randn_like(layer.weight) if factor is None else factor * layer.weight.detach())
+    layer.weight = new
+    assert layer.weight is new
+    assert layer.folded_scale is None
 
-    def test_other_latents(self):
-        layer = BinaryConv2d(4, 6, 3)
-        new = nn.Parameter(torch.randn_like(layer.weight))
-        layer.weight = new
-        assert layer.weight is new
-        assert layer.folded_scale is None
 
-    def test_tying_equal_latents(self):
-        """A copy's weight tied back to the original: equal numbers are an assignment, not the factor 1."""
-        layer = BinaryConv2d(4, 6, 3)
-        twin = copy.deepcopy(layer)
-        twin.weight = layer.weight
-        assert twin.weight is layer.weight
-        assert twin.folded_scale is None
+def test_other_weights_of_a_convolution_are_refused():
+    layer, x = BinaryConv2d(4, 6, 3), torch.randn(1, 4, 5, 5)
+    with pytest.raises(ValueError, match='takes its own latent weight; forward_with_norm takes a norm'):
+        layer._conv_forward(x, 0.5 * layer.weight, layer.bias)
 
-    def test_factor_per_filter(self):
-        layer = BinaryConv2d(4, 6, 3, method='binarynet', bias=False).eval()
-        x = torch.randn(1, 4, 5, 5)
-        out = layer(x)
-        factor = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0, -1.0])
-        layer.weight = nn.Parameter(layer.weight * factor.view(-1, 1, 1, 1))
-        torch.testing.assert_close(layer(x), out * factor.view(1, -1, 1, 1))
+
+def fused_by_mmcv(layer, norm):
+    return fuse_conv_bn(nn.Sequential(layer, norm))
+
+
+def fused_by_torch(layer, norm):
+    fuse = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
+    return nn.Sequential(fuse(layer, bn=norm))
+
+
+def fused_at_each_call(layer, norm):
+    return ConvModule.create_from_conv_bn(layer, norm)
+
+
+FUSIONS = [fused_by_mmcv, fused_by_torch, fused_at_each_call]
+
+
+@pytest.mark.parametrize('affine', [True, False])
+@pytest.mark.parametrize('expand', [None, dict(tau=2), dict(tau=2, style='drop_in')], ids=str)
+@pytest.mark.parametrize('fusion', FUSIONS)
+@pytest.mark.parametrize('method', METHODS, ids=str)
+def test_every_filter_is_folded_by_itself(method, fusion, expand, affine):
+    """Filters of zeros, one or all; factors that are negative and zero; norms without an affine part."""
+    torch.manual_seed(0)
+    layer = BinaryConv2d(8, 8, 3, padding=1, method=method, expand=expand)
+    layer.weight.data[-1] = 0
+    norm = nn.BatchNorm2d(8, affine=affine)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.1, 4)
+    if affine:
+        norm.weight.data = torch.tensor([-1.5, 0.0, 0.3, -0.2, 2.0, 0.7, -0.1, 0.5])
+        norm.bias.data.normal_()
+    model, x = nn.Sequential(layer, norm).eval(), torch.randn(2, 8, 6, 5)
+    expected, latents = model(x), layer.weight.clone()
+    fused = fusion(*copy.deepcopy(model)).eval()
+    torch.testing.assert_close(fused(x), expected, rtol=1e-4, atol=1e-4)
+    weight = next(module for module in fused.modules() if isinstance(module, BinaryConv2d)).weight
+    assert torch.equal(weight, latents)
+    layer.weight.data.zero_()
+    expected = model(x)
+    torch.testing.assert_close(fusion(*copy.deepcopy(model)).eval()(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_linear_layer_and_its_norm():
+    layer, norm = BinaryLinear(8, 6, method='recu').eval(), randomise(nn.BatchNorm1d(6)).eval()
+    layer.weight.data[3] = 0
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(fused_by_torch(layer, norm)(x), norm(layer(x)), rtol=1e-4, atol=1e-4)
+    assert layer.folded_scale is None, 'torch folds into a copy'
+
+
+def test_torch_refuses_training():
+    with pytest.raises(AssertionError, match='only for eval'):
+        fuse_conv_bn_eval(BinaryConv2d(4, 6, 3), nn.BatchNorm2d(6))
+
+
+def test_mmengine_cannot_trace_binary_layers():
+    """It is refused by name; a float part of the same model is traced, and each norm in it folded."""
+    real = nn.Sequential(nn.Conv2d(3, 4, 3), randomise(nn.BatchNorm2d(4)))
+    model = nn.ModuleDict(dict(real=real, binary=nn.Sequential(BinaryConv2d(4, 6, 3), nn.BatchNorm2d(6)))).eval()
+    with pytest.raises(ValueError, match=r"torch\.fx cannot follow the binary layer '0'; fold its norm once, with mmcv"):
+        turn_on_efficient_conv_bn_eval(model, 'binary')
+    x = torch.randn(2, 3, 6, 5)
+    expected = real(x)
+    turn_on_efficient_conv_bn_eval(model, ['real'])
+    torch.testing.assert_close(real(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_float_layers_are_fused_as_ever():
+    for fusion in FUSIONS:
+        model, x = nn.Sequential(nn.Conv2d(4, 6, 3), randomise(nn.BatchNorm2d(6))).eval(), torch.randn(2, 4, 6, 5)
+        torch.testing.assert_close(fusion(*copy.deepcopy(model)).eval()(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('layer', 'norm', 'sentence'), [
+    (BinaryConv2d(4, 6, 3), nn.BatchNorm2d(6, track_running_stats=False), 'has no running statistics'),
+    (BinaryConv2d(4, 6, 3), nn.BatchNorm2d(3), 'a norm of 3 features cannot be folded into a layer of 6 outputs'),
+    (AdaptiveConv2d(4, 6, 3), nn.BatchNorm2d(6), 'the norm behind an adaptive convolution cannot be folded'),
+    (GateConv2d(4, 2, 3), nn.BatchNorm2d(8), 'the gates of a recurrent cell have a norm of their own'),
+], ids=lambda value: type(value).__name__)
+def test_what_cannot_be_folded_is_refused(layer, norm, sentence):
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(ValueError, match=sentence):
+        fuse_conv_bn(nn.Sequential(layer, norm))
+    assert layer.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_parametrized_latents():
+    """A weight that is computed anew at each access is a latent weight as any."""
+    layer, x = BinaryConv2d(4, 6, 3, method='bireal'), torch.randn(1, 4, 5, 5)
+    expected = layer(x)
+    torch.nn.utils.parametrize.register_parametrization(layer, 'weight', nn.Identity())
+    assert torch.equal(layer(x), expected)
 
 
 @pytest.mark.parametrize('bias', [True, False])
