@@ -8,7 +8,8 @@ from itertools import chain, product
 import torch
 
 import bnn_kernels as bk
-from bnn_kernels import checks, layout, recurrence, reference
+from bnn_kernels import layout, recurrence, reference
+from bnn_kernels.geometry import Conv2dGeometry
 
 from .measure import Budget
 
@@ -49,8 +50,7 @@ def _cases(device, channels, geometry, size):
     yield 'binary_conv2d_sign', call | options | dict(threshold=(30 * normal(channels)).int(), flip=normal(channels) < 0)
     if geometry != GEOMETRIES[0]:
         return
-    pairs = {name: (value, value) if name in ('stride', 'padding', 'dilation') else value for name, value in options.items()}
-    *_, out_height, out_width = checks.binary_conv2d(*call.values(), **pairs)
+    out_height, out_width = Conv2dGeometry(channels, channels, kernel, **options).size((height, width))
     for act, dtype, shortcut, replicas in BLOCKS:
         vector = normal(6, channels * replicas)
         prelu = list(vector[2:5]) if act == 'prelu' else [None] * 3

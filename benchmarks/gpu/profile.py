@@ -20,6 +20,8 @@ import torch
 import triton
 from triton import knobs
 
+from bnn_kernels import Epilogue
+from bnn_kernels.geometry import Conv2dGeometry
 from bnn_kernels.triton import tensorcore
 from bnn_kernels.triton.tensorcore_offline import compiled
 
@@ -90,8 +92,8 @@ def plan_of(target: str, layer: str, epilogue: str) -> tensorcore.Plan:
     plans = []
     backend = tensorcore.TensorCore(tensorcore.Machine(capability, 132, wgmma), plans.append)
     call = dict(x_words=torch.zeros(8, 80, 80, channels // 32, dtype=torch.int32),
-                w_words=torch.zeros(outputs, kernel, kernel, channels // 32, dtype=torch.int32), channels=channels,
-                stride=(1, 1), padding=(kernel // 2,) * 2, dilation=(1, 1), groups=1, pad_value=0)
+                w_words=torch.zeros(outputs, kernel, kernel, channels // 32, dtype=torch.int32),
+                geometry=Conv2dGeometry(channels, outputs, kernel, padding=kernel // 2))
     vector = torch.zeros(outputs)
     if epilogue == 'sign':
         backend.binary_conv2d_sign(**call, threshold=vector.int(), flip=vector.bool(), out_groups=1)
@@ -99,9 +101,8 @@ def plan_of(target: str, layer: str, epilogue: str) -> tensorcore.Plan:
         backend.binary_conv2d(**call)
     else:
         backend.binary_block2d(
-            **call, scale=vector, bias=vector, shortcut=torch.zeros(8, outputs, 80, 80, dtype=torch.float16), act='prelu',
-            gamma=vector, slope=vector, zeta=vector, threshold=vector, out_groups=1, dtype=torch.float16, pack=True, keep=True,
-            out=None)
+            **call, epilogue=Epilogue(vector, vector, 'prelu', vector, vector, vector, vector),
+            shortcut=torch.zeros(8, outputs, 80, 80, dtype=torch.float16), dtype=torch.float16, pack=True, keep=True)
     return plans[0]
 
 

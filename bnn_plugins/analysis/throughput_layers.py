@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 import bnn_kernels
 import bnn_kernels.cpu
-from bnn_kernels import checks
+from bnn_kernels.geometry import Stem2dGeometry
 
 from ..deploy import fused_steps
 from .throughput import Clock, HostClock, make_clock, measure, sample, tensors_of
@@ -173,8 +173,9 @@ def macs_of(function: torch._ops.OpOverload, args: tuple, kwargs: dict, result: 
     if op == 'downsample2d':
         return result.numel() * call['x'].shape[1]
     if op == 'stem2d':
-        sizes = checks.output_sizes(call['x'].shape[2:], call['weight'].shape[2:], call['stride'], call['padding'])
-        return call['x'].shape[0] * math.prod(sizes) * call['weight'].numel()  # pooling comes after it
+        geometry = Stem2dGeometry.of(call['weight'].shape, call['stride'], call['padding'])
+        sums, _ = geometry.sizes(call['x'].shape[2:])
+        return call['x'].shape[0] * math.prod(sums) * call['weight'].numel()  # pooling comes after it
     outputs, *kernel, _ = call['w_words'].shape
     if op == 'binary_linear':
         return result.numel() * call['features']

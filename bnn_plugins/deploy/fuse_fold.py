@@ -133,11 +133,11 @@ def integer_threshold(epilogue: Epilogue, limit: int) -> tuple[Tensor, Tensor]:
     Every step of the epilogue is monotone in the accumulator, rounded or not (negative scales turn it around, slopes must
     not), so the bits change once: where, is found by bisection through the very same operations.
     """
-    scale, bias, act, gamma, slope, zeta, threshold, _ = epilogue
+    scale, threshold = epilogue.scale, epilogue.threshold
     flip = scale < 0
 
     def rises(acc: Tensor) -> Tensor:  # False ... False True ... True over growing accumulators
-        v = stream_of(acc.view(1, -1, 1, 1), scale, bias, None, act, gamma, slope, zeta, torch.float32).view(-1)
+        v = stream_of(acc.view(1, -1, 1, 1), epilogue, None, torch.float32).view(-1)
         return (v >= (0 if threshold is None else threshold)) != flip
 
     low = torch.full_like(scale, -limit, dtype=torch.int32)  # the first True is in [low, high]; high may be past the end

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import bnn_kernels
 from bnn_kernels import Epilogue, OpIO, PreparedOp
-from bnn_kernels.checks import output_sizes
+from bnn_kernels.geometry import Conv2dGeometry
 
 from ..layers.base import input_copies
 from ..layers.expand import tile
@@ -147,13 +147,12 @@ class BlockStep(Step):
         self.is_conv = self.joins = isinstance(layer, PackedConv2d)
         self.wants_flat = not self.is_conv and (any(norms) or channels_first(act))
         self.channels = layer._fan() * getattr(layer, 'groups', 1)
-        self.geometry = {}
+        self.options = {}  # of the public functions
         if self.is_conv:
             padding = layer._reversed_padding_repeated_twice[::-2]
             pad_value = layer.pad_value if layer.activation.signed else -1  # a 0 outside of the image is the bit 0
-            self.geometry = dict(stride=tuple(layer.stride), padding=tuple(padding), dilation=tuple(layer.dilation),
-                                 groups=layer.groups, pad_value=pad_value)
-            self.kernel = layer.kernel_size
+            self.options = dict(stride=tuple(layer.stride), padding=tuple(padding), dilation=tuple(layer.dilation),
+                                groups=layer.groups, pad_value=pad_value)
 
     def layers(self) -> list[nn.Module]:
         return [*self.held, *(m for consumer in self.consumers for m in sign_modules(consumer))]
@@ -175,13 +174,13 @@ class BlockStep(Step):
 
     def bind(self) -> None:
         """What eager code calls: everything but words and shortcut is known."""
-        geometry = {**dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, pad_value=0), **self.geometry}
+        self.geometry = Conv2dGeometry.of(self.weight.shape, self.channels, **self.options)
         if self.by_integers:
-            self.prepared_op = PreparedOp('binary_conv2d_sign', w_words=self.weight, channels=self.channels, **geometry,
+            self.prepared_op = PreparedOp('binary_conv2d_sign', w_words=self.weight, geometry=self.geometry,
                                           threshold=self.limit, flip=self.flip, out_groups=self.epilogue.out_groups)
         else:
-            self.prepared_op = PreparedOp('binary_block2d', w_words=self.weight, channels=self.channels, **geometry,
-                                          **self.epilogue._asdict(), pack=self.pack, keep=self.keep,
+            self.prepared_op = PreparedOp('binary_block2d', w_words=self.weight, geometry=self.geometry,
+                                          epilogue=self.epilogue, pack=self.pack, keep=self.keep,
                                           dtype=self.stream if self.keep else torch.float32)
 
     def io(self, out, words, shortcut=None):
@@ -197,7 +196,7 @@ class BlockStep(Step):
             if PreparedOp.direct(words):
                 return self.prepared_op(x_words=words)
             return bnn_kernels.binary_conv2d_sign(words, self.weight, self.channels, self.limit, self.flip,
-                                                  out_groups=self.epilogue.out_groups, **self.geometry)
+                                                  out_groups=self.epilogue.out_groups, **self.options)
         return self.block(words, shortcut)
 
     def block(self, words: Tensor, shortcut: Tensor | None):
@@ -211,17 +210,15 @@ class BlockStep(Step):
                 packed, stream = call(**inputs)
                 return ((packed, stream) if self.pack else stream) if self.keep else packed
         if shortcut is not None:
-            batch, *image, _ = words.shape
-            sizes = output_sizes(image, self.kernel, *(self.geometry[name] for name in ('stride', 'padding', 'dilation')))
-            if shortcut.shape != (batch, self.width, *sizes):
+            if shortcut.shape != (words.shape[0], self.width, *self.geometry.size(words.shape[1:3])):
                 raise Broadcast(self.name)
         if self.in_place:
             out = bnn_kernels.binary_block2d_(shortcut, words, self.weight, self.channels, self.epilogue, pack=self.pack,
-                                              **self.geometry)
+                                              **self.options)
             return (out, shortcut) if self.pack else shortcut
         packed, stream = bnn_kernels.binary_block2d(words, self.weight, self.channels, self.epilogue, shortcut, pack=self.pack,
                                                     keep=self.keep, dtype=self.stream if self.keep else torch.float32,
-                                                    **self.geometry)
+                                                    **self.options)
         return ((packed, stream) if self.pack else stream) if self.keep else packed
 
     def on_features(self, words: Tensor, shortcut: Tensor | None):

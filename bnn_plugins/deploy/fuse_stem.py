@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 
 import bnn_kernels
 from bnn_kernels import OpIO, PreparedOp
+from bnn_kernels.geometry import Stem2dGeometry
 
 from ..layers.expand import Tile
 from .fuse_fold import LOPSIDED, pair, sign_modules, symmetric_padding, through_norms
@@ -49,8 +50,8 @@ class StemStep(Step):
         self.pack, self.keep = consumer is not None, True
         window = (1, 1, 0) if pool is None else (pool.kernel_size, pool.stride, pool.padding)
         window, window_stride, window_padding = map(pair, window)
-        self.geometry = dict(stride=conv.stride, padding=symmetric_padding(conv), window=window, window_stride=window_stride,
-                             window_padding=window_padding)
+        self.options = dict(stride=conv.stride, padding=symmetric_padding(conv), window=window, window_stride=window_stride,
+                            window_padding=window_padding)
 
     def layers(self) -> list[nn.Module]:
         return [*self.held, *(m for consumer in self.consumers for m in sign_modules(consumer))]
@@ -72,7 +73,8 @@ class StemStep(Step):
         weight = self.held[0].weight
         self._set_constant('weight', weight.float().contiguous())
         self._fold_epilogue(*self.affine(), self.acts[0], self.consumers[0] if self.consumers else None, weight.device)
-        self.prepared_op = PreparedOp('stem2d', weight=self.weight, **self.geometry, **self.epilogue._asdict(),
+        geometry = Stem2dGeometry.of(self.weight.shape, **self.options)
+        self.prepared_op = PreparedOp('stem2d', weight=self.weight, geometry=geometry, epilogue=self.epilogue,
                                       dtype=self.stream, pack=self.pack)
 
     def io(self, out, x):
@@ -82,7 +84,7 @@ class StemStep(Step):
         if PreparedOp.direct(x):
             words, stream = self.prepared_op(x=x)
         else:
-            words, stream = bnn_kernels.stem2d(x, self.weight, self.epilogue, **self.geometry, dtype=self.stream,
+            words, stream = bnn_kernels.stem2d(x, self.weight, self.epilogue, **self.options, dtype=self.stream,
                                                pack=self.pack)
         return (words, stream) if self.pack else stream
 
@@ -102,7 +104,8 @@ def stem_refusal(conv: nn.Conv2d) -> str:
         return LOPSIDED
     if conv.weight.dtype == torch.float64:
         return 'float64: the fused operators compute in float32'
-    able = bnn_kernels.selection('stem2d', x=conv.weight, weight=conv.weight, padding=symmetric_padding(conv)).backend
+    geometry = Stem2dGeometry.of(conv.weight.shape, conv.stride, symmetric_padding(conv))
+    able = bnn_kernels.selection('stem2d', x=conv.weight, weight=conv.weight, geometry=geometry).backend
     return f'no backend but the reference has stem2d on {conv.weight.device}' if able in (None, 'reference') else ''
 
 

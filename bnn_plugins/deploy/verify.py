@@ -308,7 +308,7 @@ def block_error_bound(step: BlockStep, words: Tensor, shortcut: Tensor | None, e
     layer = step.held[0]
     scale, bias = affine(layer, step.tiles, step.norms, sizes=True)
     if step.is_conv:
-        acc = bnn_kernels.binary_conv2d(words, step.weight, step.channels, **step.geometry)
+        acc = bnn_kernels.binary_conv2d(words, step.weight, step.channels, **step.options)
     else:
         acc = bnn_kernels.binary_linear(words, layer.weight_bits[0], step.channels)
     acc = tile(acc.double().abs(), len(scale) // acc.shape[layer.channel_dim], layer.channel_dim)
@@ -340,7 +340,7 @@ def float_error_bound(step: Step, x: Tensor) -> Tensor:
 
 def stem_error_bound(step: StemStep, x: Tensor, expected: Tensor) -> Tensor:
     """As :func:`block_error_bound`, with each term of the convolution rounded once more."""
-    weight, where = step.held[0].weight.double().abs(), step.geometry
+    weight, where = step.held[0].weight.double().abs(), step.options
     total = F.conv2d(x.double().abs(), weight, None, where['stride'], where['padding'])
     total = F.max_pool2d(total, where['window'], where['window_stride'], where['window_padding'])
     scale, bias = (v.view(-1, 1, 1) for v in step.affine(sizes=True))

@@ -15,11 +15,29 @@ Values are V = +-1, so plane p gives O_p = 2 popcount(a_p & v) - popcount(a_p), 
 y = float(O_0) * scale_0;  y = y + float(O_p) * scale_p, each operation rounded by itself.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 RULES = ('bool', 'max_relative', 'elastic')
 TABLE_ONE = 2**30  # what exp(0) is in a table
+
+
+class Planes(NamedTuple):
+    """How scores become bits, plane by plane, and what each plane counts.
+
+    Attributes:
+        rules: one of RULES per plane.
+        limit: float64 `[planes, heads]`, of the rule.
+        table: int32 `[heads or 1, head_dim + 1]` from `attention_table` for the rule 'elastic', else None.
+        scale: float32 `[planes, heads]` of the sums; None with one plane leaves them integers.
+    """
+
+    rules: tuple[str, ...]
+    limit: Tensor
+    table: Tensor | None = None
+    scale: Tensor | None = None
 
 
 def attention_table(scale: Tensor | float, head_dim: int) -> Tensor:

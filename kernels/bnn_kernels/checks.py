@@ -1,7 +1,8 @@
-"""What a call must look like and the shape of what it returns: one function per operator, with the operator's own arguments.
+"""What a call must look like and the shape of what it returns: one function per operator, with the arguments of a backend.
 
-The fake kernels, the real ones and the reference all start here, so eager, compiled and exported code raise the same
-sentences. Sizes may be symbolic. TypeError: a wrong dtype. ValueError: everything else.
+The fake kernels and the real ones start here, so eager, compiled and exported code raise the same sentences; backends need not
+look again. Numbers are checked where their geometry is made. Sizes may be symbolic. TypeError: a wrong dtype. ValueError:
+everything else.
 """
 
 from collections.abc import Sequence
@@ -10,15 +11,14 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
-from .attention import RULES
-from .epilogue import ACTS
+from .attention import RULES, Planes
+from .epilogue import ACTS, Epilogue
+from .geometry import STEPS_LIMIT, Conv2dGeometry, Stem2dGeometry, check_terms
 from .layout import words_per_group
-from .recurrence import CANDIDATES, FEEDBACKS, GATES, READOUTS
+from .recurrence import CANDIDATES, FEEDBACKS, GATES, READOUTS, Recurrence
 
 STREAMS = (torch.float32, torch.float16, torch.bfloat16)
 FLOATS = (*STREAMS, torch.float64)
-TERMS_LIMIT = 2**24  # float32 holds every integer up to here: the +-1 convolution of the latent model is exact below it
-STEPS_LIMIT = 2**31  # of strides, paddings, dilations and pools: positions then fit into 64 bits
 Shape = tuple[int, ...]
 
 
@@ -40,49 +40,34 @@ def pack_features(x: Tensor, threshold: Tensor | None) -> Shape:
     return *lead, words_per_group(channels)
 
 
-def binary_conv2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
-                  dilation: Sequence[int], groups: int, pad_value: int) -> Shape:
+def binary_conv2d(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Shape:
     """[N, H, W, groups * words], [O, kH, kW, words] -> [N, O, H', W']."""
-    check_pad_value(pad_value)
-    outputs = _check_conv(x_words, w_words, channels, stride, padding, dilation, groups)
-    batch, *image, _ = x_words.shape
-    kernel = w_words.shape[1:3]
-    sizes = output_sizes(image, kernel, stride, padding, dilation)
-    _check_output(sizes, image, kernel)
-    return batch, outputs, *sizes
+    if geometry.transposed:
+        raise ValueError('the geometry is that of a transposed convolution: use binary_conv_transpose2d.')
+    return _check_conv(x_words, w_words, geometry)
 
 
-def binary_conv2d_sign(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
-                       dilation: Sequence[int], groups: int, pad_value: int, threshold: Tensor, flip: Tensor | None,
+def binary_conv2d_sign(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, threshold: Tensor, flip: Tensor | None,
                        out_groups: int) -> Shape:
     """[N, H, W, groups * words], [O, kH, kW, words] -> [N, H', W', out_groups * words]."""
-    batch, outputs, *sizes = binary_conv2d(x_words, w_words, channels, stride, padding, dilation, groups, pad_value)
+    batch, outputs, *sizes = binary_conv2d(x_words, w_words, geometry)
     _check_replicas('threshold', threshold, outputs)
     _check_vector('threshold', threshold, threshold.numel(), torch.int32, x_words)
     _check_vector('flip', flip, threshold.numel(), torch.bool, x_words)
     return batch, *sizes, out_groups * words_per_group(threshold.numel(), out_groups)
 
 
-def binary_block2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
-                   dilation: Sequence[int], groups: int, pad_value: int, scale: Tensor, bias: Tensor, shortcut: Tensor | None,
-                   act: str, gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None, threshold: Tensor | None,
-                   out_groups: int, dtype: torch.dtype, pack: bool, keep: bool,
-                   out: Tensor | None = None) -> tuple[Shape, Shape]:
+def binary_block2d(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, epilogue: Epilogue, shortcut: Tensor | None,
+                   dtype: torch.dtype, pack: bool, keep: bool, out: Tensor | None = None) -> tuple[Shape, Shape]:
     """[N, H, W, groups * words], [O, kH, kW, words] -> words [N, H', W', out_groups * words] and stream [N, P, H', W'].
 
     The shape of a result that is not asked for is [0]; `out` takes the stream.
     """
-    batch, outputs, *sizes = binary_conv2d(x_words, w_words, channels, stride, padding, dilation, groups, pad_value)
-    _check_replicas('scale', scale, outputs)
-    width = scale.numel()
-    _check_act(act, gamma, slope, zeta)
-    for name, vector in dict(scale=scale, bias=bias, gamma=gamma, slope=slope, zeta=zeta, threshold=threshold).items():
-        _check_vector(name, vector, width, torch.float32, x_words)
-    if dtype not in STREAMS:
-        raise TypeError(f'dtype of the stream must be float32, float16 or bfloat16, got {dtype}.')
+    batch, outputs, *sizes = binary_conv2d(x_words, w_words, geometry)
+    words = _check_epilogue(epilogue, outputs, dtype, x_words, 'x_words')
     if not (pack or keep):
         raise ValueError('pack=False and keep=False leave nothing to return: ask for the words, the stream or both.')
-    stream = (batch, width, *sizes)
+    stream = (batch, epilogue.width, *sizes)
     if shortcut is not None:
         if shortcut.dtype not in STREAMS:
             raise TypeError(f'shortcut must be float32, float16 or bfloat16, got {shortcut.dtype}: convert it with x.float().')
@@ -97,17 +82,13 @@ def binary_block2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequ
         if not out.is_contiguous(memory_format=torch.channels_last):
             raise ValueError('out must be in channels-last memory.')
         _check_device(x_words, out, 'out')
-    words = out_groups * words_per_group(width, out_groups)
     return (batch, *sizes, words) if pack else (0,), stream if keep else (0,)
 
 
-def binary_block2d_(stream: Tensor, x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int],
-                    padding: Sequence[int], dilation: Sequence[int], groups: int, pad_value: int, scale: Tensor, bias: Tensor,
-                    act: str, gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None, threshold: Tensor | None,
-                    out_groups: int, pack: bool) -> Shape:
+def binary_block2d_(stream: Tensor, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, epilogue: Epilogue,
+                    pack: bool) -> Shape:
     """As `binary_block2d` with the stream as shortcut and result -> words, [0] where they are not asked for."""
-    words, _ = binary_block2d(x_words, w_words, channels, stride, padding, dilation, groups, pad_value, scale, bias, stream,
-                              act, gamma, slope, zeta, threshold, out_groups, stream.dtype, pack, True)
+    words, _ = binary_block2d(x_words, w_words, geometry, epilogue, stream, stream.dtype, pack, True)
     if not stream.is_contiguous(memory_format=torch.channels_last):
         raise ValueError('binary_block2d_ works in place on a stream in channels-last memory: convert it with '
                          'x.contiguous(memory_format=torch.channels_last), or use binary_block2d.')
@@ -135,10 +116,8 @@ def downsample2d(x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Shape:
     return batch, weight.shape[0], -(-height // pool), -(-width // pool)
 
 
-def stem2d(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], window: Sequence[int],
-           window_stride: Sequence[int], window_padding: Sequence[int], scale: Tensor, bias: Tensor, act: str,
-           gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None, threshold: Tensor | None, out_groups: int,
-           dtype: torch.dtype, pack: bool) -> tuple[Shape, Shape]:
+def stem2d(x: Tensor, weight: Tensor, geometry: Stem2dGeometry, epilogue: Epilogue, dtype: torch.dtype,
+           pack: bool) -> tuple[Shape, Shape]:
     """[N, C, H, W], [O, C, kH, kW] -> words [N, H', W', out_groups * words] and stream [N, P, H', W'].
 
     The shape of words that are not asked for is [0].
@@ -151,51 +130,26 @@ def stem2d(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[i
     batch, channels, *image = x.shape
     if channels < 1 or image[0] < 1 or image[1] < 1:
         raise ValueError(f'stem2d takes at least one channel and one pixel, got x {list(x.shape)}.')
-    if weight.dim() != 4 or weight.shape[1] != channels or any(size < 1 for size in weight.shape):
-        raise ValueError(f'weight must be [O, {channels}, kH, kW] and hold something, got {list(weight.shape)}.')
-    if weight.dtype != torch.float32:
-        raise TypeError(f'weight must be torch.float32, got {weight.dtype}: convert it with weight.float().')
-    _check_dense('weight', weight)
-    _check_device(x, weight, 'weight', 'x')
-    _check_pair('stride', stride, 1)
-    _check_pair('padding', padding, 0)
-    _check_pair('window', window, 1)
-    _check_pair('window_stride', window_stride, 1)
-    _check_pair('window_padding', window_padding, 0)
-    if any(2 * p > k for p, k in zip(window_padding, window, strict=True)):
-        raise ValueError(f'window_padding must be at most half of the window {list(window)}, got {list(window_padding)}.')
-    outputs, _, *kernel = weight.shape
-    sizes = output_sizes(image, kernel, stride, padding)
-    _check_output(sizes, image, kernel)
-    pooled = output_sizes(sizes, window, window_stride, window_padding)
-    _check_output(pooled, sizes, window)
-    _check_replicas('scale', scale, outputs)
-    width = scale.numel()
-    _check_act(act, gamma, slope, zeta)
-    for name, vector in dict(scale=scale, bias=bias, gamma=gamma, slope=slope, zeta=zeta, threshold=threshold).items():
-        _check_vector(name, vector, width, torch.float32, x, 'x')
-    if dtype not in STREAMS:
-        raise TypeError(f'dtype of the stream must be float32, float16 or bfloat16, got {dtype}.')
-    words = out_groups * words_per_group(width, out_groups)
-    return (batch, *pooled, words) if pack else (0,), (batch, width, *pooled)
+    if channels != geometry.channels:
+        raise ValueError(f'weight must be [O, {channels}, kH, kW], got {list(weight.shape)}.')
+    shape = [geometry.outputs, channels, *geometry.kernel]
+    _check_tensor('weight', weight, torch.float32, shape, 'one kernel per output and input channel', x, 'x')
+    sizes, pooled = geometry.sizes(image)
+    _check_output(sizes, image, geometry.kernel)
+    _check_output(pooled, sizes, geometry.window)
+    words = _check_epilogue(epilogue, geometry.outputs, dtype, x, 'x')
+    return (batch, *pooled, words) if pack else (0,), (batch, epilogue.width, *pooled)
 
 
-def binary_conv_transpose2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Sequence[int], padding: Sequence[int],
-                            output_padding: Sequence[int], dilation: Sequence[int], groups: int) -> Shape:
+def binary_conv_transpose2d(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Shape:
     """[N, H, W, groups * words], [O, kH, kW, words] -> [N, O, H', W']."""
-    outputs = _check_conv(x_words, w_words, channels, stride, padding, dilation, groups)
-    _check_pair('output_padding', output_padding, 0)
-    if any(o >= s and o >= d for o, s, d in zip(output_padding, stride, dilation, strict=True)):
-        raise ValueError(f'output_padding={list(output_padding)} must be smaller than stride={list(stride)} or '
-                         f'dilation={list(dilation)}: choose a smaller one.')
-    batch, *image, _ = x_words.shape
-    if image[0] < 1 or image[1] < 1:
-        raise ValueError(f'a transposed convolution takes at least one pixel, got an image of {image[0]} x {image[1]}.')
-    kernel = w_words.shape[1:3]
-    sizes = [(i - 1) * s - 2 * p + d * (k - 1) + o + 1
-             for i, k, s, p, o, d in zip(image, kernel, stride, padding, output_padding, dilation, strict=True)]
-    _check_output(sizes, image, kernel)
-    return batch, outputs, *sizes
+    if not geometry.transposed:
+        raise ValueError('the geometry of a transposed convolution has an output_padding: give one, or use binary_conv2d.')
+    shape = _check_conv(x_words, w_words, geometry)
+    if min(x_words.shape[1:3]) < 1:
+        raise ValueError(f'a transposed convolution takes at least one pixel, got an image of {x_words.shape[1]} x '
+                         f'{x_words.shape[2]}.')
+    return shape
 
 
 def binary_linear(x_words: Tensor, w_words: Tensor, features: int) -> Shape:
@@ -208,7 +162,7 @@ def binary_linear(x_words: Tensor, w_words: Tensor, features: int) -> Shape:
     _check_device(x_words, w_words, 'w_words')
     if w_words.shape[0] < 1:
         raise ValueError('w_words must have at least one output channel, got none.')
-    _check_terms(features)
+    check_terms(features)
     return *x_words.shape[:-1], w_words.shape[0]
 
 
@@ -227,12 +181,11 @@ def pack_normalized(x: Tensor, mean: Tensor, std: Tensor, threshold: Tensor, fli
     return *lead, words_per_group(channels)
 
 
-def binary_lstm(x: Tensor, w_words: Tensor, scale: Tensor, scale_x: Tensor | None, bias: Tensor | None,
-                threshold: Tensor | None, eps: float | None, gates: str, candidate: str, readout: str, feedback: str,
-                h_words: Tensor, cell: Tensor, lengths: Tensor | None, pack: bool,
-                keep: bool) -> tuple[Shape, Shape, Shape, Shape]:
+def binary_lstm(x: Tensor, w_words: Tensor, recurrence: Recurrence, h_words: Tensor, cell: Tensor, lengths: Tensor | None,
+                pack: bool, keep: bool) -> tuple[Shape, Shape, Shape, Shape]:
     """`x` [T, N, D, 4 I], `w_words` [D, 4 O, words] -> h [T, N, D, P], words [T, N, D, words], h_words [D, N, words] and
     cell [D, N, P]. The shape of a result that is not asked for is [0]."""
+    scale, scale_x, bias, threshold, eps, gates, candidate, readout, feedback = recurrence
     if x.dim() != 4 or w_words.dim() != 3:
         raise ValueError(f'binary_lstm takes x [T, N, D, 4 * units] and w_words [D, 4 * O, words], got {list(x.shape)} and '
                          f'{list(w_words.shape)}: split the directions, for example with x.unflatten(-1, (D, -1)).')
@@ -271,14 +224,15 @@ def binary_lstm(x: Tensor, w_words: Tensor, scale: Tensor, scale_x: Tensor | Non
         raise ValueError(f'eps must be at least 0 and finite, got {eps}; None leaves the sums as they are.')
     if not (pack or keep):
         raise ValueError('pack=False and keep=False leave nothing to return: ask for the words, h or both.')
-    _check_terms(units)
+    check_terms(units)
     return ((steps, batch, directions, units) if keep else (0,), (steps, batch, directions, words) if pack else (0,),
             (directions, batch, words), (directions, batch, units))
 
 
-def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim: int, rules: Sequence[str],
-                     limit: Tensor, table: Tensor | None, scale: Tensor | None, mask_words: Tensor | None) -> Shape:
+def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim: int, planes: Planes,
+                     mask_words: Tensor | None) -> Shape:
     """[B, N, heads, words], [B, M, heads, words], [B, heads, V, words of M] -> [B, N, heads, V]."""
+    rules, limit, table, scale = planes
     for name, words in dict(q_words=q_words, k_words=k_words, v_words=v_words).items():
         if words.dim() != 4:
             raise ValueError(f'{name} must have four dimensions, got {list(words.shape)}: pack queries and keys with '
@@ -297,61 +251,56 @@ def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim
         _check_known('rule', rule, RULES)
     if limit.dim() != 2 or limit.shape[0] < 1:
         raise ValueError(f'limit must be [planes, {heads}], got {list(limit.shape)}: use limit.view(1, -1) for one plane.')
-    planes = limit.shape[0]
-    if len(rules) != planes:
-        raise ValueError(f'limit has {planes} planes and there are {len(rules)} rules: give one rule, or one for each plane.')
-    _check_tensor('limit', limit, torch.float64, [planes, heads], 'one element per plane and head', *first)
+    count = limit.shape[0]
+    if len(rules) != count:
+        raise ValueError(f'limit has {count} planes and there are {len(rules)} rules: give one rule, or one for each plane.')
+    _check_tensor('limit', limit, torch.float64, [count, heads], 'one element per plane and head', *first)
     if (table is None) == ('elastic' in rules):
         raise ValueError(f"table belongs to the rule 'elastic', which needs one from attention_table; got "
                          f"{', '.join(rules)} {'without' if table is None else 'with'} a table.")
     if table is not None:
         rows = 1 if table.dim() == 2 and table.shape[0] == 1 else heads
         _check_tensor('table', table, torch.int32, [rows, head_dim + 1], 'as attention_table makes it', *first)
-    if scale is None and planes > 1:
-        raise ValueError(f'{planes} planes of attention are added with their scales: give scale [{planes}, {heads}].')
-    _check_tensor('scale', scale, torch.float32, [planes, heads], 'one element per plane and head', *first)
+    if scale is None and count > 1:
+        raise ValueError(f'{count} planes of attention are added with their scales: give scale [{count}, {heads}].')
+    _check_tensor('scale', scale, torch.float32, [count, heads], 'one element per plane and head', *first)
     if mask_words is not None:
         shape = [1 if mask_words.dim() == 3 and mask_words.shape[i] == 1 else size for i, size in enumerate((batch, queries))]
         _check_tensor('mask_words', mask_words, torch.int32, [*shape, key_words],
                       'one bit per key, as pack_mask makes them', *first)
-    _check_terms(head_dim)
-    _check_terms(keys)
+    check_terms(head_dim)
+    check_terms(keys)
     return batch, queries, heads, values
 
 
-def output_sizes(image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-                 dilation: Sequence[int] = (1, 1)) -> list[int]:
-    """Positions of a window along each axis; less than 1 where none fits."""
-    return [(i + 2 * p - d * (k - 1) - 1) // s + 1
-            for i, k, s, p, d in zip(image, kernel, stride, padding, dilation, strict=True)]
-
-
-def check_pad_value(pad_value: int) -> int:
-    if pad_value not in (0, -1, 1):
-        raise ValueError(f'pad_value must be 0, -1 or 1, got {pad_value}: 0 leaves out-of-image taps out of the sum.')
-    return int(pad_value)
-
-
-def _check_conv(x_words, w_words, channels, stride, padding, dilation, groups) -> int:
-    """Checks what both convolutions share and returns the number of output channels."""
-    if x_words.dim() != 4 or w_words.dim() != 4:
-        raise ValueError(f'x_words must be [N, H, W, groups * words] and w_words [O, kH, kW, words], got '
-                         f'{list(x_words.shape)} and {list(w_words.shape)}: pack with pack_activations and pack_weight.')
-    words = words_per_group(channels, groups)
-    _check_words('x_words', x_words, groups * words, channels, groups, 'pack_activations')
-    _check_words('w_words', w_words, words, channels, groups, 'pack_weight')
+def _check_conv(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Shape:
+    if x_words.dim() != 4:
+        raise ValueError(f'x_words must be [N, H, W, groups * words], got {list(x_words.shape)}: pack with pack_activations.')
+    channels, groups = geometry.channels, geometry.groups
+    _check_words('x_words', x_words, geometry.pixel_words, channels, groups, 'pack_activations')
+    _check_words('w_words', w_words, geometry.words, channels, groups, 'pack_weight')
+    if tuple(w_words.shape) != geometry.w_shape:
+        raise ValueError(f'w_words must be {list(geometry.w_shape)}, got {list(w_words.shape)}: pack with pack_weight.')
     _check_device(x_words, w_words, 'w_words')
-    _check_pair('stride', stride, 1)
-    _check_pair('padding', padding, 0)
-    _check_pair('dilation', dilation, 1)
-    outputs, height, width, _ = w_words.shape
-    if outputs < 1 or height < 1 or width < 1:
-        raise ValueError(f'w_words must have at least one output channel and one tap, got {list(w_words.shape)}.')
-    if outputs % groups:
-        raise ValueError(f'groups={groups} does not divide the {outputs} output channels of w_words: '
-                         f'choose a group count that does.')
-    _check_terms(height * width * (channels // groups))
-    return outputs
+    shape = geometry.shape(x_words.shape)
+    _check_output(shape[2:], x_words.shape[1:3], geometry.kernel)
+    return shape
+
+
+def _check_epilogue(epilogue: Epilogue, outputs: int, dtype: torch.dtype, first: Tensor, first_name: str) -> int:
+    """Returns the words of a pixel."""
+    _check_replicas('scale', epilogue.scale, outputs)
+    _check_known('act', epilogue.act, ACTS)
+    gamma, slope, zeta = epilogue.gamma, epilogue.slope, epilogue.zeta
+    if epilogue.act == 'prelu' and slope is None:
+        raise ValueError("act='prelu' needs slope: give one per output channel.")
+    if epilogue.act != 'prelu' and not gamma is slope is zeta is None:
+        raise ValueError(f"gamma, slope and zeta belong to act='prelu', got act={epilogue.act!r}: leave them None.")
+    for name, vector in epilogue.vectors().items():
+        _check_vector(name, vector, epilogue.width, torch.float32, first, first_name)
+    if dtype not in STREAMS:
+        raise TypeError(f'dtype of the stream must be float32, float16 or bfloat16, got {dtype}.')
+    return epilogue.out_groups * words_per_group(epilogue.width, epilogue.out_groups)
 
 
 def _check_replicas(name: str, vector: Tensor, outputs: int) -> None:
@@ -370,14 +319,6 @@ def _check_vector(name: str, vector: Tensor | None, size: int, dtype: torch.dtyp
         raise ValueError(f'{name} must be [{size}], one element per output channel, got {list(vector.shape)}.')
     _check_dense(name, vector)
     _check_device(first, vector, name, first_name)
-
-
-def _check_act(act: str, gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None) -> None:
-    _check_known('act', act, ACTS)
-    if act == 'prelu' and slope is None:
-        raise ValueError("act='prelu' needs slope: give one per output channel.")
-    if act != 'prelu' and not gamma is slope is zeta is None:
-        raise ValueError(f"gamma, slope and zeta belong to act='prelu', got act={act!r}: leave them None.")
 
 
 def _check_known(name: str, value: str, known: Sequence[str]) -> None:
@@ -432,16 +373,6 @@ def _check_dense(name: str, x: Tensor) -> None:
 def _check_device(first: Tensor, second: Tensor, second_name: str, first_name: str = 'x_words') -> None:
     if first.device != second.device:
         raise ValueError(f'{first_name} is on {first.device} and {second_name} on {second.device}: move both to one device.')
-
-
-def _check_pair(name: str, pair: Sequence[int], least: int) -> None:
-    if len(pair) != 2 or any(value < least or value >= STEPS_LIMIT for value in pair):
-        raise ValueError(f'{name} must be an int or a pair of ints, each at least {least} and below 2**31, got {list(pair)}.')
-
-
-def _check_terms(terms: int) -> None:
-    if terms >= TERMS_LIMIT:
-        raise ValueError(f'one output sums {terms} terms, the limit is 2**24 - 1: split the channels and add the results.')
 
 
 def _check_output(sizes: Sequence[int], image: Sequence[int], kernel: Sequence[int]) -> None:

@@ -24,11 +24,11 @@ BACKENDS: dict[str, 'str | type[Backend]'] = {
 
 
 class Backend:
-    """Base of all backends. Operators are methods, named and called as in `bnn_kernels.ops`; a backend has those it can run.
+    """Base of all backends. Operators are methods, named and called as in `bnn_kernels.checks`: those that it can run.
 
-    Arguments arrive checked by `bnn_kernels.checks`, pairs as (height, width). A result has the shape that the function of
-    `checks` returns: [N, O, H', W'] in channels-last memory, everything else contiguous. `binary_block2d` also serves its
-    in-place form: `out` is None or the tensor that takes the stream, which may be the shortcut itself.
+    Arguments arrive checked. A result has the shape that the function of `checks` returns: [N, O, H', W'] in channels-last
+    memory, everything else contiguous. `binary_block2d` also serves its in-place form: `out` is None or the tensor that takes
+    the stream, which may be the shortcut itself.
     """
 
     name: str

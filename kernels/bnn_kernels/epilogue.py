@@ -44,11 +44,21 @@ class Epilogue(NamedTuple):
     threshold: Tensor | None = None
     out_groups: int = 1
 
+    @property
+    def width(self) -> int:
+        """P, the output channels."""
+        return self.scale.numel()
 
-def stream_of(acc: Tensor, scale: Tensor, bias: Tensor, shortcut: Tensor | None, act: str, gamma: Tensor | None,
-              slope: Tensor | None, zeta: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def vectors(self) -> dict[str, Tensor | None]:
+        """The parameters that are tensors, by name."""
+        return dict(scale=self.scale, bias=self.bias, gamma=self.gamma, slope=self.slope, zeta=self.zeta,
+                    threshold=self.threshold)
+
+
+def stream_of(acc: Tensor, epilogue: Epilogue, shortcut: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The module's formula up to `stream`: int32 `[N, O, H, W]` to `[N, P, H, W]` of `dtype`."""
-    v = replicate(acc, scale.numel()).float() * _image(scale)
+    scale, bias, act, gamma, slope, zeta, *_ = epilogue
+    v = replicate(acc, epilogue.width).float() * _image(scale)
     v = v + _image(bias)
     if shortcut is not None:
         v = v + shortcut.float()
@@ -63,9 +73,10 @@ def stream_of(acc: Tensor, scale: Tensor, bias: Tensor, shortcut: Tensor | None,
     return v.to(dtype)
 
 
-def words_of(stream: Tensor, threshold: Tensor | None, out_groups: int) -> Tensor:
+def words_of(stream: Tensor, epilogue: Epilogue) -> Tensor:
     """The module's last line: `[N, P, H, W]` to int32 `[N, H, W, out_groups * words]`."""
-    return pack_bits(stream.float().permute(0, 2, 3, 1) >= (0 if threshold is None else threshold), out_groups)
+    threshold = 0 if epilogue.threshold is None else epilogue.threshold
+    return pack_bits(stream.float().permute(0, 2, 3, 1) >= threshold, epilogue.out_groups)
 
 
 def replicate(acc: Tensor, channels: int) -> Tensor:

@@ -7,16 +7,15 @@ or cannot be entered twice.
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from . import checks
 from .dispatch import Backend
 from .epilogue import ACTS
+from .geometry import Conv2dGeometry, linear_geometry
 from .layout import pack_bits, words_per_group
 
 SHARE = 64  # pixels that are worth a thread
@@ -51,39 +50,37 @@ class Numba(Backend):
 
     def binary_linear(self, x_words, w_words, features):
         images, kernel = x_words.reshape(-1, 1, 1, x_words.shape[-1]), w_words[:, None, None]
-        y = self.binary_conv2d(images, kernel, features, (1, 1), (0, 0), (1, 1), 1, 0)
+        y = self.binary_conv2d(images, kernel, linear_geometry(features, len(w_words)))
         return y.view(*x_words.shape[:-1], len(w_words))
 
-    def binary_conv2d(self, x_words, w_words, channels, stride, padding, dilation, groups, pad_value):
-        out, conv = self._conv(x_words, w_words, channels, stride, padding, dilation, groups, pad_value)
-        y = torch.empty(out, dtype=torch.int32, memory_format=torch.channels_last)
-        _share(self.kernels.convolve, *conv, _pixels(y))
+    def binary_conv2d(self, x_words, w_words, geometry):
+        y = torch.empty(geometry.shape(x_words.shape), dtype=torch.int32, memory_format=torch.channels_last)
+        _share(self.kernels.convolve, self._conv(x_words, w_words, geometry), _pixels(y))
         return y
 
-    def binary_conv2d_sign(self, x_words, w_words, channels, stride, padding, dilation, groups, pad_value, threshold, flip,
-                           out_groups):
-        (batch, _, *image), conv = self._conv(x_words, w_words, channels, stride, padding, dilation, groups, pad_value)
+    def binary_conv2d_sign(self, x_words, w_words, geometry, threshold, flip, out_groups):
+        batch, _, *image = geometry.shape(x_words.shape)
         words = out_groups * words_per_group(len(threshold), out_groups)
         y = torch.empty((batch, *image, words), dtype=torch.int32)
         flip = torch.zeros(len(threshold), dtype=torch.bool) if flip is None else flip
-        _share(self.kernels.convolve_sign, *conv, _array(threshold), _array(flip), out_groups, _rows(y))
+        _share(self.kernels.convolve_sign, self._conv(x_words, w_words, geometry), _array(threshold), _array(flip), out_groups,
+               _rows(y))
         return y
 
-    def binary_block2d(self, x_words, w_words, channels, stride, padding, dilation, groups, pad_value, scale, bias, shortcut,
-                       act, gamma, slope, zeta, threshold, out_groups, dtype, pack, keep, out):
-        (batch, _, *image), conv = self._conv(x_words, w_words, channels, stride, padding, dilation, groups, pad_value)
+    def binary_block2d(self, x_words, w_words, geometry, epilogue, shortcut, dtype, pack, keep, out=None):
+        batch, _, *image = geometry.shape(x_words.shape)
         # The loop works in place, on one float32 tensor that holds the shortcut before and the stream after it.
         stream = out
         if stream is None or stream.dtype != torch.float32:
-            stream = torch.empty((batch, len(scale), *image), memory_format=torch.channels_last)
+            stream = torch.empty((batch, epilogue.width, *image), memory_format=torch.channels_last)
         if shortcut is not None and shortcut is not stream:
             stream.copy_(shortcut.detach())
-        zero = torch.zeros(len(scale))
-        shifts = (_array(zero if vector is None else vector) for vector in (gamma, slope, zeta))
-        _share(self.kernels.convolve_block, *conv, _array(scale), _array(bias), shortcut is not None, ACTS.index(act), *shifts,
-               _pixels(stream))
+        zero = torch.zeros(epilogue.width)
+        shifts = (_array(zero if vector is None else vector) for vector in (epilogue.gamma, epilogue.slope, epilogue.zeta))
+        _share(self.kernels.convolve_block, self._conv(x_words, w_words, geometry), _array(epilogue.scale),
+               _array(epilogue.bias), shortcut is not None, ACTS.index(epilogue.act), *shifts, _pixels(stream))
         stream = stream.to(dtype)
-        words = self.pack_activations(stream, threshold, out_groups) if pack else x_words.new_empty(0)
+        words = self.pack_activations(stream, epilogue.threshold, epilogue.out_groups) if pack else x_words.new_empty(0)
         if out is not None:
             return words, out if stream is out else out.copy_(stream)
         return words, stream if keep else stream.new_empty(0)
@@ -98,25 +95,22 @@ class Numba(Backend):
         _share(self.kernels.pack, x.view(-1, x.shape[-1]).numpy(), _array(threshold), groups, _rows(y))
         return y
 
-    def _conv(self, x_words, w_words, channels, stride, padding, dilation, groups, pad_value) -> tuple[checks.Shape, tuple]:
-        """Shape [N, O, H', W'] of a convolution, and what its loops need: sizes, words, weights and the sums of the taps."""
-        shape = checks.binary_conv2d(x_words, w_words, channels, stride, padding, dilation, groups, pad_value)
-        x = _padded(x_words, channels, padding, groups, pad_value)
-        outputs, *kernel, words = w_words.shape
-        weights = w_words.view(torch.uint32).reshape(groups, outputs // groups, -1).transpose(1, 2).contiguous().numpy()
-        zero_padding = pad_value == 0 and any(padding)
-        size = self.kernels.Geometry(*x.shape[1:3], *padding, zero_padding, *kernel, *stride, *dilation, *shape[2:], words,
-                                     channels // groups)
-        return shape, (size, x.numpy().reshape(-1), weights, self.kernels.tap_sums(weights, words, channels // groups))
+    def _conv(self, x_words, w_words, geometry: Conv2dGeometry) -> tuple:
+        """What the loops of a convolution need: sizes, words, weights and the sums of the taps."""
+        x = _padded(x_words, geometry)
+        weights = w_words.view(torch.uint32).reshape(geometry.groups, geometry.group_outputs, -1)
+        weights = weights.transpose(1, 2).contiguous().numpy()
+        taps = self.kernels.tap_sums(weights, geometry.words, geometry.group_channels)
+        return geometry, tuple(x.shape[1:3]), geometry.size(x_words.shape[1:3]), x.numpy().reshape(-1), weights, taps
 
 
-def _padded(x_words: Tensor, channels: int, padding: Sequence[int], groups: int, pad_value: int) -> Tensor:
+def _padded(x_words: Tensor, geometry: Conv2dGeometry) -> Tensor:
     """The image with its padding, uint32: one bits for +1, zero bits for -1 and for 0, which the kernels take out again."""
-    vertical, horizontal = padding
+    vertical, horizontal = geometry.padding
     batch, height, width, words = x_words.shape
-    if not any(padding):
+    if not any(geometry.padding):
         return x_words.contiguous().view(torch.uint32)
-    outside = pack_bits(torch.full((channels,), pad_value == 1), groups)
+    outside = pack_bits(torch.full((geometry.channels,), geometry.pad_value == 1), geometry.groups)
     padded = outside.expand(batch, height + 2 * vertical, width + 2 * horizontal, words).contiguous()
     padded[:, vertical:vertical + height, horizontal:horizontal + width] = x_words
     return padded.view(torch.uint32)

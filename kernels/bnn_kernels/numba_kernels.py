@@ -1,13 +1,13 @@
 """The loops of the numba backend: popcounts over packed words, compiled at the first call and kept on disk.
 
-Outputs are counted in pixels, `pixel = (image * H' + row) * W' + column`, and four of them share each load of the weights.
+A convolution comes as `conv`: its geometry, height and width of the padded image, those of the output, the uint32 words of the
+padded images, flat, the weights `[groups, taps * words, O / groups]`, and their `tap_sums`. Outputs are counted in pixels,
+`pixel = (image * H' + row) * W' + column`, and four of them share each load of the weights.
 Zero padding is exact: the loops run over zero bits outside the image and then take out what these taps added. Floats are
 rounded operation by operation: without fastmath LLVM neither reorders nor contracts.
 
 Loops over channels index with the loop's own variable alone: an offset might be negative to LLVM, and it would not vectorize.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit, types
@@ -16,26 +16,6 @@ from numba.extending import intrinsic
 IDENTITY, PRELU, RELU, HARDTANH = range(4)
 BLOCK = 4  # pixels that share the weights
 compiled = njit(cache=True, nogil=True, error_model='numpy')
-
-
-class Geometry(NamedTuple):
-    """Sizes of one convolution: of the image, the kernel and the output; `width` and `height` include the padding."""
-
-    height: int
-    width: int
-    pad_height: int
-    pad_width: int
-    zero_padding: bool  # taps in the padding do not count
-    kernel_height: int
-    kernel_width: int
-    stride_height: int
-    stride_width: int
-    dilation_height: int
-    dilation_width: int
-    out_height: int
-    out_width: int
-    words: int  # of one group
-    channels: int  # of one group
 
 
 @intrinsic
@@ -91,42 +71,45 @@ def _differences(x, bases, offsets, weights, words, counts):
 
 
 @compiled
-def _offsets(size, pixel_words):
+def _offsets(conv):
     """Where the words of the kernel lie behind the first word of a pixel."""
-    offsets = np.empty(size.kernel_height * size.kernel_width * size.words, np.int64)
-    place = 0
-    for i in range(size.kernel_height):
-        for j in range(size.kernel_width):
-            for word in range(size.words):
-                offsets[place] = (i * size.dilation_height * size.width + j * size.dilation_width) * pixel_words + word
-                place += 1
+    geometry, (_, width), _, _, weights, _ = conv
+    groups, terms, _ = weights.shape
+    words = terms // (geometry.kernel[0] * geometry.kernel[1])
+    offsets = np.empty(terms, np.int64)
+    for term in range(terms):
+        i, j = divmod(term // words, geometry.kernel[1])
+        place = i * geometry.dilation[0] * width + j * geometry.dilation[1]
+        offsets[term] = place * groups * words + term % words
     return offsets
 
 
 @compiled
-def _sums(size, x, offsets, weights, taps, first, last, bases, counts, sums):
+def _sums(conv, offsets, first, last, bases, counts, sums):
     """Integer results of the pixels `first`, ... of a block, int32 `[4, P]`; past `last` the last one is repeated."""
-    pixel_words = weights.shape[0] * size.words
+    geometry, (height, width), (out_height, out_width), x, weights, taps = conv
+    words = weights.shape[1] // len(taps)
+    stride_height, stride_width = geometry.stride
     for i in range(BLOCK):
-        row, column = divmod(min(first + i, last - 1), size.out_width)
-        image, row = divmod(row, size.out_height)
-        place = (image * size.height + row * size.stride_height) * size.width + column * size.stride_width
-        bases[i] = place * pixel_words
-    _differences(x, bases, offsets, weights, size.words, counts)
-    terms = np.int32(size.kernel_height * size.kernel_width * size.channels)
+        row, column = divmod(min(first + i, last - 1), out_width)
+        image, row = divmod(row, out_height)
+        place = (image * height + row * stride_height) * width + column * stride_width
+        bases[i] = place * weights.shape[0] * words
+    _differences(x, bases, offsets, weights, words, counts)
+    terms = np.int32(len(taps) * (geometry.channels // geometry.groups))
     flat, outputs = counts.reshape(BLOCK, -1), taps.shape[1]
+    pad_height, pad_width = geometry.padding
     for i in range(BLOCK):
         for j in range(outputs):
             sums[i, j] = terms - 2 * np.int32(flat[i, j])
-        if size.zero_padding:
-            row, column = divmod(min(first + i, last - 1), size.out_width)
-            row = row % size.out_height * size.stride_height
-            column *= size.stride_width
+        if geometry.pad_value == 0 and pad_height + pad_width > 0:  # taps in the padding do not count
+            row, column = divmod(min(first + i, last - 1), out_width)
+            row = row % out_height * stride_height
+            column *= stride_width
             for tap in range(len(taps)):
-                y = row + tap // size.kernel_width * size.dilation_height
-                z = column + tap % size.kernel_width * size.dilation_width
-                if not (size.pad_height <= y < size.height - size.pad_height
-                        and size.pad_width <= z < size.width - size.pad_width):
+                y = row + tap // geometry.kernel[1] * geometry.dilation[0]
+                z = column + tap % geometry.kernel[1] * geometry.dilation[1]
+                if not (pad_height <= y < height - pad_height and pad_width <= z < width - pad_width):
                     for j in range(outputs):
                         sums[i, j] -= taps[tap, j]
         for j in range(outputs, sums.shape[1]):  # replicas
@@ -134,31 +117,31 @@ def _sums(size, x, offsets, weights, taps, first, last, bases, counts, sums):
 
 
 @compiled
-def _buffers(weights, channels):
+def _buffers(conv, channels):
     """Starts of the pixels of a block, counts `[4, groups, O / groups]` and sums `[4, P]`."""
-    counts = np.empty((BLOCK, weights.shape[0], weights.shape[2]), np.uint32)
-    return np.empty(BLOCK, np.int64), counts, np.empty((BLOCK, channels), np.int32)
+    groups, _, outputs = conv[4].shape
+    return np.empty(BLOCK, np.int64), np.empty((BLOCK, groups, outputs), np.uint32), np.empty((BLOCK, channels), np.int32)
 
 
 @compiled
-def convolve(first, last, size, x, weights, taps, out):
+def convolve(first, last, conv, out):
     """Pixels `first` to `last` of a convolution: int32 `out` [pixels, O]."""
-    offsets = _offsets(size, weights.shape[0] * size.words)
-    bases, counts, sums = _buffers(weights, out.shape[1])
+    offsets = _offsets(conv)
+    bases, counts, sums = _buffers(conv, out.shape[1])
     for start in range(first, last, BLOCK):
-        _sums(size, x, offsets, weights, taps, start, last, bases, counts, sums)
+        _sums(conv, offsets, start, last, bases, counts, sums)
         for i in range(min(BLOCK, last - start)):
             for j in range(out.shape[1]):
                 out[start + i, j] = sums[i, j]
 
 
 @compiled
-def convolve_block(first, last, size, x, weights, taps, scale, bias, shortcut, act, gamma, slope, zeta, stream):
+def convolve_block(first, last, conv, scale, bias, shortcut, act, gamma, slope, zeta, stream):
     """Convolution and float epilogue: float32 `stream` [pixels, P], which holds the shortcut before where there is one."""
-    offsets = _offsets(size, weights.shape[0] * size.words)
-    bases, counts, sums = _buffers(weights, stream.shape[1])
+    offsets = _offsets(conv)
+    bases, counts, sums = _buffers(conv, stream.shape[1])
     for start in range(first, last, BLOCK):
-        _sums(size, x, offsets, weights, taps, start, last, bases, counts, sums)
+        _sums(conv, offsets, start, last, bases, counts, sums)
         for i in range(min(BLOCK, last - start)):
             _affine(sums, i, scale, bias, shortcut, stream, start + i)
             _activate(act, gamma, slope, zeta, stream, start + i)
@@ -194,13 +177,13 @@ def _activate(act, gamma, slope, zeta, stream, pixel):
 
 
 @compiled
-def convolve_sign(first, last, size, x, weights, taps, threshold, flip, groups, out):
+def convolve_sign(first, last, conv, threshold, flip, groups, out):
     """Convolution and integer threshold, packed for `groups`: uint32 `out` [pixels, words]."""
-    offsets = _offsets(size, weights.shape[0] * size.words)
-    bases, counts, sums = _buffers(weights, len(threshold))
+    offsets = _offsets(conv)
+    bases, counts, sums = _buffers(conv, len(threshold))
     bits, lanes, grouped, bytes8 = _lanes(len(threshold), groups, out.shape[1])
     for start in range(first, last, BLOCK):
-        _sums(size, x, offsets, weights, taps, start, last, bases, counts, sums)
+        _sums(conv, offsets, start, last, bases, counts, sums)
         for i in range(min(BLOCK, last - start)):
             for j in range(len(bits)):
                 bits[j] = (sums[i, j] >= threshold[j]) ^ flip[j]

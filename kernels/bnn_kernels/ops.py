@@ -1,17 +1,23 @@
 """The public operators, registered as `torch.ops.bnn_kernels.*`: one node each for torch.compile and torch.export.
 
-A call is checked (TypeError for dtypes, ValueError for the rest) and sent through `dispatch`.
+A call is checked (TypeError for dtypes, ValueError for the rest) and sent through `dispatch`. Schemas know numbers and tensors
+only: here alone objects are taken apart for them, and made again of their arguments.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import NoneType
 
 import torch
 from torch import Tensor
 
 from . import checks
+from .attention import Planes
 from .epilogue import Epilogue
+from .geometry import Conv2dGeometry
 from .prepared_op import PreparedOp, shared_op
+from .recurrence import Recurrence
 
 Pair = int | Sequence[int]
 
@@ -83,11 +89,9 @@ def binary_conv2d(x_words: Tensor, w_words: Tensor, channels: int, stride: Pair 
     if PreparedOp.direct(x_words) and type(w_words) is Tensor:
         pairs = _int_pair(stride), _int_pair(padding), _int_pair(dilation)
         if None not in pairs and type(channels) is type(groups) is type(pad_value) is int:
-            call = shared_op('binary_conv2d', ('channels', channels), ('stride', pairs[0]), ('padding', pairs[1]),
-                         ('dilation', pairs[2]), ('groups', groups), ('pad_value', pad_value))
-            return call(x_words=x_words, w_words=w_words)
+            return _shared_conv2d(w_words.shape, channels, *pairs, groups, pad_value)(x_words=x_words, w_words=w_words)
     return _binary_conv2d(x_words, w_words, channels, _pair(stride), _pair(padding), _pair(dilation), groups,
-                          checks.check_pad_value(pad_value))
+                          _pad_value(pad_value))
 
 
 def binary_conv2d_sign(x_words: Tensor, w_words: Tensor, channels: int, threshold: Tensor, flip: Tensor | None = None, *,
@@ -111,7 +115,7 @@ def binary_conv2d_sign(x_words: Tensor, w_words: Tensor, channels: int, threshol
         torch.Size([1, 12, 12, 2])
     """
     return _binary_conv2d_sign(x_words, w_words, channels, _pair(stride), _pair(padding), _pair(dilation), groups,
-                               checks.check_pad_value(pad_value), threshold, flip, out_groups)
+                               _pad_value(pad_value), threshold, flip, out_groups)
 
 
 def binary_block2d(x_words: Tensor, w_words: Tensor, channels: int, epilogue: Epilogue, shortcut: Tensor | None = None, *,
@@ -144,7 +148,7 @@ def binary_block2d(x_words: Tensor, w_words: Tensor, channels: int, epilogue: Ep
     """
     scale, bias, *act = epilogue
     words, stream = _binary_block2d(x_words, w_words, channels, _pair(stride), _pair(padding), _pair(dilation), groups,
-                                    checks.check_pad_value(pad_value), scale, bias, shortcut, *act, dtype, pack, keep)
+                                    _pad_value(pad_value), scale, bias, shortcut, *act, dtype, pack, keep)
     return words if pack else None, stream if keep else None
 
 
@@ -163,7 +167,7 @@ def binary_block2d_(stream: Tensor, x_words: Tensor, w_words: Tensor, channels: 
         True
     """
     words = _binary_block2d_(stream, x_words, w_words, channels, _pair(stride), _pair(padding), _pair(dilation), groups,
-                             checks.check_pad_value(pad_value), *epilogue, pack)
+                             _pad_value(pad_value), *epilogue, pack)
     return words if pack else None
 
 
@@ -276,91 +280,102 @@ def _int_pair(value: Pair) -> tuple[int, int] | None:
     return tuple(value) if isinstance(value, tuple | list) and len(value) == 2 and {*map(type, value)} == {int} else None
 
 
+def _pad_value(value: int) -> int:
+    if value not in (0, -1, 1):  # before the schema's own sentence, for a float
+        raise ValueError(f'pad_value must be 0, -1 or 1, got {value}: 0 leaves out-of-image taps out of the sum.')
+    return int(value)
+
+
 def _tensor_or_none(threshold: Tensor | None) -> Tensor | None:
     if threshold is not None and not isinstance(threshold, Tensor):
         raise TypeError(f'threshold must be a tensor or None, got {type(threshold).__name__}: wrap it, torch.tensor([...]).')
     return threshold
 
 
+@lru_cache(1024)
+def _shared_conv2d(w_shape: tuple[int, ...], *numbers) -> PreparedOp:
+    return shared_op('binary_conv2d', ('geometry', Conv2dGeometry.of(w_shape, *numbers)))
+
+
 _library = torch.library.Library('bnn_kernels', 'DEF')
 
 
-def _define(signature: str, check: Callable, real: Callable, fake: Callable, result: str = 'Tensor'):
-    """Defines one operator, named like its check. No autograd: bits have no gradient."""
+def _define(signature: str, check: Callable, empty: Callable[[dict], Tensor | tuple[Tensor, ...]], result: str = 'Tensor',
+            in_place: bool = False):
+    """Defines one operator, named like its check. No autograd: bits have no gradient.
+
+    Args:
+        signature, result: of the schema, with the fields of each object that the check takes in its place.
+        check: takes a call, and returns the shapes of its results.
+        empty: the results of a call for a fake kernel.
+        in_place: `stream` is the shortcut and takes the result, only the words are returned.
+    """
     op = check.__name__
     # Library.define costs less per call than torch.library.custom_op.
     _library.define(f'{op}({signature}) -> {result}', tags=(torch.Tag.pt2_compliant_tag,))
+    overload = getattr(torch.ops.bnn_kernels, op).default
+    names = [argument.name for argument in overload._schema.arguments]
+    weight = 'w_words' if 'w_words' in names else 'weight'
+    objects = [(parameter.name, parameter.annotation, [field for field in parameter.annotation._fields if field in names])
+               for parameter in inspect.signature(check).parameters.values()
+               if parameter.name not in names and parameter.default is inspect.Parameter.empty]
+
+    def described(arguments: Sequence) -> dict:
+        call = dict(zip(names, arguments, strict=True))
+        for name, kind, fields in objects:
+            parts = {field: tuple(value) if isinstance(value := call.pop(field), list) else value for field in fields}
+            call[name] = kind.of(call[weight].shape, **parts) if name == 'geometry' else kind(**parts)
+        return call
+
+    def real(*arguments):
+        call = described(arguments)
+        own = dict(call)
+        if in_place:
+            stream = own.pop('stream')
+            own |= dict(shortcut=stream, dtype=stream.dtype, keep=True, out=stream)
+        inputs = {name: value for name, value in own.items() if isinstance(value, COME)}
+        try:
+            result = shared_op(op.rstrip('_'), *[(name, own[name]) for name in own if name not in inputs])(**inputs)
+        except Exception:
+            check(**call)  # its sentence first: it knows the arguments by these names
+            raise
+        return result[0] if in_place else result
+
     _library.impl(op, real, 'CompositeExplicitAutograd')
-    torch.library.register_fake(f'bnn_kernels::{op}', fake, lib=_library)
-    return getattr(torch.ops.bnn_kernels, op).default
+    torch.library.register_fake(f'bnn_kernels::{op}', lambda *arguments: empty(described(arguments)), lib=_library)
+    return overload
+
+
+COME = Tensor, NoneType, Epilogue, Recurrence, Planes  # with each call; numbers are bound
 
 
 def _register(signature: str, check: Callable[..., checks.Shape], dtype: torch.dtype | None = torch.int32,
               memory_format=torch.contiguous_format):
-    """An operator with one result: `check`, of the same name and arguments, accepts a call and knows the result's shape.
+    """An operator with one result, of `dtype`, or that of the first argument where this is None."""
+    def empty(call):
+        first = next(iter(call.values()))
+        return torch.empty(check(**call), dtype=dtype or first.dtype, device=first.device, memory_format=memory_format)
 
-    The result has `dtype`, or that of the first argument where this is None.
-    """
-    real = _runner(check)
-
-    def fake(*arguments):
-        first = arguments[0]
-        return torch.empty(check(*arguments), dtype=dtype or first.dtype, device=first.device, memory_format=memory_format)
-
-    return _define(signature, check, real, fake)
+    return _define(signature, check, empty)
 
 
-def _runner(check: Callable, complete: Callable[[dict], dict] = dict) -> Callable:
-    """Runs the operator of a check with its arguments by name: numbers are bound, tensors come with each call."""
-    op, names = check.__name__.rstrip('_'), tuple(inspect.signature(check).parameters)
-
-    def real(*arguments):
-        call = complete(dict(zip(names, arguments, strict=False)))
-        tensors = {name: value for name, value in call.items() if value is None or isinstance(value, Tensor)}
-        numbers = [(name, tuple(value) if isinstance(value, list) else value)
-                   for name, value in call.items() if name not in tensors]
-        try:
-            return shared_op(op, *numbers)(**tensors)
-        except Exception:
-            check(*arguments)  # its sentence first: it knows the arguments by these names
-            raise
-
-    return real
-
-
-def _fake_block(*arguments):
-    words, stream = checks.binary_block2d(*arguments)
-    call = dict(zip(_BLOCK, arguments, strict=True))
+def _empty_block(call):
+    words, stream = checks.binary_block2d(**call)
     memory_format = torch.channels_last if call['keep'] else torch.contiguous_format
     return (torch.empty(words, dtype=torch.int32, device=call['x_words'].device),
             torch.empty(stream, dtype=call['dtype'], device=call['x_words'].device, memory_format=memory_format))
 
 
-def _run_block_(*arguments):
-    return _run_in_place(*arguments)[0]
+def _empty_words(call):
+    return torch.empty(checks.binary_block2d_(**call), dtype=torch.int32, device=call['stream'].device)
 
 
-def _in_place(call: dict) -> dict:
-    stream = call.pop('stream')
-    return call | dict(shortcut=stream, dtype=stream.dtype, keep=True, out=stream)
-
-
-_run_in_place = _runner(checks.binary_block2d_, _in_place)
-
-
-def _fake_block_(stream, *arguments):
-    return torch.empty(checks.binary_block2d_(stream, *arguments), dtype=torch.int32, device=stream.device)
-
-
-def _fake_stem(*arguments):
-    words, stream = checks.stem2d(*arguments)
-    call = dict(zip(_STEM, arguments, strict=True))
+def _empty_stem(call):
+    words, stream = checks.stem2d(**call)
     return (torch.empty(words, dtype=torch.int32, device=call['x'].device),
             torch.empty(stream, dtype=call['dtype'], device=call['x'].device, memory_format=torch.channels_last))
 
 
-_BLOCK = tuple(inspect.signature(checks.binary_block2d).parameters)[:-1]  # without `out`, which the operator in place has
-_STEM = tuple(inspect.signature(checks.stem2d).parameters)
 _CONV = ('Tensor x_words, Tensor w_words, SymInt channels, SymInt[] stride, SymInt[] padding, SymInt[] dilation, '
          'SymInt groups, SymInt pad_value')
 _AFFINE = 'Tensor scale, Tensor bias'
@@ -371,14 +386,13 @@ _pack_features = _register('Tensor x, Tensor? threshold', checks.pack_features)
 _binary_conv2d = _register(_CONV, checks.binary_conv2d, memory_format=torch.channels_last)
 _binary_conv2d_sign = _register(f'{_CONV}, Tensor threshold, Tensor? flip, SymInt out_groups', checks.binary_conv2d_sign)
 _binary_block2d = _define(f'{_CONV}, {_AFFINE}, Tensor? shortcut, {_ACT}, ScalarType dtype, bool pack, bool keep',
-                          checks.binary_block2d, _runner(checks.binary_block2d, lambda call: call | dict(out=None)),
-                          _fake_block, '(Tensor, Tensor)')
-_binary_block2d_ = _define(f'Tensor(a!) stream, {_CONV}, {_AFFINE}, {_ACT}, bool pack', checks.binary_block2d_, _run_block_,
-                           _fake_block_)
+                          checks.binary_block2d, _empty_block, '(Tensor, Tensor)')
+_binary_block2d_ = _define(f'Tensor(a!) stream, {_CONV}, {_AFFINE}, {_ACT}, bool pack', checks.binary_block2d_, _empty_words,
+                           in_place=True)
 _downsample2d = _register('Tensor x, Tensor weight, Tensor bias, SymInt pool', checks.downsample2d, None, torch.channels_last)
 _stem2d = _define('Tensor x, Tensor weight, SymInt[] stride, SymInt[] padding, SymInt[] window, SymInt[] window_stride, '
-                  f'SymInt[] window_padding, {_AFFINE}, {_ACT}, ScalarType dtype, bool pack', checks.stem2d,
-                  _runner(checks.stem2d), _fake_stem, '(Tensor, Tensor)')
+                  f'SymInt[] window_padding, {_AFFINE}, {_ACT}, ScalarType dtype, bool pack', checks.stem2d, _empty_stem,
+                  '(Tensor, Tensor)')
 _binary_conv_transpose2d = _register(
     'Tensor x_words, Tensor w_words, SymInt channels, SymInt[] stride, SymInt[] padding, SymInt[] output_padding, '
     'SymInt[] dilation, SymInt groups', checks.binary_conv_transpose2d, memory_format=torch.channels_last)

@@ -40,7 +40,7 @@ class PreparedOp:
 
     def choose(self, inputs: dict[str, Tensor | None]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
         """What runs inputs of this kind, and may be joined with others (`bnn_kernels.join`); takes them by name."""
-        key = (dispatch.choice(), *inputs, *[None if x is None else input_signature(x) for x in inputs.values()])
+        key = (dispatch.choice(), *inputs, *map(input_signature, inputs.values()))
         call = self.chosen.get(key)
         if call is None:
             self.check(**self.fixed, **inputs)
@@ -50,9 +50,11 @@ class PreparedOp:
         return call
 
 
-def input_signature(x: Tensor) -> tuple:
-    """What decides how an input is run: tensors that agree in it share a call."""
-    return x.shape, x.stride(), x.dtype, x.device, x.is_inference()
+def input_signature(x: Tensor | tuple | Hashable) -> Hashable:
+    """What decides how an input is run: tensors, and objects that hold some, share a call where they agree in it."""
+    if isinstance(x, Tensor):
+        return x.shape, x.stride(), x.dtype, x.device, x.is_inference()
+    return tuple(map(input_signature, x)) if isinstance(x, tuple) else x
 
 
 MOST_SIGNATURES = 256  # of inputs and forced backends that one operator, or one call of several, remembers

@@ -66,18 +66,29 @@ class Recurrence(NamedTuple):
     readout: str = 'tanh'
     feedback: str = 'h'
 
+    def direction(self, number: int) -> 'Recurrence':
+        """That of one direction: `scale`, `scale_x` and `bias` `[4, P]`, `threshold` `[P]`."""
+        scale, scale_x, bias = (None if v is None else v[number].view(4, -1) for v in (self.scale, self.scale_x, self.bias))
+        threshold = None if self.threshold is None else self.threshold[number]
+        return self._replace(scale=scale, scale_x=scale_x, bias=bias, threshold=threshold)
 
-def step(zx: Tensor, sums: Tensor, cell: Tensor, saturate: bool, scale: Tensor, threshold: Tensor | None, eps: float | None,
-         gates: str, candidate: str, readout: str, feedback: str) -> tuple[Tensor, Tensor, Tensor]:
+
+def step(x: Tensor, sums: Tensor, cell: Tensor, saturate: bool,
+         recurrence: Recurrence) -> tuple[Tensor, Tensor, Tensor]:
     """One step by the module's formula.
 
     Args:
-        zx: float32 `[N, 4, P]`, the input part after scale and bias.
-        sums: int32 `[N, 4, O]`. cell: float32 `[N, P]`. scale: float32 `[4, P]`. threshold: float32 `[P]` or None.
+        x: int32 or float32 `[N, 4, I]`, the input part. sums: int32 `[N, 4, O]`. cell: float32 `[N, P]`.
+        saturate: whether the cell is an int8 one.
+        recurrence: of one direction.
 
     Returns:
         h float32 `[N, P]`, bits bool `[N, P]`, the next cell float32 `[N, P]`.
     """
+    scale, scale_x, bias, threshold, eps, gates, candidate, readout, feedback = recurrence
+    zx = replicate(x.float(), scale.shape[-1])
+    zx = zx if scale_x is None else zx * scale_x
+    zx = zx if bias is None else zx + bias
     zh = sums.float()
     if eps is not None:
         mean, rstd = statistics(sums, eps)

@@ -1,6 +1,5 @@
 """The public operators of recurrent networks and Transformers, registered like those of ops.py."""
 
-import inspect
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from . import checks
 from .layout import pack_bits
-from .ops import _define, _register, _runner, pack_activations
+from .ops import _define, _register, pack_activations
 from .recurrence import Recurrence
 
 
@@ -170,28 +169,22 @@ def _image(x: Tensor) -> Tensor:
     return x.unsqueeze(-1)
 
 
-def _fake_lstm(x, *arguments):
-    h, words, h_words, cell = checks.binary_lstm(x, *arguments)
-    call = dict(zip(_LSTM[1:], arguments, strict=True))
-    kinds = (torch.float32, torch.int32, torch.int32, call['cell'].dtype)
-    return tuple(torch.empty(shape, dtype=kind, device=x.device)
-                 for shape, kind in zip((h, words, h_words, cell), kinds, strict=True))
+def _empty_lstm(call):
+    dtypes = torch.float32, torch.int32, torch.int32, call['cell'].dtype
+    return tuple(torch.empty(shape, dtype=dtype, device=call['x'].device)
+                 for shape, dtype in zip(checks.binary_lstm(**call), dtypes, strict=True))
 
 
-def _fake_attention(q_words, *arguments):
-    scale = dict(zip(_ATTENTION[1:], arguments, strict=True))['scale']
-    return torch.empty(checks.binary_attention(q_words, *arguments), device=q_words.device,
-                       dtype=torch.int32 if scale is None else torch.float32)
+def _empty_attention(call):
+    return torch.empty(checks.binary_attention(**call), device=call['q_words'].device,
+                       dtype=torch.int32 if call['planes'].scale is None else torch.float32)
 
-
-_LSTM = tuple(inspect.signature(checks.binary_lstm).parameters)
-_ATTENTION = tuple(inspect.signature(checks.binary_attention).parameters)
 
 _pack_normalized = _register('Tensor x, Tensor mean, Tensor std, Tensor threshold, Tensor? flip', checks.pack_normalized)
 _binary_lstm = _define(
     'Tensor x, Tensor w_words, Tensor scale, Tensor? scale_x, Tensor? bias, Tensor? threshold, float? eps, str gates, '
     'str candidate, str readout, str feedback, Tensor h_words, Tensor cell, Tensor? lengths, bool pack, bool keep',
-    checks.binary_lstm, _runner(checks.binary_lstm), _fake_lstm, '(Tensor, Tensor, Tensor, Tensor)')
+    checks.binary_lstm, _empty_lstm, '(Tensor, Tensor, Tensor, Tensor)')
 _binary_attention = _define(
     'Tensor q_words, Tensor k_words, Tensor v_words, SymInt head_dim, str[] rules, Tensor limit, Tensor? table, '
-    'Tensor? scale, Tensor? mask_words', checks.binary_attention, _runner(checks.binary_attention), _fake_attention)
+    'Tensor? scale, Tensor? mask_words', checks.binary_attention, _empty_attention)

@@ -31,14 +31,14 @@ def main(library: str, examples: int) -> None:
     @some
     @given(call=st.one_of(SMALL, cases.transposed()))
     def sums(call):
-        op = 'binary_conv2d' if 'pad_value' in call else 'binary_conv_transpose2d'
+        op = 'binary_conv_transpose2d' if call['geometry'].transposed else 'binary_conv2d'
         assert torch.equal(getattr(cpu, op)(**call), getattr(reference, op)(**call))
         assert given_back()
 
     @some
     @given(call=st.one_of(cases.blocks(SMALL), cases.signs(SMALL)))
     def epilogues(call):
-        if 'act' in call:
+        if 'epilogue' in call:
             for result, expected in zip(cases.run_block(cpu, call), cases.run_block(reference, call), strict=True):
                 assert torch.equal(result, expected)
         else:

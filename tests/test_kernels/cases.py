@@ -6,8 +6,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from bnn_kernels import attention, checks, layout, recurrence
+from bnn_kernels import Epilogue, Recurrence, attention, layout, recurrence
+from bnn_kernels.attention import Planes
 from bnn_kernels.epilogue import ACTS
+from bnn_kernels.geometry import Conv2dGeometry
 
 CHANNELS = st.one_of(st.integers(1, 40), st.sampled_from([31, 32, 33, 63, 64, 65, 96, 128, 129]))
 OUTPUTS = st.one_of(st.integers(1, 20), st.sampled_from([15, 16, 17, 32, 63, 64, 65]))
@@ -20,6 +22,14 @@ def examples(number: int):
 
 def pairs(low: int, high: int):
     return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+def flat(call: dict) -> dict:
+    """With the fields of objects by their names, as the schema of an operator has them."""
+    fields = {}
+    for name, value in call.items():
+        fields |= value._asdict() if hasattr(value, '_asdict') else {name: value}
+    return fields
 
 
 def words(draw: np.random.Generator, *shape: int, groups: int = 1) -> torch.Tensor:
@@ -36,24 +46,23 @@ def convolutions(draw, channels=CHANNELS, outputs=OUTPUTS, image=10, batch=3):
     reach = [max(1, (k - 1) * d + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
     height, width = (r + draw(st.integers(0, image)) for r in reach)
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    geometry = Conv2dGeometry(per_group * groups, draw(outputs) * groups, kernel, draw(pairs(1, 3)), padding, dilation, groups,
+                              draw(st.sampled_from([0, 0, -1, 1])))
     return dict(
-        x_words=words(random, draw(st.integers(0, batch)), height, width, per_group * groups, groups=groups),
-        w_words=words(random, draw(outputs) * groups, *kernel, per_group),
-        channels=per_group * groups, stride=draw(pairs(1, 3)), padding=padding, dilation=dilation, groups=groups,
-        pad_value=draw(st.sampled_from([0, 0, -1, 1])))
+        x_words=words(random, draw(st.integers(0, batch)), height, width, geometry.channels, groups=groups),
+        w_words=words(random, geometry.outputs, *kernel, per_group), geometry=geometry)
 
 
 @st.composite
 def transposed(draw):
     """Arguments of binary_conv_transpose2d."""
     call = draw(convolutions(image=6))
-    output_padding = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(call['stride'], call['dilation'], strict=True))
-    del call['pad_value']
-    sizes = zip(call['x_words'].shape[1:3], call['stride'], call['w_words'].shape[1:3], call['dilation'], output_padding,
-                strict=True)
-    least = [(i - 1) * s + d * (k - 1) + o for i, s, k, d, o in sizes]  # the output's last position without padding
-    padding = tuple(draw(st.integers(0, min(3, size // 2))) for size in least)
-    return call | dict(padding=padding, output_padding=output_padding)
+    geometry = call['geometry']
+    steps = zip(geometry.stride, geometry.dilation, strict=True)
+    output_padding = tuple(draw(st.integers(0, max(step) - 1)) for step in steps)
+    whole = geometry._replace(pad_value=0, padding=(0, 0), output_padding=output_padding)
+    padding = tuple(draw(st.integers(0, min(3, (side - 1) // 2))) for side in whole.size(call['x_words'].shape[1:3]))
+    return call | dict(geometry=whole._replace(padding=padding))
 
 
 @st.composite
@@ -83,8 +92,8 @@ def blocks(draw, conv=None):
     act, dtype, out = draw(st.sampled_from(ACTS)), draw(st.sampled_from(STREAMS)), None
     slope = vector() if act == 'prelu' else None
     gamma, zeta = (vector() if act == 'prelu' and draw(st.booleans()) else None for _ in range(2))
-    shape = checks.binary_conv2d(**call)
-    shape = (shape[0], width, *shape[2:])
+    batch, _, *size = call['geometry'].shape(call['x_words'].shape)
+    shape = (batch, width, *size)
     shortcut = draw(st.sampled_from(['none', 'planar', 'other dtype', 'in place']))
     residual = None
     if shortcut != 'none':
@@ -94,10 +103,9 @@ def blocks(draw, conv=None):
             residual = out = residual.contiguous(memory_format=torch.channels_last)
     pack, keep = (draw(st.booleans()), True) if out is not None else draw(st.sampled_from([(1, 1), (1, 0), (0, 1)]))
     return call | dict(
-        scale=vector(), bias=vector(), shortcut=residual, act=act, gamma=gamma, slope=slope, zeta=zeta,
-        threshold=vector() if draw(st.booleans()) else None,
-        out_groups=draw(st.sampled_from([g for g in (1, 2, 3) if width % g == 0])), dtype=dtype, pack=bool(pack),
-        keep=bool(keep), out=out)
+        epilogue=Epilogue(vector(), vector(), act, gamma, slope, zeta, vector() if draw(st.booleans()) else None,
+                          draw(st.sampled_from([g for g in (1, 2, 3) if width % g == 0]))),
+        shortcut=residual, dtype=dtype, pack=bool(pack), keep=bool(keep), out=out)
 
 
 def run_block(backend, call: dict) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,11 +173,12 @@ def lstms(draw, units=UNITS, steps=5, batch=9, statistics=True):
     scale_x, bias = (floats(random, directions, 4 * width) if draw(st.booleans()) else None for _ in range(2))
     return dict(
         x=(x * 20).int() if draw(st.booleans()) else x, w_words=words(random, directions, 4 * outputs, width),
-        scale=floats(random, directions, 4 * width) * random.choice([0.01, 1]), scale_x=scale_x, bias=bias,
-        threshold=floats(random, directions, width) * 0.3 if draw(st.booleans()) else None,
-        eps=draw(st.sampled_from([None, None, 1e-5])) if statistics else None, gates=gates, candidate=candidate,
-        readout=draw(st.sampled_from(recurrence.READOUTS)),
-        feedback=draw(st.sampled_from(recurrence.FEEDBACKS)) if gates == 'binary' else 'h',
+        recurrence=Recurrence(
+            floats(random, directions, 4 * width) * random.choice([0.01, 1]), scale_x, bias,
+            floats(random, directions, width) * 0.3 if draw(st.booleans()) else None,
+            draw(st.sampled_from([None, None, 1e-5])) if statistics else None, gates, candidate,
+            draw(st.sampled_from(recurrence.READOUTS)),
+            draw(st.sampled_from(recurrence.FEEDBACKS)) if gates == 'binary' else 'h'),
         h_words=words(random, directions, batch, width), cell=cell,
         lengths=torch.from_numpy(random.integers(-1, steps + 2, batch)) if draw(st.booleans()) else None,
         **draw(st.sampled_from([dict(pack=True, keep=True), dict(pack=True, keep=False), dict(pack=False, keep=True)])))
@@ -199,8 +208,9 @@ def attentions(draw, queries=20, keys=(1, 5, 31, 32, 33, 49, 64, 65, 100, 300),
         mask_words = words(random, *shape)
     return dict(
         q_words=words(random, batch, queries, heads, features), k_words=words(random, batch, keys, heads, features),
-        v_words=words(random, batch, heads, values, keys), head_dim=features, rules=rules, limit=torch.from_numpy(limit),
-        table=table, scale=floats(random, planes, heads) if planes > 1 or draw(st.booleans()) else None,
+        v_words=words(random, batch, heads, values, keys), head_dim=features,
+        planes=Planes(tuple(rules), torch.from_numpy(limit), table,
+                      floats(random, planes, heads) if planes > 1 or draw(st.booleans()) else None),
         mask_words=None if mask == 'none' else mask_words)
 
 

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnn_kernels.cpu import engine
+from bnn_kernels.cpu import engine, lowering
 from bnn_kernels.cpu.backend import Cpu
+from bnn_kernels.geometry import Conv2dGeometry
 from bnn_kernels.reference import Reference
 
 from . import cases
@@ -101,19 +102,17 @@ def test_downsample2d(call):
 @pytest.mark.parametrize(('far', 'near'), [(10**6, 20), (50, 50)])
 def test_wide_dilation(far, near, pad_value):
     """Taps far apart get planes of their own, so memory does not grow with the dilation: only the middle tap is inside."""
-    call = dict(x_words=words(2, 7, 9, 2), w_words=words(20, 3, 3, 2), channels=64, stride=(1, 2), groups=1,
-                pad_value=pad_value)
-    result = CPU.binary_conv2d(**call, dilation=(far, far), padding=(far, far))
-    assert torch.equal(result, REFERENCE.binary_conv2d(**call, dilation=(near, near), padding=(near, near)))
+    tensors, geometry = (words(2, 7, 9, 2), words(20, 3, 3, 2)), Conv2dGeometry(64, 20, 3, (1, 2), pad_value=pad_value)
+    result = CPU.binary_conv2d(*tensors, geometry._replace(dilation=far, padding=far))
+    assert torch.equal(result, REFERENCE.binary_conv2d(*tensors, geometry._replace(dilation=near, padding=near)))
 
 
 @uses_isa
 @pytest.mark.parametrize('threads', [1, 2, 3])
 def test_threads(threads, monkeypatch):
     monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
-    call = dict(x_words=words(2, 30, 20, 2), w_words=words(100, 3, 3, 2), channels=64, stride=(1, 1), padding=(1, 1),
-                dilation=(1, 1), groups=1, pad_value=0)
-    assert equal(call)
+    geometry = Conv2dGeometry(64, 100, 3, padding=1)
+    assert equal(dict(x_words=words(2, 30, 20, 2), w_words=words(100, 3, 3, 2), geometry=geometry))
 
 
 # --- the machine code ----------------------------------------------------------------------------------------
@@ -147,9 +146,13 @@ def test_the_engine_holds_these_instructions_and_no_other():
     ('amx', (1, 7), 'avx512'), ('amx', (2, 4), 'amx'), ('avx512', (1, 7), 'avx512'), ('amx-emulated', (1, 7), 'amx-emulated')])
 def test_few_pixels_are_counted(monkeypatch, isa, pixels, runs):
     """Weights are prepared for the instruction set that runs."""
+    keys = []
     monkeypatch.setattr(engine, '_isa', engine.ISAS.index(isa))
-    geometry = Cpu().geometry((1, *pixels, 2), (16, 1, 1, 2), 64, (1, 1), (0, 0), (1, 1), 1, 0)
-    assert engine.ISAS[geometry.conv[0]] == engine.ISAS[geometry.weights[0]] == runs
+    monkeypatch.setattr(lowering, 'prepared_weights', lambda tensors, key, *_: keys.append(key) or tensors[0])
+    x_words, w_words = words(1, *pixels, 2), words(16, 1, 1, 2)
+    conv = lowering.convolution(Conv2dGeometry(64, 16, 1), 1, pixels, dict(w_words=w_words), dict(x_words=x_words))
+    *_, (struct, _) = conv['derive'](w_words, engine.isa_number(), 1)
+    assert engine.ISAS[struct[engine.layout('Conv').index('isa')]] == engine.ISAS[keys[0][0]] == runs
 
 
 def test_emulation_is_never_chosen_by_itself(monkeypatch):

@@ -192,7 +192,9 @@ def test_unusual_memory_is_the_same(backend, how):
 def test_random_integers_for_any_number(call_, data):
     """Any number anywhere, on the backend that is chosen by itself: a result or a sentence."""
     op = ('binary_conv2d_sign' if 'threshold' in call_ else
-          'binary_conv2d' if 'pad_value' in call_ else 'binary_conv_transpose2d')
+          'binary_conv_transpose2d' if call_['geometry'].transposed else 'binary_conv2d')
+    schema = getattr(torch.ops.bnn_kernels, op).default._schema
+    call_ = {argument.name: cases.flat(call_)[argument.name] for argument in schema.arguments}
     numbers = [name for name, value in call_.items() if isinstance(value, int | tuple)]
     name = data.draw(st.sampled_from(numbers))
     # Nothing between: a large result that fits into memory would be computed.

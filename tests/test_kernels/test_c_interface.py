@@ -15,6 +15,25 @@ HERE = Path(__file__).parent
 COMPILER = os.environ.get('CXX') or shutil.which('c++') or shutil.which('g++')
 
 
+STRUCTS = 'Conv', 'Fused', 'Signs', 'Packing', 'Downsample', 'Stem', 'Lstm', 'Attention', 'Normalized'
+
+
+@pytest.mark.skipif(bk.available_backends()['cpu'] != 'available', reason='the engine was not compiled')
+@pytest.mark.parametrize('struct', STRUCTS)
+def test_python_fills_structs_in_the_order_of_their_fields(struct):
+    """By sizeof and offsetof: the fields that the library names are all there are, each of eight bytes, without gaps."""
+    size, *offsets = (int(part.partition(':')[2]) for part in engine.library().bnn_struct_layout(struct.encode()).split()
+                      for part in [part.decode()])
+    assert offsets == list(range(0, size, 8))
+    names = engine.layout(struct)
+    assert len({*names}) == len(offsets)
+    values = {name: number for number, name in enumerate(reversed(names))}
+    assert engine.struct(struct, **values).tolist() == list(range(len(names)))[::-1]
+    for wrong in values | dict(other=0), dict(list(values.items())[1:]):
+        with pytest.raises(TypeError, match=f'{struct} has other fields: '):
+            engine.fields(struct, **wrong)
+
+
 @pytest.mark.skipif(bk.available_backends()['cpu'] != 'available', reason='the engine was not compiled')
 @pytest.mark.skipif(COMPILER is None, reason='no C++ compiler')
 def test_loops_in_cpp(tmp_path):

@@ -18,6 +18,7 @@ import bnn_kernels as bk
 from bnn_kernels import cpu
 from bnn_kernels.cpu import engine, lowering
 from bnn_kernels.cpu.backend import Cpu
+from bnn_kernels.geometry import Conv2dGeometry
 from bnn_kernels.reference import Reference
 
 from . import cases
@@ -138,10 +139,9 @@ def test_special_floats_pass_the_epilogue(act, dtype):
     width = 45
     shortcut = torch.tensor(values * 4)[:width].reshape(1, width, 1, 1)
     zeros = torch.zeros(width)
-    call = dict(x_words=torch.zeros(1, 1, 1, 1).int(), w_words=torch.zeros(width, 1, 1, 1).int(), channels=1, stride=(1, 1),
-                padding=(0, 0), dilation=(1, 1), groups=1, pad_value=0, scale=zeros, bias=zeros, shortcut=shortcut, act=act,
-                gamma=None, slope=zeros + 0.5 if act == 'prelu' else None, zeta=None, threshold=zeros + 1e-45, out_groups=1,
-                dtype=dtype, pack=True, keep=True, out=None)
+    epilogue = bk.Epilogue(zeros, zeros, act, slope=zeros + 0.5 if act == 'prelu' else None, threshold=zeros + 1e-45)
+    call = dict(x_words=torch.zeros(1, 1, 1, 1).int(), w_words=torch.zeros(width, 1, 1, 1).int(),
+                geometry=Conv2dGeometry(1, width, 1), epilogue=epilogue, shortcut=shortcut, dtype=dtype, pack=True, keep=True)
     words, stream = REFERENCE.binary_block2d(**call)
     for isa in ISAS:
         with cpu.set_isa(isa):
@@ -215,7 +215,7 @@ def test_a_weight_is_prepared_once_whatever_view_it_comes_as(words, monkeypatch)
     count = []
     prepare = engine.library().bnn_prepare
     monkeypatch.setattr(engine.library(), 'bnn_prepare', lambda *arguments: count.append(1) or prepare(*arguments))
-    conv = dict(channels=64, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, pad_value=0)
+    conv = dict(geometry=Conv2dGeometry(64, 5, 1))
     for _ in range(3):
         CPU.binary_conv2d(x_words=x.reshape(1, 1, 3, 2), w_words=w.reshape(5, 1, 1, 2), **conv)
     with torch.inference_mode():
@@ -303,16 +303,17 @@ def test_calls_of_equal_words_differ_in_their_settings(transposed):
     """Geometries and prepared weights are kept: each setting makes another one, although the words are the same tensors."""
     random = np.random.default_rng(0)
     x, w = cases.words(random, 2, 9, 9, 40), cases.words(random, 6, 3, 3, 40)
-    base = dict(x_words=x, w_words=w, channels=40, stride=(1, 1), padding=(2, 2), dilation=(1, 1), groups=1)
+    base = Conv2dGeometry(40, 6, 3, padding=2)
     changes = [dict(), dict(channels=48), dict(stride=(1, 2)), dict(stride=(2, 1)), dict(padding=(1, 2)), dict(padding=(2, 1)),
                dict(dilation=(2, 1)), dict(dilation=(1, 2)), dict()]
     if transposed:
-        op, base = 'binary_conv_transpose2d', base | dict(output_padding=(0, 0), stride=(2, 2))
+        op, base = 'binary_conv_transpose2d', base._replace(output_padding=(0, 0), stride=(2, 2))
         changes += [dict(output_padding=(1, 0)), dict(output_padding=(0, 1)), dict()]
     else:
-        op, base = 'binary_conv2d', base | dict(pad_value=0)
+        op = 'binary_conv2d'
         changes += [dict(pad_value=1), dict(pad_value=-1), dict()]
     for isa in AVAILABLE:
         with cpu.set_isa(isa):
             for change in changes:
-                assert torch.equal(getattr(CPU, op)(**base | change), getattr(REFERENCE, op)(**base | change)), (isa, change)
+                call = x, w, base._replace(**change)
+                assert torch.equal(getattr(CPU, op)(*call), getattr(REFERENCE, op)(*call)), (isa, change)

@@ -14,6 +14,7 @@ import bnn_kernels as bk
 from bnn_kernels import cpu
 from bnn_kernels.cpu import available_isas, calls, engine
 from bnn_kernels.cpu.calls import arrange
+from bnn_kernels.geometry import Conv2dGeometry
 
 from . import cases
 
@@ -65,8 +66,8 @@ class Chain:
     def convolution(self, channels: int, outputs: int) -> dict:
         kernel = self.rng.choice([1, 3])
         words = bk.pack_weight(torch.randn(outputs, channels, kernel, kernel, generator=self.draw))
-        return dict(w_words=words, channels=channels, stride=(1, 1), padding=(kernel // 2,) * 2, dilation=(1, 1), groups=1,
-                    pad_value=self.rng.choice([0, 1, -1]))
+        geometry = Conv2dGeometry(channels, outputs, kernel, padding=kernel // 2, pad_value=self.rng.choice([0, 1, -1]))
+        return dict(w_words=words, geometry=geometry)
 
     def block(self) -> None:
         words, channels = self.rng.choice(self.words)
@@ -83,8 +84,8 @@ class Chain:
         first = self.new()
         bits = first if pack else None
         stream = shortcut if in_place else first + pack if keep else None
-        self.add('binary_block2d', self.convolution(channels, outputs) | vectors | dict(
-            act='prelu', out_groups=1, dtype=dtype, pack=pack, keep=keep),
+        self.add('binary_block2d', self.convolution(channels, outputs) | dict(
+            epilogue=bk.Epilogue(**vectors, act='prelu'), dtype=dtype, pack=pack, keep=keep),
             {'x_words': words, 'shortcut': shortcut, 'out': shortcut if in_place else None}, (bits, stream))
         self.words += [(bits, outputs)] if pack else []
         self.streams += [stream] if keep and not in_place else []
@@ -278,7 +279,7 @@ def test_what_cannot_be_joined():
     chain = Chain(3, 6)
     with bk.set_backend('reference'):
         assert chain.join() is None
-    op = bk.PreparedOp('binary_conv2d', channels=8, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, pad_value=0)
+    op = bk.PreparedOp('binary_conv2d', geometry=Conv2dGeometry(8, 3, 1))
     io = bk.OpIO({'x_words': 'x', 'w_words': 'w'}, ('y',))
     values = dict(x=torch.zeros(1, 2, 2, 1, dtype=torch.int32), w=torch.zeros(3, 1, 1, 1, dtype=torch.int32))
     call = op.choose(dict(x_words=values['x'], w_words=values['w']))

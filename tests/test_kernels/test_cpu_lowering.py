@@ -16,6 +16,8 @@ import bnn_kernels as bk
 from bnn_kernels.cpu import available_isas, engine, lowering
 from bnn_kernels.cpu.backend import Cpu
 from bnn_kernels.cpu.calls import Call
+from bnn_kernels.geometry import Conv2dGeometry, Stem2dGeometry
+from bnn_kernels.ops import COME
 from bnn_kernels.reference import Reference
 
 from . import cases
@@ -39,9 +41,14 @@ def parts(op: str, call: dict) -> tuple[dict, dict]:
     return {k: v for k, v in call.items() if k not in INPUTS[op]}, {k: call[k] for k in INPUTS[op]}
 
 
+def tensors_of(call: dict) -> list[torch.Tensor]:
+    """Of all arguments, those of an epilogue too."""
+    return [value for value in cases.flat(call).values() if isinstance(value, torch.Tensor)]
+
+
 def tensors_apart(call: dict) -> tuple[dict, dict]:
     """As registered operators do it: numbers are bound, tensors come."""
-    inputs = {k: v for k, v in call.items() if v is None or isinstance(v, torch.Tensor)}
+    inputs = {k: v for k, v in call.items() if isinstance(v, COME)}
     return {k: v for k, v in call.items() if k not in inputs}, inputs
 
 
@@ -55,24 +62,23 @@ def image(*shape: int) -> torch.Tensor:
 
 def example(op: str) -> dict:
     """One call that the engine binds, of 40 channels to 6."""
-    conv = dict(x_words=words(2, 5, 4, 2), w_words=words(6, 3, 3, 2), channels=64, stride=(1, 1), padding=(1, 1),
-                dilation=(1, 1), groups=1, pad_value=0)
-    vectors = {name: torch.randn(6) for name in ('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold')}
-    up = {name: value for name, value in conv.items() if name != 'pad_value'}
+    geometry = Conv2dGeometry(64, 6, 3, padding=1)
+    conv = dict(x_words=words(2, 5, 4, 2), w_words=words(6, 3, 3, 2), geometry=geometry)
+    scale, bias, *others = torch.randn(6, 6)
+    epilogue = bk.Epilogue(scale, bias, 'prelu', *others)
     return {
         'binary_conv2d': conv,
-        'binary_conv_transpose2d': up | dict(stride=(2, 1), output_padding=(1, 0)),
+        'binary_conv_transpose2d': conv | dict(geometry=geometry._replace(stride=(2, 1), output_padding=(1, 0))),
         'binary_linear': dict(x_words=words(3, 5, 2), w_words=words(6, 2), features=64),
         'pack_features': dict(x=torch.randn(3, 2, 40), threshold=torch.randn(40)),
         'binary_conv2d_sign': conv | dict(threshold=torch.randint(-9, 9, (6,)).int(), flip=torch.rand(6) < 0.5, out_groups=1),
-        'binary_block2d': conv | vectors | dict(shortcut=image(2, 6, 5, 4), act='prelu', out_groups=1, dtype=torch.float32,
-                                                pack=True, keep=True, out=None),
+        'binary_block2d': conv | dict(epilogue=epilogue, shortcut=image(2, 6, 5, 4), dtype=torch.float32, pack=True, keep=True,
+                                      out=None),
         'pack_activations': dict(x=image(2, 40, 5, 4), threshold=torch.randn(40), groups=1),
         'downsample2d': dict(x=image(2, 40, 5, 4), weight=torch.randn(6, 40), bias=torch.randn(6), pool=2),
-        'stem2d': vectors | dict(
-            x=image(2, 3, 9, 8), weight=torch.randint(-3, 4, (6, 3, 3, 3)).float(), stride=(2, 2), padding=(1, 1),
-            window=(3, 3), window_stride=(2, 2), window_padding=(1, 1), act='prelu', out_groups=1, dtype=torch.float32,
-            pack=True),
+        'stem2d': dict(
+            x=image(2, 3, 9, 8), weight=torch.randint(-3, 4, (6, 3, 3, 3)).float(), epilogue=epilogue, dtype=torch.float32,
+            pack=True, geometry=Stem2dGeometry(3, 6, 3, 2, 1, window=3, window_stride=2, window_padding=1)),
     }[op]
 
 
@@ -80,7 +86,7 @@ def expect(op: str, result, call: dict) -> None:
     if op == 'downsample2d':
         return cases.check_downsample(result, call)
     if op == 'stem2d':  # sums in any order
-        assert torch.equal(result[0], REFERENCE.pack_activations(result[1], call['threshold'], call['out_groups']))
+        assert torch.equal(result[0], REFERENCE.pack_activations(result[1], call['epilogue'].threshold, 1))
         return torch.testing.assert_close(result[1], REFERENCE.stem2d(**call)[1])
     expected = getattr(REFERENCE, op)(**call)
     both = zip(result, expected, strict=True) if isinstance(expected, tuple) else [(result, expected)]
@@ -191,7 +197,7 @@ def test_what_it_points_to_stays_alive(op):
     mine, _ = parts(op, copy.deepcopy(call))
     prepared_op = bk.PreparedOp(op, **mine)
     prepared_op(**inputs)
-    sizes = [v.shape for v in mine.values() if isinstance(v, torch.Tensor)]
+    sizes = [v.shape for v in tensors_of(mine)]
     del mine
     gc.collect()
     garbage = [torch.full(shape, 7.0) for shape in sizes for _ in range(100)]
@@ -219,7 +225,7 @@ def test_memory_that_is_taken_from_under_it(op):
     fixed, inputs = parts(op, copy.deepcopy(call))
     prepared_op = bk.PreparedOp(op, **fixed)
     prepared_op(**inputs)
-    tensors = [value for value in fixed.values() if isinstance(value, torch.Tensor)]
+    tensors = tensors_of(fixed)
     for tensor in tensors:
         tensor.data = torch.zeros_like(tensor)
     gc.collect()
@@ -234,10 +240,9 @@ def test_values_written_in_place_are_noticed(op):
     fixed, inputs = parts(op, call)
     prepared_op = bk.PreparedOp(op, **fixed)
     prepared_op(**inputs)
-    for value in fixed.values():
-        if isinstance(value, torch.Tensor):
-            value.copy_(value.flip(0))
-            expect(op, prepared_op(**inputs), call)
+    for value in tensors_of(fixed):
+        value.copy_(value.flip(0))
+        expect(op, prepared_op(**inputs), call)
 
 
 @every_op
@@ -248,9 +253,8 @@ def test_tensors_of_inference_mode(op):
         fixed, inputs = parts(op, call)
         prepared_op = bk.PreparedOp(op, **fixed)
         expect(op, prepared_op(**inputs), call)
-        for value in fixed.values():
-            if isinstance(value, torch.Tensor):
-                value.copy_(value.flip(0))
+        for value in tensors_of(fixed):
+            value.copy_(value.flip(0))
         expect(op, prepared_op(**inputs), call)
 
 
@@ -264,9 +268,8 @@ def test_copies_have_their_own_tensors(op, duplicate):
     prepared_op = bk.PreparedOp(op, **fixed)
     prepared_op(**inputs)
     twin = duplicate(prepared_op)
-    for value in twin.fixed.values():
-        if isinstance(value, torch.Tensor):
-            value.copy_(value.flip(0))
+    for value in tensors_of(twin.fixed):
+        value.copy_(value.flip(0))
     expect(op, twin(**inputs), twin.fixed | inputs)
     expect(op, prepared_op(**inputs), call)
 
@@ -299,7 +302,12 @@ def test_devices_that_do_not_fit(op):
     elsewhere = inputs | {first: inputs[first].to('meta')}
     with pytest.raises((ValueError, RuntimeError), match='meta'):
         bk.PreparedOp(op, **fixed)(**elsewhere)
-    moved = {k: v.to('meta') if isinstance(v, torch.Tensor) else v for k, v in fixed.items()}
+    def to_meta(value):
+        if isinstance(value, bk.Epilogue):
+            return value._replace(**{name: to_meta(vector) for name, vector in value.vectors().items()})
+        return value.to('meta') if isinstance(value, torch.Tensor) else value
+
+    moved = {name: to_meta(value) for name, value in fixed.items()}
     with pytest.raises(ValueError, match='meta'):
         bk.PreparedOp(op, **moved)(**inputs)
 

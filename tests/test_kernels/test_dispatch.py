@@ -10,6 +10,7 @@ import torch
 
 import bnn_kernels as bk
 from bnn_kernels import dispatch
+from bnn_kernels.geometry import Conv2dGeometry
 from bnn_kernels.prepared_op import shared_op
 
 WORDS = torch.zeros(2, 2, dtype=torch.int32)
@@ -247,12 +248,11 @@ def test_import_is_light():
 def test_bound_gives_what_the_operator_gives():
     x, weight = torch.randn(2, 40, 5, 4), torch.randn(6, 40, 3, 3)
     words, packed = bk.pack_activations(x), bk.pack_weight(weight)
-    geometry = dict(channels=40, stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1, pad_value=0)
-    conv = bk.PreparedOp('binary_conv2d', w_words=packed, **geometry)
+    conv = bk.PreparedOp('binary_conv2d', w_words=packed, geometry=Conv2dGeometry(40, 6, 3, padding=1))
     for _ in range(2):
-        assert torch.equal(conv(x_words=words), bk.binary_conv2d(words, packed, **geometry))
+        assert torch.equal(conv(x_words=words), bk.binary_conv2d(words, packed, 40, padding=1))
     packed.bitwise_not_()  # values may change
-    assert torch.equal(conv(x_words=words), bk.binary_conv2d(words, packed, **geometry))
+    assert torch.equal(conv(x_words=words), bk.binary_conv2d(words, packed, 40, padding=1))
     with pytest.raises(ValueError, match='1 words in its last dimension'):
         conv(x_words=words[..., :1].contiguous())
     with pytest.raises(TypeError, match='must be int32 words'):

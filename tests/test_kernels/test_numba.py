@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnn_kernels import dispatch
+from bnn_kernels import Epilogue, dispatch
+from bnn_kernels.geometry import Conv2dGeometry
 from bnn_kernels.numba_backend import Numba
 from bnn_kernels.reference import Reference
 
@@ -80,10 +81,9 @@ def test_binary_block2d(call):
 def test_in_place_writes_the_given_tensor():
     stream = torch.zeros(1, 2, 3, 3).contiguous(memory_format=torch.channels_last)
     words = torch.zeros(1, 3, 3, 1, dtype=torch.int32)
-    conv = (words, torch.zeros(2, 1, 1, 1, dtype=torch.int32), 5, (1, 1), (0, 0), (1, 1), 1, 0)
+    conv = words, torch.zeros(2, 1, 1, 1, dtype=torch.int32), Conv2dGeometry(5, 2, 1)
     for out in stream, stream.bfloat16():
-        _, result = NUMBA.binary_block2d(*conv, torch.ones(2), torch.ones(2), out, 'identity', None, None, None, None, 1,
-                                         out.dtype, False, True, out)
+        _, result = NUMBA.binary_block2d(*conv, Epilogue(torch.ones(2), torch.ones(2)), out, out.dtype, False, True, out)
         assert result is out
         assert out.unique().tolist() == [6]
 
@@ -94,9 +94,9 @@ def test_special_floats_pass_the_epilogue():
     shortcut = torch.tensor([float('nan'), float('inf'), -float('inf'), -0.0, 1e-45, -2.0]).reshape(1, 1, 1, 6)
     for act in 'identity', 'relu', 'hardtanh', 'prelu':
         slope = torch.zeros(1) if act == 'prelu' else None
-        call = dict(x_words=x, w_words=w, channels=1, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, pad_value=0,
-                    scale=torch.zeros(1), bias=torch.zeros(1), shortcut=shortcut, act=act, gamma=None, slope=slope, zeta=None,
-                    threshold=None, out_groups=1, dtype=torch.float32, pack=True, keep=True, out=None)
+        call = dict(x_words=x, w_words=w, geometry=Conv2dGeometry(1, 1, 1),
+                    epilogue=Epilogue(torch.zeros(1), torch.zeros(1), act, slope=slope), shortcut=shortcut,
+                    dtype=torch.float32, pack=True, keep=True)
         for result, expected in zip(NUMBA.binary_block2d(**call), REFERENCE.binary_block2d(**call), strict=True):
             assert torch.equal(result.nan_to_num(7), expected.nan_to_num(7))
 
@@ -104,7 +104,7 @@ def test_special_floats_pass_the_epilogue():
 @needs_numba
 def test_threads_give_the_same(monkeypatch):
     x, w = torch.randint(-2**31, 2**31 - 1, (2, 30, 20, 2), dtype=torch.int32), torch.randint(-9, 9, (70, 3, 3, 2)).int()
-    call = dict(x_words=x, w_words=w, channels=64, stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1, pad_value=0)
+    call = dict(x_words=x, w_words=w, geometry=Conv2dGeometry(64, 70, 3, padding=1))
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 3)
     assert torch.equal(NUMBA.binary_conv2d(**call), REFERENCE.binary_conv2d(**call))
 

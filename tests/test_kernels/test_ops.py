@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import bnn_kernels as bk
-from bnn_kernels import checks, reference
+from bnn_kernels import checks, dispatch, reference
 
 from . import oracle
 
@@ -220,11 +221,30 @@ def test_opcheck(op):
 
 @pytest.mark.parametrize('op', OPERATORS)
 def test_one_signature_everywhere(op):
-    """The schema, the check and the reference of an operator share argument names: dispatch passes them by name."""
+    """The schema and the public function share argument names, the check and the reference theirs: with the numbers of the
+    schema as one object, and no other difference."""
     schema = getattr(torch.ops.bnn_kernels, op).default._schema
     names = [argument.name for argument in schema.arguments]
-    for function in getattr(bk, op), getattr(checks, op), getattr(reference, op):
-        assert list(function.__code__.co_varnames[:function.__code__.co_argcount]) == names
+    assert list(inspect.signature(getattr(bk, op)).parameters) == names
+    described = inspect.signature(getattr(checks, op)).parameters
+    assert list(inspect.signature(getattr(reference, op)).parameters) == list(described)
+    objects = [parameter for parameter in described.values() if parameter.name not in names]
+    assert [parameter.name for parameter in objects] == (['geometry'] if 'stride' in names else [])
+    fields = {field for parameter in objects for field in parameter.annotation._fields}
+    assert [name for name in names if name not in fields] == [name for name in described if name != 'geometry']
+
+
+@pytest.mark.parametrize('backend', dispatch.BACKENDS.values())
+def test_backends_take_what_checks_take(backend):
+    module, _, name = backend.partition(':')
+    kind = getattr(pytest.importorskip(module, exc_type=ImportError), name)
+    for op in [name for name in vars(checks) if name.startswith(('binary_', 'pack_', 'stem', 'downsample'))]:
+        function = getattr(kind, op, None)
+        parameters = [] if function is None else list(inspect.signature(function).parameters.values())
+        if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters) or function is None:
+            continue  # the engine's: `cpu.backend.wherever` has the names of the checks
+        own = [parameter.name for parameter in parameters if parameter.name != 'self']
+        assert own == list(inspect.signature(getattr(checks, op)).parameters)
 
 
 # --- errors --------------------------------------------------------------------------------------------------
@@ -280,7 +300,7 @@ def test_sums_beyond_float32_are_refused():
         bk.binary_linear(row, row, features)
     side = 2**9
     with pytest.raises(ValueError, match='16777216 terms, the limit is'):
-        reference.binary_conv2d(words(1, side, side, 2), words(1, side, side, 2), features // side**2)
+        bk.binary_conv2d(words(1, side, side, 2), words(1, side, side, 2), features // side**2)
 
 
 def test_meta_tensors_are_checked_too():

@@ -7,6 +7,7 @@ from hypothesis import given
 
 import bnn_kernels as bk
 from bnn_kernels import checks, cpu
+from bnn_kernels.attention import Planes
 from bnn_kernels.cpu.backend import Cpu
 from bnn_kernels.cpu.sequence import MOST_FEATURES
 from bnn_kernels.layout import pack_bits
@@ -26,7 +27,7 @@ needs_engine = pytest.mark.skipif(not ISAS, reason='the engine was not compiled'
 def agree(op: str, call: dict) -> bool:
     """Whether every instruction set returns what the reference returns, and leaves its arguments alone."""
     getattr(checks, op)(**call)
-    kept = {name: value.clone() for name, value in call.items() if isinstance(value, torch.Tensor)}
+    kept = {name: value.clone() for name, value in cases.flat(call).items() if isinstance(value, torch.Tensor)}
     expected = getattr(REFERENCE, op)(**call)
     for isa in ISAS:
         with cpu.set_isa(isa):
@@ -34,7 +35,7 @@ def agree(op: str, call: dict) -> bool:
         pairs = zip(result, expected, strict=True) if isinstance(result, tuple) else [(result, expected)]
         if not all(cases.same(*pair) for pair in pairs):
             return False
-    return all(torch.equal(call[name], value) for name, value in kept.items())
+    return all(torch.equal(cases.flat(call)[name], value) for name, value in kept.items())
 
 
 @needs_engine
@@ -64,29 +65,28 @@ def test_long_sequences_and_many_keys():
     random = np.random.default_rng(0)
     for gates, candidate in ('soft', 'tanh'), ('binary', 'sign'):
         call = dict(x=cases.floats(random, 5, 7, 1, 4 * 1100), w_words=cases.words(random, 1, 4 * 1100, 1100),
-                    scale=torch.full((1, 4400), 0.02), scale_x=None, bias=None, threshold=None, eps=None, gates=gates,
-                    candidate=candidate, readout='tanh', feedback='h', h_words=cases.words(random, 1, 7, 1100),
-                    cell=torch.zeros(1, 7, 1100), lengths=None, pack=True, keep=True)
+                    recurrence=bk.Recurrence(torch.full((1, 4400), 0.02), gates=gates, candidate=candidate),
+                    h_words=cases.words(random, 1, 7, 1100), cell=torch.zeros(1, 7, 1100), lengths=None, pack=True, keep=True)
         assert agree('binary_lstm', call)
     for features in 64, 255:
         q, k, v = (cases.words(random, *shape) for shape in ((1, 7, 1, features), (1, 1500, 1, features), (1, 1, 64, 1500)))
         q[0, 0, 0], k[0, 0, 0], k[0, 1, 0] = 0, 0, pack_bits(torch.ones(features, dtype=torch.bool))  # both ends in one row
         for scale in 0.01, 0.125:
-            assert agree('binary_attention', dict(
-                q_words=q, k_words=k, v_words=v, head_dim=features, rules=['elastic'], scale=None, mask_words=None,
-                limit=torch.full((1, 1), 1 / 1500, dtype=torch.float64), table=bk.attention_table(scale, features)))
+            limit = torch.full((1, 1), 1 / 1500, dtype=torch.float64)
+            planes = Planes(('elastic',), limit, bk.attention_table(scale, features))
+            assert agree('binary_attention', dict(q_words=q, k_words=k, v_words=v, head_dim=features, planes=planes,
+                                                  mask_words=None))
 
 
 @needs_engine
 def test_threads_change_nothing():
     random = np.random.default_rng(1)
     lstm = dict(x=cases.floats(random, 9, 5, 2, 4 * 256), w_words=cases.words(random, 2, 4 * 256, 256),
-                scale=torch.full((2, 1024), 0.05), scale_x=None, bias=None, threshold=None, eps=None, gates='soft',
-                candidate='tanh', readout='tanh', feedback='h', h_words=cases.words(random, 2, 5, 256),
+                recurrence=bk.Recurrence(torch.full((2, 1024), 0.05)), h_words=cases.words(random, 2, 5, 256),
                 cell=torch.zeros(2, 5, 256), lengths=torch.tensor([9, 3, 0, 8, 9]), pack=True, keep=True)
     attend = dict(q_words=cases.words(random, 2, 100, 3, 64), k_words=cases.words(random, 2, 100, 3, 64),
-                  v_words=cases.words(random, 2, 3, 64, 100), head_dim=64, rules=['max_relative'], table=None, scale=None,
-                  limit=torch.full((1, 3), 10.0, dtype=torch.float64), mask_words=None)
+                  v_words=cases.words(random, 2, 3, 64, 100), head_dim=64, mask_words=None,
+                  planes=Planes(('max_relative',), torch.full((1, 3), 10.0, dtype=torch.float64)))
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -101,12 +101,12 @@ def test_threads_change_nothing():
 def test_a_parameter_that_is_written_to_is_prepared_again(name):
     random = np.random.default_rng(2)
     call = dict(x=cases.floats(random, 3, 2, 1, 160), w_words=cases.words(random, 1, 160, 40),
-                **{vector: cases.floats(random, 1, 160) for vector in ('scale', 'scale_x', 'bias')},
-                threshold=cases.floats(random, 1, 40), eps=None, gates='soft', candidate='tanh', readout='tanh', feedback='h',
+                recurrence=bk.Recurrence(*(cases.floats(random, 1, 160) for _ in range(3)), cases.floats(random, 1, 40)),
                 h_words=cases.words(random, 1, 2, 40), cell=torch.zeros(1, 2, 40), lengths=None, pack=False, keep=True)
     assert agree('binary_lstm', call)
     before = CPU.binary_lstm(**call)[0]
-    call[name].copy_(call[name].flip(1)) if name == 'w_words' else call[name].mul_(-2)
+    tensor = cases.flat(call)[name]
+    tensor.copy_(tensor.flip(1)) if name == 'w_words' else tensor.mul_(-2)
     assert agree('binary_lstm', call)
     assert name == 'threshold' or not torch.equal(before, CPU.binary_lstm(**call)[0])
 
@@ -117,7 +117,7 @@ def test_large_heads_are_left_to_the_reference():
     values, limit = bk.pack_features(torch.randn(1, 1, 8, 3)), torch.ones(1, 1, dtype=torch.float64)
     y = bk.binary_attention(words, words, values, MOST_FEATURES + 1, limit)
     assert bk.last_backend() == 'reference'
-    assert torch.equal(y, REFERENCE.binary_attention(words, words, values, 256, ['bool'], limit, None, None, None))
+    assert torch.equal(y, REFERENCE.binary_attention(words, words, values, 256, Planes(('bool',), limit), None))
     with bk.set_backend('cpu'), pytest.raises(RuntimeError, match=r'heads have 255 signs at most, got 256'):
         bk.binary_attention(words, words, values, MOST_FEATURES + 1, limit)
 
@@ -168,15 +168,15 @@ def test_prepared_operators_are_the_public_ones():
     q, k, v = (torch.randn(2, tokens, 64) for tokens in (5, 40, 40))
     words = bk.pack_heads(q, 2), bk.pack_heads(k, 2), bk.pack_values(v, 2)
     limit = torch.full((1, 2), 1 / 40, dtype=torch.float64)
-    fixed = dict(head_dim=32, limit=limit, table=bk.attention_table(0.2, 32), scale=None)
-    attention = bk.PreparedOp('binary_attention', rules=['elastic'], **fixed)
+    table = bk.attention_table(0.2, 32)
+    attention = bk.PreparedOp('binary_attention', head_dim=32, planes=Planes(('elastic',), limit, table))
     given = dict(zip(('q_words', 'k_words', 'v_words'), words, strict=True)) | dict(mask_words=None)
     parameters = bk.Recurrence(torch.full((1, 160), 0.1))
     weight, x = bk.pack_features(torch.randn(1, 160, 40)), torch.randn(4, 3, 1, 160)
     state = torch.zeros(1, 3, 2, dtype=torch.int32), torch.zeros(1, 3, 40)
-    scan = bk.PreparedOp('binary_lstm', w_words=weight, **parameters._asdict(), lengths=None, pack=True, keep=True)
+    scan = bk.PreparedOp('binary_lstm', w_words=weight, recurrence=parameters, lengths=None, pack=True, keep=True)
     for _ in range(2):
-        assert torch.equal(attention(**given), bk.binary_attention(*words, rule='elastic', **fixed))
+        assert torch.equal(attention(**given), bk.binary_attention(*words, 32, limit, rule='elastic', table=table))
         for result, expected in zip(scan(x=x, h_words=state[0], cell=state[1]),
                                     bk.binary_lstm(x, weight, parameters, *state, pack=True), strict=True):
             assert torch.equal(result, expected)

@@ -10,6 +10,7 @@ import bnn_kernels as bk
 from bnn_kernels import PreparedOp, checks
 from bnn_kernels.cpu import engine
 from bnn_kernels.epilogue import ACTS
+from bnn_kernels.geometry import Stem2dGeometry
 
 from . import cases
 
@@ -72,6 +73,13 @@ def in_float64(call: dict) -> tuple[torch.Tensor, torch.Tensor]:
     half = 0 if call['dtype'] == torch.float32 else torch.finfo(call['dtype']).eps
     bound = size * (weight[0].numel() + 16) * torch.finfo(torch.float32).eps + v.abs() * half + 1e-7
     return v, bound
+
+
+def described(call: dict) -> dict:
+    """The call with its objects, as checks and backends take it."""
+    numbers = {name: call[name] for name in ('stride', 'padding', 'window', 'window_stride', 'window_padding')}
+    return dict(x=call['x'], weight=call['weight'], geometry=Stem2dGeometry.of(call['weight'].shape, **numbers),
+                epilogue=bk.Epilogue(*(call[field] for field in bk.Epilogue._fields)), dtype=call['dtype'], pack=call['pack'])
 
 
 def run(backend: str, call: dict) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,7 +154,7 @@ def test_infinities_and_nan(call, backend):
 def test_bound_follows_what_is_written_to_its_weight(call, backend):
     name, _, isa = backend.partition(' ')
     with bk.set_backend(name), engine.set_isa(isa or None):
-        prepared_op = PreparedOp('stem2d', **{key: value for key, value in call.items() if key != 'x'})
+        prepared_op = PreparedOp('stem2d', **{key: value for key, value in described(call).items() if key != 'x'})
         for _ in range(2):
             assert all(map(torch.equal, prepared_op(x=call['x']), run('reference', call)))
             call['weight'].mul_(-2)
@@ -182,11 +190,12 @@ def test_one_sentence_for_bad_input(call, change, error, message):
     with pytest.raises(error, match=message):
         run('reference', call | change)
     with pytest.raises(error, match=message):
-        checks.stem2d(**(call | change))
+        checks.stem2d(**described(call | change))
 
 
 @pytest.mark.skipif(not ISAS, reason='the engine was not compiled')
 def test_what_the_engine_leaves_to_others(call):
     call['padding'] = (8, 3)
-    assert bk.selection('stem2d', **call).refusals['cpu'] == 'cpu pads a stem by its kernel at most, got padding [8, 3]'
+    refusals = bk.selection('stem2d', **described(call)).refusals
+    assert refusals['cpu'] == 'cpu pads a stem by its kernel at most, got padding [8, 3]'
     run('reference', call)

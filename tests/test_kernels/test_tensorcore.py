@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnn_kernels import layout, reference
+from bnn_kernels import Epilogue, layout, reference
 from bnn_kernels.derived import Derived
+from bnn_kernels.geometry import Conv2dGeometry
 
 pytest.importorskip('triton', reason='the Triton kernels need triton')
 
@@ -44,8 +45,8 @@ def convolution(seed=0, batch=2, height=5, width=7, channels=64, outputs=64, ker
     draw = torch.Generator().manual_seed(seed)
     image = torch.randn(batch, channels, height, width, generator=draw)
     weight = torch.randn(outputs, channels, *kernel, generator=draw)
-    return dict(x_words=reference.pack_activations(image), w_words=layout.pack_weight(weight), channels=channels,
-                stride=stride, padding=padding, dilation=dilation, groups=1, pad_value=pad_value)
+    geometry = Conv2dGeometry(channels, outputs, kernel, stride, padding, dilation, 1, pad_value)
+    return dict(x_words=reference.pack_activations(image), w_words=layout.pack_weight(weight), geometry=geometry)
 
 
 def signs(call, replicas=1, flip=True, out_groups=1, seed=0):
@@ -66,15 +67,14 @@ def block(call, dtype=torch.float16, shortcut=True, act='prelu', replicas=1, see
     def vector(*values):
         return torch.from_numpy(draw.choice(np.float32(values), size))
 
-    shape = reference.binary_conv2d(**call).shape
+    shape = call['geometry'].shape(call['x_words'].shape)
     stream = torch.from_numpy(draw.choice(np.float32([-1.5, -.25, 0, 1, 3, np.inf, -np.inf, np.nan, 1e5]),
                                           (shape[0], size, *shape[2:]))).to(dtype) if shortcut else None
     prelu = act == 'prelu'
-    return call | dict(
-        scale=vector(-.3, 0, .001, .1, 7), bias=vector(-1, 0, .3), shortcut=stream, act=act,
-        gamma=vector(-.5, 0, .7) if prelu else None, slope=vector(-.3, 0, .25, 1.1) if prelu else None,
-        zeta=vector(-.2, 0, .1) if prelu else None, threshold=vector(-.5, 0, .3, 1), out_groups=1, dtype=dtype, pack=True,
-        keep=True, out=None) | changes
+    epilogue = Epilogue(vector(-.3, 0, .001, .1, 7), vector(-1, 0, .3), act, vector(-.5, 0, .7) if prelu else None,
+                        vector(-.3, 0, .25, 1.1) if prelu else None, vector(-.2, 0, .1) if prelu else None,
+                        vector(-.5, 0, .3, 1))
+    return call | dict(epilogue=epilogue, shortcut=stream, dtype=dtype, pack=True, keep=True) | changes
 
 
 def agree(chip, op, call):
@@ -138,7 +138,8 @@ def test_what_is_not_asked_for(chip):
     call = convolution(outputs=32)
     agree(chip, 'binary_block2d', block(call, pack=False))
     agree(chip, 'binary_block2d', block(call, keep=False))
-    agree(chip, 'binary_block2d', block(call, gamma=None, zeta=None, threshold=None))
+    call = block(call)
+    agree(chip, 'binary_block2d', call | dict(epilogue=call['epilogue']._replace(gamma=None, zeta=None, threshold=None)))
 
 
 def test_replicas_and_flips_of_signs(chip):
@@ -283,7 +284,8 @@ def test_refusals(changes, reason):
 def test_more_refusals():
     call = convolution()
     backend = Chip((8, 0)).backend()
-    assert 'no groups, got groups=2' in backend.supports('binary_conv2d', **call | dict(groups=2))[1]
+    grouped = call | dict(geometry=call['geometry']._replace(groups=2))
+    assert 'no groups, got groups=2' in backend.supports('binary_conv2d', **grouped)[1]
     assert 'whole words per output group, got 64 channels in 4 groups' in backend.supports(
         'binary_conv2d_sign', **signs(call, out_groups=4))[1]
     assert 'this GPU has 12.0' in Chip((12, 0)).backend().supports('binary_conv2d', **call)[1]

@@ -7,6 +7,9 @@ import torch
 
 pytest.importorskip('triton')
 
+from bnn_kernels import Epilogue, Recurrence
+from bnn_kernels.attention import Planes
+from bnn_kernels.geometry import Conv2dGeometry
 from bnn_kernels.triton.bitplane import Bitplane
 from bnn_kernels.triton.popcount import Popcount
 
@@ -18,17 +21,17 @@ BACKENDS = {'popcount': Popcount, 'bitplane': Bitplane}
 def convolution(channels: int, outputs: int, kernel: int = 3, groups: int = 1, **changes):
     x_words = torch.zeros(2, 9, 8, groups * -(-channels // groups // 32), dtype=torch.int32)
     w_words = torch.zeros(outputs, kernel, kernel, -(-channels // groups // 32), dtype=torch.int32)
-    return dict(x_words=x_words, w_words=w_words, channels=channels, stride=(1, 1), padding=(kernel // 2, kernel // 2),
-                dilation=(1, 1), groups=groups, pad_value=0) | changes
+    numbers = dict(padding=kernel // 2, groups=groups) | changes
+    return dict(x_words=x_words, w_words=w_words, geometry=Conv2dGeometry(channels, outputs, kernel, **numbers))
 
 
 def block(channels: int, outputs: int, dtype=torch.float16, replicas: int = 1, shortcut=True, out_groups=1, **changes):
     call = convolution(channels, outputs, **changes)
     width = replicas * outputs
-    vectors = dict.fromkeys(('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold'), torch.zeros(width))
+    vector = torch.zeros(width)
+    epilogue = Epilogue(vector, vector, 'prelu', vector, vector, vector, vector, out_groups)
     stream = torch.zeros(2, width, 9, 8, dtype=dtype).contiguous(memory_format=torch.channels_last) if shortcut else None
-    return call | vectors | dict(act='prelu', shortcut=stream, out_groups=out_groups, dtype=dtype, pack=True, keep=True,
-                                 out=stream)
+    return call | dict(epilogue=epilogue, shortcut=stream, dtype=dtype, pack=True, keep=True, out=stream)
 
 
 def sign(channels: int, outputs: int, out_groups: int = 1, **changes):
@@ -39,8 +42,7 @@ def sign(channels: int, outputs: int, out_groups: int = 1, **changes):
 X = torch.zeros(2, 64, 9, 8, dtype=torch.float16)
 CALLS = {
     'conv': ('binary_conv2d', convolution(40, 24, pad_value=1, stride=(2, 2))),
-    'transposed': ('binary_conv_transpose2d', {name: value for name, value in convolution(64, 32, 2).items()
-                                               if name != 'pad_value'} | dict(stride=(2, 2), output_padding=(0, 0))),
+    'transposed': ('binary_conv_transpose2d', convolution(64, 32, 2, stride=2, output_padding=0)),
     'linear': ('binary_linear', dict(x_words=torch.zeros(50, 16, dtype=torch.int32),
                                      w_words=torch.zeros(1000, 16, dtype=torch.int32), features=512)),
     'block-64': ('binary_block2d', block(64, 64)),
@@ -55,18 +57,19 @@ CALLS = {
                                                     threshold=None, groups=2)),
 }
 LSTM = dict(x=torch.zeros(2, 20, 2, 4 * 512, dtype=torch.int32), w_words=torch.zeros(2, 4 * 512, 16, dtype=torch.int32),
-            scale=torch.zeros(2, 4 * 512), scale_x=torch.zeros(2, 4 * 512), bias=torch.zeros(2, 4 * 512),
-            threshold=torch.zeros(2, 512), eps=None, gates='soft', candidate='tanh', readout='tanh', feedback='h',
+            recurrence=Recurrence(*torch.zeros(3, 2, 4 * 512), torch.zeros(2, 512)),
             h_words=torch.zeros(2, 20, 16, dtype=torch.int32), cell=torch.zeros(2, 20, 512),
             lengths=torch.zeros(20, dtype=torch.int64), pack=True, keep=True)
 ATTENTION = dict(q_words=torch.zeros(2, 50, 3, 2, dtype=torch.int32), k_words=torch.zeros(2, 50, 3, 2, dtype=torch.int32),
-                 v_words=torch.zeros(2, 3, 64, 2, dtype=torch.int32), head_dim=64, rules=['bool'],
-                 limit=torch.zeros(1, 3, dtype=torch.float64), table=None, scale=None, mask_words=None)
-PLANES = dict(rules=['elastic', 'max_relative'], limit=torch.zeros(2, 3, dtype=torch.float64), scale=torch.zeros(2, 3),
-              table=torch.zeros(1, 65, dtype=torch.int32), mask_words=torch.zeros(2, 1, 2, dtype=torch.int32))
+                 v_words=torch.zeros(2, 3, 64, 2, dtype=torch.int32), head_dim=64, mask_words=None,
+                 planes=Planes(('bool',), torch.zeros(1, 3, dtype=torch.float64)))
+PLANES = dict(mask_words=torch.zeros(2, 1, 2, dtype=torch.int32),
+              planes=Planes(('elastic', 'max_relative'), torch.zeros(2, 3, dtype=torch.float64),
+                            torch.zeros(1, 65, dtype=torch.int32), torch.zeros(2, 3)))
+BINARY = LSTM['recurrence']._replace(gates='binary', candidate='sign', readout='cell', feedback='and')
 CALLS |= {
     'lstm-soft': ('binary_lstm', LSTM),
-    'lstm-binary': ('binary_lstm', LSTM | dict(gates='binary', candidate='sign', readout='cell', feedback='and', lengths=None,
+    'lstm-binary': ('binary_lstm', LSTM | dict(recurrence=BINARY, lengths=None,
                                                cell=torch.zeros(2, 20, 512, dtype=torch.int8), x=LSTM['x'].float())),
     'attention-bool': ('binary_attention', ATTENTION),
     'attention-planes': ('binary_attention', ATTENTION | PLANES),

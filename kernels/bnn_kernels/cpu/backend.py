@@ -1,32 +1,19 @@
 """The backend `cpu`: the operators on tensors in main memory, wherever they lie there."""
 
 import inspect
-from array import array
 from collections.abc import Callable, Sequence
-from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import checks
 from ..dispatch import Backend, OpIO
+from ..epilogue import Epilogue
 from . import engine
 from .calls import Call, Program
-from .engine import DTYPES, ISAS, dense, struct
+from .engine import DTYPES, dense
 from .lowering import LOWERINGS, is_image
 from .sequence import MOST_FEATURES, SequenceOperators
-
-AVX512, AMX = ISAS.index('avx512'), ISAS.index('amx')
-FEW_PIXELS = 8  # of 16 in a tile of AMX: below, expanding the weights takes longer than counting their signs
-
-
-class Geometry(NamedTuple):
-    """A convolution as the engine sees it. Calls of one shape share it: what they need is worked out once."""
-
-    conv: array  # keeps the memory at `address`
-    address: int
-    weights: tuple  # what prepared weights depend on beside the weight
 
 
 def wherever(op: str) -> Callable:
@@ -36,7 +23,7 @@ def wherever(op: str) -> Callable:
     def run(self, *arguments, **call) -> Tensor | tuple[Tensor, Tensor]:
         call = dict(zip(names, arguments, strict=False)) | call
         inputs = {name: readable(op, name, value, call) for name, value in call.items()
-                  if value is None or isinstance(value, Tensor)}
+                  if value is None or isinstance(value, Tensor | Epilogue)}
         results = LOWERINGS[op](self, {name: call[name] for name in call.keys() - inputs.keys()}, inputs)(**inputs)
         out = call.get('out')
         return (results[0], out.copy_(results[1])) if out is not None and inputs['out'] is not out else results
@@ -45,10 +32,13 @@ def wherever(op: str) -> Callable:
     return run
 
 
-def readable(op: str, name: str, tensor: Tensor | None, call: dict) -> Tensor | None:
-    """The tensor, or a copy that the engine can read."""
+def readable(op: str, name: str, tensor: Tensor | Epilogue | None, call: dict) -> Tensor | Epilogue | None:
+    """The tensor, or a copy that the engine can read; an epilogue of such."""
     if tensor is None:
         return None
+    if isinstance(tensor, Epilogue):
+        return tensor._replace(**{name: vector if vector is None else dense(vector)
+                                  for name, vector in tensor.vectors().items()})
     if op.startswith('pack_') and name == 'threshold':
         channels = call['x'].shape[1 if op == 'pack_activations' else -1]
         return dense(tensor.reshape(-1).float().expand(channels))
@@ -63,9 +53,6 @@ class Cpu(SequenceOperators, Backend):
     """Runs every operator on tensors in main memory."""
 
     name = 'cpu'
-
-    def __init__(self):
-        self.geometries: dict[tuple, Geometry] = {}
 
     def available(self):
         engine.isa()
@@ -84,8 +71,8 @@ class Cpu(SequenceOperators, Backend):
                     return False, f'cpu packs float32, bfloat16 and float16, got {name} of {call[name].dtype}'
         if op == 'binary_attention' and call['head_dim'] > MOST_FEATURES:
             return False, f'cpu counts scores in bytes: heads have {MOST_FEATURES} signs at most, got {call["head_dim"]}'
-        if op == 'stem2d' and any(p > k for p, k in zip(call['padding'], call['weight'].shape[2:], strict=True)):
-            return False, f'cpu pads a stem by its kernel at most, got padding {list(call["padding"])}'
+        if op == 'stem2d' and any(p > k for p, k in zip(call['geometry'].padding, call['geometry'].kernel, strict=True)):
+            return False, f'cpu pads a stem by its kernel at most, got padding {list(call["geometry"].padding)}'
         return True, ''
 
     def bind(self, op: str, fixed: dict, inputs: dict) -> Callable:
@@ -110,36 +97,3 @@ class Cpu(SequenceOperators, Backend):
         if x_words.numel() == 0:  # no image has no pixels
             return torch.empty((*x_words.shape[:-1], len(w_words)), dtype=torch.int32)
         return self._linear(x_words, w_words, features)
-
-    def geometry(self, x_shape: Sequence[int], w_shape: Sequence[int], channels: int, stride: Sequence[int],
-                 padding: Sequence[int], dilation: Sequence[int], groups: int, pad_value: int,
-                 output_padding: Sequence[int] | None = None) -> Geometry:
-        """Of the instruction set and the threads that are in use. With an output padding it is a transposed convolution."""
-        settings = engine.isa_number(), torch.get_num_threads()
-        key = (*settings, *x_shape, *w_shape, channels, *stride, *padding, *dilation, groups, pad_value,
-               *(output_padding or ()))
-        geometry = self.geometries.get(key)
-        if geometry is None:
-            if len(self.geometries) >= 4096:
-                self.geometries.clear()
-            geometry = self.geometries[key] = _new_geometry(x_shape, w_shape, channels, stride, padding, dilation, groups,
-                                                            pad_value, output_padding, *settings)
-        return geometry
-
-
-def _new_geometry(x_shape, w_shape, channels, stride, padding, dilation, groups, pad_value, output_padding, isa, threads):
-    batch, *size, _ = x_shape
-    outputs, *kernel, _ = w_shape
-    transposed = output_padding is not None
-    if transposed:
-        sizes = [(i - 1) * s - 2 * p + d * (k - 1) + o + 1 for i, k, s, p, d, o
-                 in zip(size, kernel, stride, padding, dilation, output_padding, strict=True)]
-    else:
-        sizes = checks.output_sizes(size, kernel, stride, padding, dilation)
-    if isa == AMX and batch * prod(sizes) < FEW_PIXELS:
-        isa = AVX512
-    conv = struct(isa, threads, batch, *size, channels, groups, outputs, *kernel, *sizes, *stride, *padding, *dilation,
-                  pad_value, transposed)
-    # AMX orders the taps of a transposed convolution by the outputs that they reach.
-    order = (*stride, *padding, *dilation) if transposed else ()
-    return Geometry(conv, conv.buffer_info()[0], (isa, channels, groups, *order))

@@ -1,6 +1,6 @@
 """The compiled library: loads it, chooses the instruction set, hands over arguments.
 
-Structs of src/engine.hpp travel as arrays of int64: every field there has eight bytes.
+Structs of src/ travel as arrays of int64, every field has eight bytes; the library tells their order (`layout`).
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
 
-VERSION = 9  # of the C interface, as in src/api.cpp
+VERSION = 10  # of the C interface, as in src/api.cpp
 # From slow to fast; their places are enum Isa of src/engine.hpp.
 ISAS = ('portable', 'neon', 'avx2', 'avx512', 'amx', 'amx-emulated')
 EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself
@@ -25,6 +25,7 @@ LIBRARY = Path(os.environ.get('BNN_KERNELS_CPU_LIBRARY') or Path(__file__).with_
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype of src/engine.hpp
 FUNCTIONS = {
     'bnn_has': (c_int64, [c_int64]),
+    'bnn_struct_layout': (c_char_p, [c_char_p]),
     'bnn_prepared_bytes': (c_int64, [c_void_p]),
     'bnn_prepare': (None, [c_void_p] * 3),
     'bnn_downsample_bytes': (c_int64, [c_int64] * 3),
@@ -161,9 +162,23 @@ def _place(name: str) -> int:
 
 # --- arguments ---------------------------------------------------------------------------------------------------------------
 
-def struct(*fields: int) -> array:
-    """A struct of src/engine.hpp. Its address is `buffer_info()[0]`, as long as it lives."""
-    return array('q', fields)
+@cache
+def layout(struct: str) -> tuple[str, ...]:
+    """Names of the fields of a struct of src/, in order."""
+    return tuple(field.partition(':')[0] for field in library().bnn_struct_layout(struct.encode()).decode().split()[1:])
+
+
+def fields(struct: str, **values) -> list:
+    """The values of all fields of a struct of src/, in order. Raises TypeError where one is missing or unknown."""
+    names = layout(struct)
+    if values.keys() != {*names}:
+        raise TypeError(f'{struct} has other fields: {", ".join(sorted(values.keys() ^ {*names}))}.')
+    return [values[name] for name in names]
+
+
+def struct(name: str, **values: int) -> array:
+    """A struct of src/. Its address is `buffer_info()[0]`, as long as it lives."""
+    return array('q', fields(name, **values))
 
 
 def address(tensor: Tensor | None) -> int:

@@ -4,7 +4,9 @@ They take the backend, the arguments that stay, and those that come with each ca
 lie as the engine reads it: `Cpu` then copies it, at each call.
 """
 
+from array import array
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from itertools import accumulate
 from math import prod
 from operator import mul
@@ -15,14 +17,18 @@ from torch.nn import functional as F
 
 from .. import checks
 from ..derived import Derived
+from ..epilogue import Epilogue
+from ..geometry import Conv2dGeometry, Pair, Stem2dGeometry, linear_geometry
 from . import engine
 from .calls import BLOCK2D, CONV2D, CONV2D_SIGN, DOWNSAMPLE, PACK, STEM, Call, Made
-from .engine import DTYPES, address, dense
+from .engine import DTYPES, ISAS, address, dense, fields, struct
 
 ACTS = {'identity': 0, 'relu': 1, 'hardtanh': 2, 'prelu': 3}  # enum Act of src/engine.hpp
 NO_SHORTCUT = -1
 PANEL = 16
-VECTORS = ('scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold')
+AVX512, AMX = ISAS.index('avx512'), ISAS.index('amx')
+VECTORS = 'scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold'
+FEW_PIXELS = 8  # of 16 in a tile of AMX: below, expanding the weights takes longer than counting their signs
 
 
 def image(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Made:
@@ -45,18 +51,37 @@ def is_vector(v: Tensor | None) -> bool:
     return v is None or (v.is_contiguous() and v.data_ptr() % v.element_size() == 0)
 
 
-def places(fixed: dict, inputs: dict, names: Sequence[str]) -> tuple[list[int | str] | None, list[Tensor | None]]:
+def vectors(fixed: dict, inputs: dict, *names: str) -> tuple[dict[str, int | str] | None, list[Tensor]]:
     """Fields for vectors that stay or come, and what keeps their memory: the same values under another name, so that they stay
     although `v.data` be replaced. None: one of them cannot be read where it lies.
     """
     if not all(is_vector((fixed | inputs)[name]) for name in names):
         return None, []
     held = {name: fixed[name].detach() for name in names if fixed.get(name) is not None}
-    return [name if inputs.get(name) is not None else address(held.get(name)) for name in names], list(held.values())
+    return {name: name if inputs.get(name) is not None else address(held.get(name)) for name in names}, list(held.values())
 
 
-def ordinary(cpu, op: str, fixed: dict) -> Callable:
-    return lambda **inputs: getattr(cpu, op)(**fixed, **inputs)
+def spread(arguments: dict) -> dict:
+    """With the vectors of an epilogue by their names, in its place."""
+    epilogue = arguments.get('epilogue')
+    if epilogue is None:
+        return arguments
+    return {name: value for name, value in arguments.items() if name != 'epilogue'} | epilogue.vectors()
+
+
+def lowered(cpu, op: str, operation: int, record: Sequence[int | str], fixed: dict, inputs: dict, made: dict[str, Made],
+            results: Sequence[str], **derived) -> Callable:
+    """The call, or where an epilogue comes with each call, what takes it apart."""
+    ordinary = partial(getattr(cpu, op), **fixed)
+    if 'epilogue' not in inputs:
+        return Call(operation, record, inputs, made, results, ordinary, **derived)
+    numbers = {name: value for name, value in inputs['epilogue']._asdict().items() if name not in VECTORS}
+
+    def gather(**inputs):
+        return ordinary(epilogue=Epilogue(**numbers, **{name: inputs.pop(name) for name in VECTORS}), **inputs)
+
+    call = Call(operation, record, spread(inputs), made, results, gather, **derived)
+    return lambda **inputs: call(**spread(inputs))
 
 
 def weight(fixed: dict, inputs: dict, name: str) -> Tensor | str:
@@ -65,87 +90,101 @@ def weight(fixed: dict, inputs: dict, name: str) -> Tensor | str:
 
 # --- packing -----------------------------------------------------------------------------------------------------------------
 
-def lower_pack_activations(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_pack_activations(cpu, fixed: dict, inputs: dict) -> Callable | None:
     call = fixed | inputs
-    x, groups = call['x'], call['groups']
-    batch, channels, height, width = x.shape
+    x = call['x']
     if not (is_image(x) or x.is_contiguous()):
         return None
-    plane = 0 if is_image(x) else height * width
-    numbers = [batch * height * width, channels, groups, DTYPES[x.dtype], plane]
-    return packing(cpu, 'pack_activations', fixed, inputs, numbers, rows(checks.pack_activations(**call)))
+    plane = 0 if is_image(x) else prod(x.shape[2:])
+    return packing(cpu, 'pack_activations', fixed, inputs, x.shape[1], x.numel() // x.shape[1], call['groups'], plane)
 
 
-def lower_pack_features(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_pack_features(cpu, fixed: dict, inputs: dict) -> Callable | None:
+    x = (fixed | inputs)['x']
+    *lead, channels = x.shape
+    return packing(cpu, 'pack_features', fixed, inputs, channels, prod(lead), 1, 0) if x.is_contiguous() else None
+
+
+def packing(cpu, op: str, fixed: dict, inputs: dict, channels: int, pixels: int, groups: int, plane: int) -> Callable | None:
     call = fixed | inputs
-    *lead, channels = call['x'].shape
-    if not call['x'].is_contiguous():
-        return None
-    numbers = [prod(lead), channels, 1, DTYPES[call['x'].dtype], 0]
-    return packing(cpu, 'pack_features', fixed, inputs, numbers, rows(checks.pack_features(**call)))
-
-
-def packing(cpu, op: str, fixed: dict, inputs: dict, numbers: list[int], made: Made) -> Call | None:
-    channels, threshold = numbers[1], (fixed | inputs)['threshold']
+    threshold = call['threshold']
     if threshold is not None and (threshold.dtype, threshold.shape) != (torch.float32, (channels,)):
         return None
-    threshold, held = places(fixed, inputs, ['threshold'])
-    if threshold is None or 'x' not in inputs:
+    places, held = vectors(fixed, inputs, 'threshold')
+    if places is None or 'x' not in inputs:
         return None
-    return Call(PACK, ['isa', 'threads', *numbers, 'x', *threshold, 'words'], inputs, dict(words=made), ['words'],
-                ordinary(cpu, op, fixed), held)
+    record = fields('Packing', pixels=pixels, channels=channels, groups=groups, dtype=DTYPES[call['x'].dtype], plane=plane,
+                    x='x', words='words', **places)
+    made = dict(words=rows(getattr(checks, op)(**call)))
+    return lowered(cpu, op, PACK, ['isa', 'threads', *record], fixed, inputs, made, ['words'], holds=held)
 
 
 # --- convolutions ------------------------------------------------------------------------------------------------------------
 
-def convolution(cpu, fixed: dict, inputs: dict, **changes) -> dict | None:
-    """What all convolutions derive: 'geometry' and 'weight'. Their arguments may be another operator's, `changes` tell."""
-    call = fixed | inputs
-    if not call['x_words'].is_contiguous() or 'x_words' not in inputs:
-        return None
-    names = ('channels', 'stride', 'padding', 'dilation', 'groups', 'pad_value', 'output_padding')
-    shapes = dict(x_shape=call['x_words'].shape, w_shape=call['w_words'].shape)
-    call = shapes | {name: call[name] for name in names if name in call} | changes
+@lru_cache(4096)
+def conv_struct(geometry: Conv2dGeometry, batch: int, image: Pair, isa: int, threads: int) -> array:
+    """A convolution as the engine sees it; calls of one shape share it."""
+    size = geometry.size(image)
+    if isa == AMX and batch * prod(size) < FEW_PIXELS:
+        isa = AVX512
+    pairs = dict(kernel=geometry.kernel, out=size, stride=geometry.stride, pad=geometry.padding, dilation=geometry.dilation)
+    sides = {f'{name}_{axis}': side for name, both in pairs.items() for axis, side in zip('hw', both, strict=True)}
+    return struct('Conv', isa=isa, threads=threads, batch=batch, height=image[0], width=image[1], channels=geometry.channels,
+                  groups=geometry.groups, outputs=geometry.outputs, pad_value=geometry.pad_value,
+                  transposed=geometry.transposed, **sides)
 
-    def derive(words: Tensor, *settings: int) -> tuple:
-        geometry = cpu.geometry(**call)
-        prepared = prepared_weights([words], geometry.weights, words, geometry)
-        return geometry.address, prepared.data_ptr(), (geometry, prepared)
+
+def convolution(geometry: Conv2dGeometry, batch: int, image: Sequence[int], fixed: dict, inputs: dict) -> dict | None:
+    """What all convolutions derive: 'geometry' and 'weight'."""
+    if 'x_words' not in inputs or not inputs['x_words'].is_contiguous():
+        return None
+
+    def derive(words: Tensor, isa: int, threads: int) -> tuple:
+        conv = conv_struct(geometry, batch, tuple(image), isa, threads)
+        # AMX orders the taps of a transposed convolution by the outputs that they reach.
+        order = (geometry.stride, geometry.padding, geometry.dilation) if geometry.transposed else ()
+        prepared = prepared_weights([words], (conv[0], geometry.channels, geometry.groups, *order), words, conv)
+        return conv.buffer_info()[0], prepared.data_ptr(), (conv, prepared)
 
     return dict(derived=('geometry', 'weight'), weights=[weight(fixed, inputs, 'w_words')], derive=derive)
 
 
-def sums(cpu, op: str, fixed: dict, inputs: dict, made: Callable[..., Made], **changes) -> Call | None:
-    own = convolution(cpu, fixed, inputs, **changes)
-    fields = ['geometry', 'x_words', 'weight', 'sums']
-    return own and Call(CONV2D, fields, inputs, dict(sums=made(getattr(checks, op)(**fixed, **inputs), torch.int32)), ['sums'],
-                        ordinary(cpu, op, fixed), **own)
+def image_convolution(fixed: dict, inputs: dict) -> dict | None:
+    call = fixed | inputs
+    batch, *image, _ = call['x_words'].shape
+    return convolution(call['geometry'], batch, image, fixed, inputs)
 
 
-def lower_conv2d(cpu, fixed: dict, inputs: dict) -> Call | None:
-    return sums(cpu, 'binary_conv2d', fixed, inputs, image)
+def sums(cpu, op: str, fixed: dict, inputs: dict, own: dict | None, made: Callable[..., Made]) -> Callable | None:
+    if own is None:
+        return None
+    made = dict(sums=made(getattr(checks, op)(**fixed, **inputs), torch.int32))
+    return lowered(cpu, op, CONV2D, ['geometry', 'x_words', 'weight', 'sums'], fixed, inputs, made, ['sums'], **own)
 
 
-def lower_conv_transpose2d(cpu, fixed: dict, inputs: dict) -> Call | None:
-    return sums(cpu, 'binary_conv_transpose2d', fixed, inputs, image, pad_value=0)
+def lower_conv2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
+    return sums(cpu, 'binary_conv2d', fixed, inputs, image_convolution(fixed, inputs), image)
 
 
-def lower_linear(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_conv_transpose2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
+    return sums(cpu, 'binary_conv_transpose2d', fixed, inputs, image_convolution(fixed, inputs), image)
+
+
+def lower_linear(cpu, fixed: dict, inputs: dict) -> Callable | None:
     """A 1x1 convolution of an image of one row."""
     call = fixed | inputs
-    *lead, words = call['x_words'].shape
-    if 0 in lead:
+    pixels = prod(call['x_words'].shape[:-1])
+    if not pixels:
         return None
-    shapes = dict(x_shape=(1, 1, prod(lead), words), w_shape=(len(call['w_words']), 1, 1, words))
-    return sums(cpu, 'binary_linear', fixed, inputs, rows, **shapes, channels=call['features'], stride=(1, 1), padding=(0, 0),
-                dilation=(1, 1), groups=1, pad_value=0)
+    own = convolution(linear_geometry(call['features'], len(call['w_words'])), 1, (1, pixels), fixed, inputs)
+    return sums(cpu, 'binary_linear', fixed, inputs, own, rows)
 
 
-def lower_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Callable | None:
     call = fixed | inputs
-    threshold, held = places(fixed, inputs, ['threshold'])
-    own = convolution(cpu, fixed, inputs)
-    if threshold is None or own is None:
+    places, held = vectors(fixed, inputs, 'threshold')
+    own = image_convolution(fixed, inputs)
+    if places is None or own is None:
         return None
     width, flip = call['threshold'].shape[0], [] if call['flip'] is None else [weight(fixed, inputs, 'flip')]
 
@@ -155,33 +194,41 @@ def lower_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Call | None:
         *addresses, alive = own['derive'](words, isa, threads)
         return *addresses, flips.data_ptr(), (alive, flips)
 
-    fields = ['geometry', 'x_words', 'weight', width, call['out_groups'], *threshold, 'flips', 'words']
-    return Call(CONV2D_SIGN, fields, inputs, dict(words=rows(checks.binary_conv2d_sign(**call))), ['words'],
-                ordinary(cpu, 'binary_conv2d_sign', fixed), held, (*own['derived'], 'flips'),
-                [*own['weights'], *flip], derive)
+    record = fields('Signs', width=width, out_groups=call['out_groups'], flip='flips', words='words', **places)
+    made = dict(words=rows(checks.binary_conv2d_sign(**call)))
+    return lowered(cpu, 'binary_conv2d_sign', CONV2D_SIGN, ['geometry', 'x_words', 'weight', *record], fixed, inputs, made,
+                   ['words'], holds=held, derived=(*own['derived'], 'flips'), weights=[*own['weights'], *flip], derive=derive)
 
 
-def lower_block2d(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_block2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
     call = fixed | inputs
-    vectors, held = places(fixed, inputs, VECTORS)
-    own = convolution(cpu, fixed, inputs)
-    shortcut, out, dtype = call['shortcut'], call['out'], call['dtype']
-    if vectors is None or own is None or not (is_image(shortcut) and is_image(out)) or 'shortcut' in fixed or 'out' in fixed:
+    own = image_convolution(fixed, inputs)
+    shortcut, out, dtype = call['shortcut'], call.get('out'), call['dtype']
+    fused, held = fused_fields(fixed, inputs, dtype, shortcut, 'stream' if out is None else 'out')
+    if fused is None or own is None or not (is_image(shortcut) and is_image(out)) or 'shortcut' in fixed or 'out' in fixed:
         return None
     words, stream = checks.binary_block2d(**call)
     # What is not wanted has the shape [0], and null for an address.
     made = dict(words=rows(words)) | ({} if out is not None else dict(stream=(image if call['keep'] else rows)(stream, dtype)))
-    taker = 'stream' if out is None else 'out'
-    fields = ['geometry', 'x_words', 'weight', call['scale'].shape[0], call['out_groups'], ACTS[call['act']], DTYPES[dtype],
-              NO_SHORTCUT if shortcut is None else DTYPES[shortcut.dtype], *vectors, 0 if shortcut is None else 'shortcut',
-              taker, 'words', 0]
-    return Call(BLOCK2D, fields, inputs, made, ['words', taker], ordinary(cpu, 'binary_block2d', fixed), held, **own)
+    return lowered(cpu, 'binary_block2d', BLOCK2D, ['geometry', 'x_words', 'weight', *fused], fixed, inputs, made,
+                   ['words', 'stream' if out is None else 'out'], holds=held, **own)
 
 
-def prepare(words: Tensor, geometry) -> Tensor:
-    library, words = engine.library(), dense(words)
-    made = torch.zeros(library.bnn_prepared_bytes(geometry.address), dtype=torch.uint8)
-    library.bnn_prepare(geometry.address, words.data_ptr(), made.data_ptr())
+def fused_fields(fixed: dict, inputs: dict, dtype: torch.dtype, shortcut: Tensor | None,
+                 stream: str) -> tuple[list[int | str] | None, list[Tensor]]:
+    """The struct of an epilogue, and what keeps its memory; None as in `vectors`."""
+    epilogue = (fixed | inputs)['epilogue']
+    places, held = vectors(spread(fixed), spread(inputs), *VECTORS)
+    return places and fields(
+        'Fused', width=epilogue.width, out_groups=epilogue.out_groups, act=ACTS[epilogue.act], dtype=DTYPES[dtype],
+        shortcut_dtype=NO_SHORTCUT if shortcut is None else DTYPES[shortcut.dtype],
+        shortcut=0 if shortcut is None else 'shortcut', stream=stream, words='words', stream_first=0, **places), held
+
+
+def prepare(words: Tensor, conv: array) -> Tensor:
+    library, words, at = engine.library(), dense(words), conv.buffer_info()[0]
+    made = torch.zeros(library.bnn_prepared_bytes(at), dtype=torch.uint8)
+    library.bnn_prepare(at, words.data_ptr(), made.data_ptr())
     return made
 
 
@@ -190,7 +237,7 @@ prepared_weights = Derived(prepare)
 
 # --- the real-valued parts of a network --------------------------------------------------------------------------------------
 
-def lower_downsample2d(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_downsample2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
     call = fixed | inputs
     x, pool = call['x'], call['pool']
     if 'x' not in inputs or not is_image(x):
@@ -203,11 +250,12 @@ def lower_downsample2d(cpu, fixed: dict, inputs: dict) -> Call | None:
 
     shape = checks.downsample2d(**call)
     batch, channels, height, width = x.shape
-    fields = ['isa', 'threads', batch, height, width, channels, shape[1], min(pool, max(height, width)), DTYPES[x.dtype], 'x',
-              'matrix', 'padded', 'stream']
-    return Call(DOWNSAMPLE, fields, inputs, dict(stream=image(shape, x.dtype)), ['stream'],
-                ordinary(cpu, 'downsample2d', fixed), None, ('matrix', 'padded'),
-                [weight(fixed, inputs, 'weight'), weight(fixed, inputs, 'bias')], derive)
+    record = fields('Downsample', batch=batch, height=height, width=width, channels=channels, outputs=shape[1],
+                    pool=min(pool, max(height, width)), dtype=DTYPES[x.dtype], x='x', weight='matrix', bias='padded',
+                    y='stream')
+    return lowered(cpu, 'downsample2d', DOWNSAMPLE, ['isa', 'threads', *record], fixed, inputs,
+                   dict(stream=image(shape, x.dtype)), ['stream'], derived=('matrix', 'padded'),
+                   weights=[weight(fixed, inputs, 'weight'), weight(fixed, inputs, 'bias')], derive=derive)
 
 
 def prepare_downsample(matrix: Tensor, isa: int) -> Tensor:
@@ -220,11 +268,11 @@ def prepare_downsample(matrix: Tensor, isa: int) -> Tensor:
 prepared_downsamples = Derived(prepare_downsample)
 
 
-def lower_stem2d(cpu, fixed: dict, inputs: dict) -> Call | None:
+def lower_stem2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
     call = fixed | inputs
     x, dtype = call['x'], call['dtype']
-    vectors, held = places(fixed, inputs, VECTORS)
-    if vectors is None or 'x' not in inputs:
+    fused, held = fused_fields(fixed, inputs, dtype, None, 'stream')
+    if fused is None or 'x' not in inputs:
         return None
     interleaved = is_interleaved(x)
 
@@ -233,25 +281,25 @@ def lower_stem2d(cpu, fixed: dict, inputs: dict) -> Call | None:
         return made.data_ptr(), made
 
     words, stream = checks.stem2d(**call)
-    fields = ['isa', 'threads', *stem_numbers(x, call), 'x', 'kernels', call['scale'].shape[0], call['out_groups'],
-              ACTS[call['act']], DTYPES[dtype], NO_SHORTCUT, *vectors, 0, 'stream', 'words', 0]
-    return Call(STEM, fields, inputs, dict(words=rows(words), stream=image(stream, dtype)), ['words', 'stream'],
-                ordinary(cpu, 'stem2d', fixed), held, ('kernels',), [weight(fixed, inputs, 'weight')], derive)
+    return lowered(cpu, 'stem2d', STEM, ['isa', 'threads', *stem_fields(x, call['geometry']), *fused], fixed, inputs,
+                   dict(words=rows(words), stream=image(stream, dtype)), ['words', 'stream'], holds=held, derived=('kernels',),
+                   weights=[weight(fixed, inputs, 'weight')], derive=derive)
 
 
-def stem_numbers(x: Tensor, call: dict) -> list[int]:
-    """The fields of the struct before its addresses."""
-    batch, channels, height, width = x.shape
-    stride, padding, window, window_stride, window_padding = (
-        call[name] for name in ('stride', 'padding', 'window', 'window_stride', 'window_padding'))
-    outputs, _, *kernel = call['weight'].shape
-    sizes = checks.output_sizes(x.shape[2:], kernel, stride, padding)
-    pooled = checks.output_sizes(sizes, window, window_stride, window_padding)
-    steps = [s if size > 1 else 1 for s, size in zip(stride, sizes, strict=True)]  # rows are laid out by their step
+def stem_fields(x: Tensor, geometry: Stem2dGeometry) -> list[int | str]:
+    batch, channels, *size = x.shape
+    sums, pooled = geometry.sizes(size)
     inner, pixel_step = (channels, 1) if is_interleaved(x) else (1, x.stride(3))
-    return [batch, channels // inner, height, width * inner, *x.stride()[:3], pixel_step, DTYPES[x.dtype], outputs,
-            kernel[0], kernel[1] * inner, steps[0], steps[1] * inner, padding[0], padding[1] * inner, *sizes, *window,
-            *window_stride, *window_padding, *pooled]
+    image_step, channel_step, row_step = x.stride()[:3]
+    # Rows are laid out by their step.
+    stride = [s if side > 1 else 1 for s, side in zip(geometry.stride, sums, strict=True)]
+    wide = dict(kernel=geometry.kernel, stride=stride, pad=geometry.padding)
+    pairs = {name: (side, other * inner) for name, (side, other) in wide.items()} | dict(
+        out=sums, pool=geometry.window, pool_stride=geometry.window_stride, pool_pad=geometry.window_padding, pooled=pooled)
+    sides = {f'{name}_{axis}': side for name, both in pairs.items() for axis, side in zip('hw', both, strict=True)}
+    return fields('Stem', batch=batch, channels=channels // inner, height=size[0], width=size[1] * inner,
+                  image_step=image_step, channel_step=channel_step, row_step=row_step, pixel_step=pixel_step,
+                  dtype=DTYPES[x.dtype], outputs=geometry.outputs, x='x', weight='kernels', **sides)
 
 
 def is_interleaved(x: Tensor) -> bool:
@@ -269,7 +317,7 @@ def prepare_stem(kernels: Tensor, interleaved: bool) -> Tensor:
 prepared_stems = Derived(prepare_stem)
 
 
-LOWERINGS: dict[str, Callable[..., Call | None]] = {
+LOWERINGS: dict[str, Callable[..., Callable | None]] = {
     'pack_activations': lower_pack_activations, 'pack_features': lower_pack_features, 'binary_conv2d': lower_conv2d,
     'binary_conv_transpose2d': lower_conv_transpose2d, 'binary_linear': lower_linear, 'binary_conv2d_sign': lower_conv2d_sign,
     'binary_block2d': lower_block2d, 'downsample2d': lower_downsample2d, 'stem2d': lower_stem2d}

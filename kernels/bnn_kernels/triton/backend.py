@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend
-from .launch import Layer, Results, convolve, count_pixels, pack_signs
+from ..epilogue import Epilogue
+from ..geometry import Conv2dGeometry, linear_geometry
+from ..layout import words_per_group
+from .launch import Results, convolve, count_pixels, pack_signs
 from .sequence import SequenceOperators
 from .versions import INTERPRETED
 
@@ -35,7 +38,7 @@ class TritonBackend(SequenceOperators, Backend):
         if op in LEFT_TO_TORCH:
             return False, f'the Triton backends leave {op} to torch: {LEFT_TO_TORCH[op]}'
         able, reason = super().supports(op, **call)
-        if able and op == 'binary_lstm' and call['eps'] is not None:
+        if able and op == 'binary_lstm' and call['recurrence'].eps is not None:
             return False, NO_STATISTICS
         if not able:
             return able, reason
@@ -62,71 +65,51 @@ class TritonBackend(SequenceOperators, Backend):
         rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
         return pack_signs(rows.t()[None], threshold, 1).view(*x.shape[:-1], -(-x.shape[-1] // 32))
 
-    def binary_conv2d(self, x_words: Tensor, w_words: Tensor, channels: int, stride, padding, dilation, groups: int,
-                      pad_value: int) -> Tensor:
-        layer = _layer(w_words, channels, stride, padding, dilation, groups, pad_value)
-        return self._sums(layer, x_words, w_words, layer.size(*x_words.shape[1:3]))
+    def binary_conv2d(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Tensor:
+        sums = _image(x_words, geometry, geometry.outputs, torch.int32)
+        self._convolve(x_words, w_words, geometry, Results(sums=sums), geometry.outputs)
+        return sums
 
-    def binary_conv_transpose2d(self, x_words: Tensor, w_words: Tensor, channels: int, stride, padding, output_padding,
-                                dilation, groups: int) -> Tensor:
-        layer = _layer(w_words, channels, stride, padding, dilation, groups, 0, transposed=True)
-        size = tuple((i - 1) * s - 2 * p + d * (k - 1) + o + 1 for i, k, s, p, o, d in
-                     zip(x_words.shape[1:3], layer.kernel, stride, padding, output_padding, dilation, strict=True))
-        return self._sums(layer, x_words, w_words, size)
+    binary_conv_transpose2d = binary_conv2d
 
     def binary_linear(self, x_words: Tensor, w_words: Tensor, features: int) -> Tensor:
         lead, words = x_words.shape[:-1], x_words.shape[-1]
         rows = x_words.reshape(1, lead.numel(), 1, words)
-        layer = _layer(w_words[:, None, None], features, (1, 1), (0, 0), (1, 1), 1, 0)
-        sums = self._sums(layer, rows, w_words[:, None, None], (rows.shape[1], 1))  # [1, O, M, 1] in channels-last memory
-        return sums.permute(0, 2, 3, 1).view(*lead, layer.outputs)
+        sums = self.binary_conv2d(rows, w_words[:, None, None], linear_geometry(features, len(w_words)))
+        return sums.permute(0, 2, 3, 1).view(*lead, len(w_words))  # [1, O, M, 1] in channels-last memory
 
-    def binary_conv2d_sign(self, x_words: Tensor, w_words: Tensor, channels: int, stride, padding, dilation, groups: int,
-                           pad_value: int, threshold: Tensor, flip: Tensor | None, out_groups: int) -> Tensor:
-        layer = _layer(w_words, channels, stride, padding, dilation, groups, pad_value)
-        size, width = layer.size(*x_words.shape[1:3]), threshold.numel()
-        results = Results(words=_words(x_words, size, width, out_groups), threshold=threshold.contiguous(),
+    def binary_conv2d_sign(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, threshold: Tensor,
+                           flip: Tensor | None, out_groups: int) -> Tensor:
+        results = Results(words=_words(x_words, geometry, threshold.numel(), out_groups), threshold=threshold.contiguous(),
                           flip=None if flip is None else flip.contiguous().view(torch.uint8))
-        self._convolve(layer, x_words, w_words, size, results, width, out_groups)
+        self._convolve(x_words, w_words, geometry, results, threshold.numel(), out_groups)
         return results.words
 
-    def binary_block2d(self, x_words: Tensor, w_words: Tensor, channels: int, stride, padding, dilation, groups: int,
-                       pad_value: int, scale: Tensor, bias: Tensor, shortcut: Tensor | None, act: str, gamma: Tensor | None,
-                       slope: Tensor | None, zeta: Tensor | None, threshold: Tensor | None, out_groups: int,
-                       dtype: torch.dtype, pack: bool, keep: bool, out: Tensor | None) -> tuple[Tensor, Tensor]:
-        layer = _layer(w_words, channels, stride, padding, dilation, groups, pad_value)
-        size, width = layer.size(*x_words.shape[1:3]), scale.numel()
+    def binary_block2d(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, epilogue: Epilogue,
+                       shortcut: Tensor | None, dtype: torch.dtype, pack: bool, keep: bool,
+                       out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if keep and out is None:
-            out = _image(x_words, size, width, dtype)
+            out = _image(x_words, geometry, epilogue.width, dtype)
         if shortcut is not None:
             shortcut = shortcut.contiguous(memory_format=torch.channels_last)
-        results = Results(words=_words(x_words, size, width, out_groups) if pack else None, stream=out, shortcut=shortcut,
-                          scale=scale, bias=bias, gamma=gamma, slope=slope, zeta=zeta, threshold=threshold)
-        self._convolve(layer, x_words, w_words, size, results, width, out_groups, act, dtype)
+        words = _words(x_words, geometry, epilogue.width, epilogue.out_groups) if pack else None
+        self._convolve(x_words, w_words, geometry, Results(words=words, stream=out, shortcut=shortcut, **epilogue.vectors()),
+                       epilogue.width, epilogue.out_groups, epilogue.act, dtype)
         nothing = [x_words.new_empty(0, dtype=of) for of in (torch.int32, dtype)]
-        return nothing[0] if results.words is None else results.words, nothing[1] if out is None else out
+        return nothing[0] if words is None else words, nothing[1] if out is None else out
 
-    def _sums(self, layer: Layer, x_words: Tensor, w_words: Tensor, size: tuple[int, int]) -> Tensor:
-        sums = _image(x_words, size, layer.outputs, torch.int32)
-        self._convolve(layer, x_words, w_words, size, Results(sums=sums), layer.outputs)
-        return sums
-
-    def _convolve(self, layer: Layer, x_words: Tensor, w_words: Tensor, *arguments) -> None:
-        convolve(type(self).kernel, self.name.removeprefix('triton-'), layer, x_words, w_words, *arguments)
+    def _convolve(self, *arguments) -> None:
+        convolve(type(self).kernel, self.name.removeprefix('triton-'), *arguments)
 
 
-def _layer(w_words, channels, stride, padding, dilation, groups, pad_value, transposed=False) -> Layer:
-    outputs, *kernel, _ = w_words.shape
-    return Layer(channels // groups, outputs, groups, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), pad_value,
-                 transposed)
-
-
-def _image(x_words: Tensor, size: tuple[int, int], channels: int, dtype: torch.dtype) -> Tensor:
+def _image(x_words: Tensor, geometry: Conv2dGeometry, channels: int, dtype: torch.dtype) -> Tensor:
+    size = geometry.size(x_words.shape[1:3])
     count_pixels(x_words, size)
     return torch.empty((x_words.shape[0], channels, *size), dtype=dtype, device=x_words.device,
                        memory_format=torch.channels_last)
 
 
-def _words(x_words: Tensor, size: tuple[int, int], channels: int, groups: int) -> Tensor:
+def _words(x_words: Tensor, geometry: Conv2dGeometry, channels: int, groups: int) -> Tensor:
+    size = geometry.size(x_words.shape[1:3])
     count_pixels(x_words, size)
-    return x_words.new_empty(x_words.shape[0], *size, groups * -(-channels // groups // 32))
+    return x_words.new_empty(x_words.shape[0], *size, groups * words_per_group(channels, groups))

@@ -10,36 +10,17 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..checks import output_sizes
+from ..geometry import Conv2dGeometry, Pair
 from . import epilogue, pack
 from .tables import architecture, tile
 from .versions import INTERPRETED
 
-Pair = tuple[int, int]
 PIXELS_LIMIT = 2**31  # pixels are counted in int32
 ELEMENTS = {
     torch.float32: tl.float32,
     torch.float16: tl.float16,
     torch.bfloat16: tl.int16 if INTERPRETED else tl.bfloat16,  # see epilogue.py
 }
-
-
-class Layer(NamedTuple):
-    """What a convolution kernel is compiled for, besides its epilogue. Pairs are (height, width)."""
-
-    channels: int  # inputs of one group
-    outputs: int  # accumulators of all groups
-    groups: int
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    pad_value: int
-    transposed: bool
-
-    def size(self, height: int, width: int) -> Pair:
-        """Output size of a convolution that is not transposed."""
-        return tuple(output_sizes((height, width), self.kernel, self.stride, self.padding, self.dilation))
 
 
 class Results(NamedTuple):
@@ -61,46 +42,44 @@ class Results(NamedTuple):
     flip: Tensor | None = None
 
 
-def convolve(kernel: Callable, name: str, layer: Layer, x_words: Tensor, w_words: Tensor, size: Pair, results: Results,
+def convolve(kernel: Callable, name: str, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, results: Results,
              channels: int, out_groups: int = 1, act: str = 'identity', dtype: torch.dtype = torch.float32) -> None:
     """Runs `kernel`, and the epilogue apart where words cross its tiles.
 
     Args:
         kernel, name: the kernel and its section in tables.toml. Words come as int8 where `name` is 'bitplane'.
-        size: height and width of the output.
         channels: P, output channels behind the epilogue.
     """
-    pixels = count_pixels(x_words, size)
+    batch, height, width, _ = x_words.shape
+    size = geometry.size((height, width))
+    pixels = batch * size[0] * size[1]
     if pixels == 0:
         return
-    _, height, width, _ = x_words.shape
-    replicas = channels // layer.outputs
+    replicas = channels // geometry.outputs
     direct = results
-    if results.words is not None and not words_fit(layer, replicas, out_groups):
-        direct = Results(sums=x_words.new_empty(pixels, layer.outputs))
+    if results.words is not None and not words_fit(geometry, replicas, out_groups):
+        direct = Results(sums=x_words.new_empty(pixels, geometry.outputs))
     with on(x_words.device):
         arch = architecture(x_words.device)
-        constants = _constants(name, arch, layer, replicas, act, ELEMENTS[dtype])
-        tiles = layer.groups * -(-layer.outputs // layer.groups // constants['BLOCK_N'])
+        constants = _constants(name, arch, geometry, replicas, act, ELEMENTS[dtype])
+        tiles = geometry.groups * -(-geometry.group_outputs // constants['BLOCK_N'])
         view = torch.int8 if name == 'bitplane' else torch.int32
         programs = tiles * -(-pixels // constants['BLOCK_M'])
         kernel[(programs,)](x_words.contiguous().view(view), w_words.contiguous().view(view), **_pointers(direct),
                             pixels=pixels, height=height, width=width, out_height=size[0], out_width=size[1], **constants)
         if direct is not results:
-            _finish_apart(arch, direct.sums, results, pixels, layer.outputs, replicas, out_groups, act, dtype)
+            _finish_apart(arch, direct.sums, results, pixels, geometry.outputs, replicas, out_groups, act, dtype)
 
 
-def count_pixels(x_words: Tensor, size: Pair) -> int:
-    """Output pixels of a call. Raises ValueError where they, or those of the input, are too many to be counted in int32."""
-    pixels = x_words.shape[0] * size[0] * size[1]
-    limit(max(pixels, x_words.shape[:3].numel()))
-    return pixels
+def count_pixels(x_words: Tensor, size: Pair) -> None:
+    """Raises ValueError where the pixels of the input, or of the output, are too many to be counted in int32."""
+    limit(max(x_words.shape[0] * size[0] * size[1], x_words.shape[:3].numel()))
 
 
-def words_fit(layer: Layer, replicas: int, out_groups: int) -> bool:
+def words_fit(geometry: Conv2dGeometry, replicas: int, out_groups: int) -> bool:
     """Whether every word of the result lies in one tile of a kernel: no word crosses a group or a replica."""
-    whole = (layer.groups == 1 or layer.outputs // layer.groups % 32 == 0) and (replicas == 1 or layer.outputs % 32 == 0)
-    return whole and (out_groups == 1 or layer.outputs * replicas // out_groups % 32 == 0)
+    whole = (geometry.groups == 1 or geometry.group_outputs % 32 == 0) and (replicas == 1 or geometry.outputs % 32 == 0)
+    return whole and (out_groups == 1 or geometry.outputs * replicas // out_groups % 32 == 0)
 
 
 def pack_signs(x: Tensor, threshold: Tensor | None, groups: int) -> Tensor:
@@ -127,14 +106,14 @@ def limit(pixels: int) -> None:
 
 
 @cache
-def _constants(name, arch, layer, replicas, act, element) -> dict:
-    tiles = tile(name, arch, layer.outputs // layer.groups)
+def _constants(name: str, arch: str, geometry: Conv2dGeometry, replicas: int, act: str, element) -> dict:
+    tiles = tile(name, arch, geometry.group_outputs)
     if name == 'bitplane':
         tiles = dict(tiles, ASM=arch.startswith('sm_'))
-    return dict(CHANNELS=layer.channels, OUTPUTS=layer.outputs, GROUPS=layer.groups, KERNEL_H=layer.kernel[0],
-                KERNEL_W=layer.kernel[1], STRIDE_H=layer.stride[0], STRIDE_W=layer.stride[1], PADDING_H=layer.padding[0],
-                PADDING_W=layer.padding[1], DILATION_H=layer.dilation[0], DILATION_W=layer.dilation[1],
-                PAD_VALUE=layer.pad_value, TRANSPOSED=layer.transposed, REPLICAS=replicas, ACT=act, ELEMENT=element,
+    pairs = {f'{field.upper()}_{axis}': getattr(geometry, field)[place]
+             for field in ('kernel', 'stride', 'padding', 'dilation') for place, axis in enumerate('HW')}
+    return dict(CHANNELS=geometry.group_channels, OUTPUTS=geometry.outputs, GROUPS=geometry.groups, **pairs,
+                PAD_VALUE=geometry.pad_value, TRANSPOSED=geometry.transposed, REPLICAS=replicas, ACT=act, ELEMENT=element,
                 enable_fp_fusion=False, **tiles)
 
 

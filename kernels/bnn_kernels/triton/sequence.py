@@ -4,8 +4,9 @@ import torch
 import triton
 from torch import Tensor
 
-from ..attention import RULES
+from ..attention import RULES, Planes
 from ..layout import words_per_group
+from ..recurrence import Recurrence
 from . import launch, sequence_kernels
 from .tables import tile
 
@@ -28,10 +29,9 @@ class SequenceOperators:
                     enable_fp_fusion=False, **tiles)
         return words
 
-    def binary_lstm(self, x: Tensor, w_words: Tensor, scale: Tensor, scale_x: Tensor | None, bias: Tensor | None,
-                    threshold: Tensor | None, eps: float | None, gates: str, candidate: str, readout: str, feedback: str,
-                    h_words: Tensor, cell: Tensor, lengths: Tensor | None, pack: bool,
-                    keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def binary_lstm(self, x: Tensor, w_words: Tensor, recurrence: Recurrence, h_words: Tensor, cell: Tensor,
+                    lengths: Tensor | None, pack: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scale, scale_x, bias, threshold, _, gates, candidate, readout, feedback = recurrence
         steps, batch, directions, width = x.shape
         units, words = cell.shape[-1], h_words.shape[-1]
         launch.limit(steps * batch * directions)
@@ -54,8 +54,9 @@ class SequenceOperators:
                 before, after = after, before
         return h, bits, before, state.to(cell.dtype)
 
-    def binary_attention(self, q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim: int, rules: list[str],
-                         limit: Tensor, table: Tensor | None, scale: Tensor | None, mask_words: Tensor | None) -> Tensor:
+    def binary_attention(self, q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim: int, planes: Planes,
+                         mask_words: Tensor | None) -> Tensor:
+        rules, limit, table, scale = planes
         batch, queries, heads, _ = q_words.shape
         keys, values = k_words.shape[1], v_words.shape[2]
         y = torch.empty((batch, queries, heads, values), device=q_words.device,

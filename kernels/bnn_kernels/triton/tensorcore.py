@@ -5,7 +5,7 @@ on Hopper only, is reached by rewriting the PTX of an int8 product (`tensorcore_
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
@@ -14,8 +14,8 @@ import triton
 from torch import Tensor
 from triton.experimental.gluon import language as gl
 
-from .. import checks
 from ..dispatch import Backend
+from ..geometry import Conv2dGeometry, Pair, linear_geometry
 from ..layout import words_per_group
 from . import tensorcore_kernels, tensorcore_rewrite
 from .tensorcore_tables import operands
@@ -73,42 +73,39 @@ class TensorCore(Backend):
             reason = self._refusal(op, call)
         return not reason, reason
 
-    def binary_conv2d(self, *, x_words, w_words, **geometry):
-        shape = checks.binary_conv2d(x_words, w_words, **geometry)
-        sums = torch.empty(shape, dtype=torch.int32, device=x_words.device, memory_format=torch.channels_last)
-        self._run('sums', x_words, w_words, geometry, shape, stream=sums)
+    def binary_conv2d(self, x_words, w_words, geometry):
+        sums = torch.empty(geometry.shape(x_words.shape), dtype=torch.int32, device=x_words.device,
+                           memory_format=torch.channels_last)
+        self._run('sums', x_words, w_words, geometry, stream=sums)
         return sums
 
-    def binary_conv2d_sign(self, *, x_words, w_words, threshold, flip, out_groups, **geometry):
-        batch, _, *sizes = shape = checks.binary_conv2d(x_words, w_words, **geometry)
+    def binary_conv2d_sign(self, x_words, w_words, geometry, threshold, flip, out_groups):
+        batch, _, *sizes = geometry.shape(x_words.shape)
         words = x_words.new_empty(batch, *sizes, out_groups * words_per_group(len(threshold), out_groups))
-        self._run('sign', x_words, w_words, geometry, shape, words=words, level=threshold, flip=flip, channels=len(threshold))
+        self._run('sign', x_words, w_words, geometry, words=words, level=threshold, flip=flip, channels=len(threshold))
         return words
 
-    def binary_block2d(self, *, x_words, w_words, scale, bias, shortcut, act, gamma, slope, zeta, threshold, out_groups, dtype,
-                       pack, keep, out, **geometry):
-        batch, _, *sizes = shape = checks.binary_conv2d(x_words, w_words, **geometry)
-        width = (batch, len(scale), *sizes)
-        words = x_words.new_empty((batch, *sizes, out_groups * words_per_group(len(scale), out_groups)) if pack else 0)
+    def binary_block2d(self, x_words, w_words, geometry, epilogue, shortcut, dtype, pack, keep, out=None):
+        batch, _, *sizes = geometry.shape(x_words.shape)
+        width, groups = epilogue.width, epilogue.out_groups
+        words = x_words.new_empty((batch, *sizes, groups * words_per_group(width, groups)) if pack else 0)
         stream = out
         if keep and out is None:
-            stream = torch.empty(width, dtype=dtype, device=x_words.device, memory_format=torch.channels_last)
+            stream = torch.empty((batch, width, *sizes), dtype=dtype, device=x_words.device, memory_format=torch.channels_last)
         if shortcut is not None:
             shortcut = shortcut.contiguous(memory_format=torch.channels_last)
-        self._run('block', x_words, w_words, geometry, shape, words=words if pack else None, stream=stream, shortcut=shortcut,
-                  scale=scale, bias=bias, gamma=gamma, slope=slope, zeta=zeta, threshold=threshold, act=act, dtype=dtype,
-                  channels=len(scale))
+        self._run('block', x_words, w_words, geometry, words=words if pack else None, stream=stream, shortcut=shortcut,
+                  **epilogue.vectors(), act=epilogue.act, dtype=dtype, channels=width)
         return words, stream if keep else torch.empty(0, dtype=dtype, device=x_words.device)
 
-    def binary_linear(self, *, x_words, w_words, features):
+    def binary_linear(self, x_words, w_words, features):
         rows = x_words.reshape(-1, 1, 1, x_words.shape[-1])
-        sums = self.binary_conv2d(x_words=rows, w_words=w_words[:, None, None], channels=features, **LINEAR)
+        sums = self.binary_conv2d(rows, w_words[:, None, None], linear_geometry(features, len(w_words)))
         return sums.view(*x_words.shape[:-1], len(w_words))
 
-    def _run(self, mode: str, x_words: Tensor, w_words: Tensor, geometry: dict, shape: Sequence[int], **results) -> None:
-        if prod(shape):
-            self.launch(plan(self._machine(x_words), mode, x_words.contiguous(), w_words.contiguous(), geometry, shape,
-                             **results))
+    def _run(self, mode: str, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, **results) -> None:
+        if prod(geometry.shape(x_words.shape)):
+            self.launch(plan(self._machine(x_words), mode, x_words.contiguous(), w_words.contiguous(), geometry, **results))
 
     def _machine(self, x_words: Tensor) -> Machine:
         return self.machine or machine_of(x_words.device)
@@ -123,39 +120,35 @@ class TensorCore(Backend):
             have = ', '.join(f'{major}.{minor}' for major, minor in SHARED_BYTES)
             return f'1-bit MMA exists on compute capability {have}, and this GPU has {_dotted(machine.capability)}'
         if op == 'binary_linear':
-            call = dict(x_words=x_words.reshape(-1, 1, 1, x_words.shape[-1]), w_words=w_words[:, None, None],
-                        channels=call['features'], **LINEAR)
-            x_words, w_words = call['x_words'], call['w_words']
-        outputs, *kernel, words = w_words.shape
-        if call['groups'] != 1:
-            return f'triton-tensorcore has no groups, got groups={call["groups"]}'
-        if outputs % 32:
-            return f'triton-tensorcore needs a multiple of 32 output channels, got {outputs}'
-        if prod(kernel) > 30:
-            return f'triton-tensorcore has at most 30 taps, got a kernel of {kernel[0]} x {kernel[1]}'
-        for size, padding, dilation in zip(kernel, call['padding'], call['dilation'], strict=True):
+            x_words, geometry = x_words.reshape(-1, 1, 1, x_words.shape[-1]), linear_geometry(call['features'], len(w_words))
+        else:
+            geometry = call['geometry']
+        if geometry.groups != 1:
+            return f'triton-tensorcore has no groups, got groups={geometry.groups}'
+        if geometry.outputs % 32:
+            return f'triton-tensorcore needs a multiple of 32 output channels, got {geometry.outputs}'
+        if geometry.taps > 30:
+            return f'triton-tensorcore has at most 30 taps, got a kernel of {geometry.kernel[0]} x {geometry.kernel[1]}'
+        for size, padding, dilation in zip(geometry.kernel, geometry.padding, geometry.dilation, strict=True):
             if padding and not (size in (2, 3) and padding <= dilation):
                 return (f'triton-tensorcore pads kernels of 2 and 3 taps by up to one tap, got padding={padding} for {size} '
                         f'taps and dilation={dilation}')
-        if prod(kernel) * call['channels'] >= TERMS_LIMIT:
-            return f'triton-tensorcore sums fewer than 2**22 terms, got {prod(kernel) * call["channels"]}'
-        width = outputs
-        for vector in ('threshold', 'scale'):
-            width = len(call[vector]) if isinstance(call.get(vector), Tensor) else width
-        out_groups = call.get('out_groups', 1)
+        if geometry.terms >= TERMS_LIMIT:
+            return f'triton-tensorcore sums fewer than 2**22 terms, got {geometry.terms}'
+        width, out_groups = geometry.outputs, 1
+        if op == 'binary_conv2d_sign':
+            width, out_groups = len(call['threshold']), call['out_groups']
+        elif op == 'binary_block2d':
+            width, out_groups = call['epilogue'].width, call['epilogue'].out_groups
         if out_groups > 1 and width // out_groups % 32:
             return (f'triton-tensorcore packs whole words per output group, got {width} channels in {out_groups} groups')
-        batch, _, *sizes = checks.binary_conv2d(x_words, w_words, *[call[key] for key in GEOMETRY])
+        batch, _, *sizes = geometry.shape(x_words.shape)
         if max(batch * prod(sizes) * width, 4 * x_words.numel(), batch * prod(sizes) * 2) >= INDEX_LIMIT:
             return 'triton-tensorcore counts in int32, and the tensors of this call are larger: split the batch'
-        if not _block_n(machine, outputs, prod(kernel) * words, 'sums'):
+        if not _block_n(machine, geometry.outputs, geometry.taps * geometry.words, 'sums'):
             return (f'the weights of 32 channels do not fit into the shared memory of compute capability '
                     f'{_dotted(machine.capability)}')
         return ''
-
-
-GEOMETRY = ('channels', 'stride', 'padding', 'dilation', 'groups', 'pad_value')
-LINEAR = dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, pad_value=0)
 
 
 def machine_of(device: torch.device) -> Machine:
@@ -164,7 +157,7 @@ def machine_of(device: torch.device) -> Machine:
                    os.environ.get('BNN_KERNELS_WGMMA', '1') != '0' and not tensorcore_rewrite.refusal())
 
 
-def plan(machine: Machine, mode: str, x_words: Tensor, w_words: Tensor, geometry: dict, shape: Sequence[int], *,
+def plan(machine: Machine, mode: str, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, *,
          words: Tensor | None = None, stream: Tensor | None = None, shortcut: Tensor | None = None,
          scale: Tensor | None = None, bias: Tensor | None = None, gamma: Tensor | None = None, slope: Tensor | None = None,
          zeta: Tensor | None = None, threshold: Tensor | None = None, level: Tensor | None = None, flip: Tensor | None = None,
@@ -175,33 +168,30 @@ def plan(machine: Machine, mode: str, x_words: Tensor, w_words: Tensor, geometry
         machine: what it is for.
         mode: 'sums' (int32 in `stream`), 'sign' (`level`: integer thresholds, `flip`) or 'block' (float epilogue).
         x_words, w_words: contiguous.
-        geometry: channels, stride, padding, dilation, groups, pad_value.
-        shape: of the sums, [N, O, H', W'].
         words, stream, shortcut, scale ... flip, act, dtype: as in the operators; None for what is not there.
         channels: P, O or a multiple of it.
     """
-    batch, outputs, out_height, out_width = shape
+    batch, outputs, out_height, out_width = geometry.shape(x_words.shape)
     _, height, width, count = x_words.shape
-    kernel = w_words.shape[1:3]
     wgmma = machine.wgmma and machine.capability == (9, 0)
     op = 'and' if machine.capability == (9, 0) else 'xor'
     pixels = batch * out_height * out_width
     # With mma.sync every warp reads all weights from shared memory: two rows of MMAs per warp halve that.
     block_m = 128 if op == 'xor' and mode == 'sign' and pixels >= 256 * machine.processors else 64
-    block_n = _block_n(machine, outputs, prod(kernel) * count, mode if block_m == 64 else 'tall')
-    border = any(geometry['padding']) and geometry['pad_value'] != -1
-    ready = operands(w_words, level, flip, geometry['channels'], geometry['pad_value'], border, mode, op, block_n, wgmma)
+    block_n = _block_n(machine, outputs, geometry.taps * count, mode if block_m == 64 else 'tall')
+    border = any(geometry.padding) and geometry.pad_value != -1
+    ready = operands(w_words, level, flip, geometry.channels, geometry.pad_value, border, mode, op, block_n, wgmma)
     tiles = triton.cdiv(pixels, block_m)
     blocks = outputs // block_n
-    at_once = machine.processors * residents(machine, prod(kernel) * count, block_m, block_n)
+    at_once = machine.processors * residents(machine, geometry.taps * count, block_m, block_n)
     programs = min(tiles, max(1, at_once // blocks)) * blocks
     x, w = (x_words.view(torch.int8), ready.weight.view(torch.int8)) if wgmma else (x_words, ready.weight)
     arguments = dict(
         x=x, w=w, table=ready.table, words=words, result=stream, shortcut=shortcut, scale=scale, bias=bias, gamma=gamma,
         slope=slope, zeta=zeta, threshold=threshold, flip=ready.flip, pixels=pixels, tiles=tiles, height=height, width=width,
         out_width=out_width, out_pixels=out_height * out_width, **divisor('image', out_height * out_width),
-        **divisor('row', out_width), WORDS=count, **_pair('KERNEL', kernel), **_pair('STRIDE', geometry['stride']),
-        **_pair('PAD', geometry['padding']), **_pair('DILATION', geometry['dilation']), BORDER=border, MODE=mode, OP=op,
+        **divisor('row', out_width), WORDS=count, **_pair('KERNEL', geometry.kernel), **_pair('STRIDE', geometry.stride),
+        **_pair('PAD', geometry.padding), **_pair('DILATION', geometry.dilation), BORDER=border, MODE=mode, OP=op,
         ACT=act, ELEMENT=ELEMENTS[dtype], OUTPUTS=outputs, REPLICAS=(channels or outputs) // outputs, BLOCK_M=block_m,
         BLOCK_N=block_n, WARPS=WARPS)
     return Plan(tensorcore_kernels.conv_wgmma if wgmma else tensorcore_kernels.conv_mma, programs, arguments,
@@ -236,7 +226,7 @@ def _dotted(capability: tuple[int, int]) -> str:
     return '.'.join(map(str, capability))
 
 
-def _pair(name: str, pair: Sequence[int]) -> dict[str, int]:
+def _pair(name: str, pair: Pair) -> dict[str, int]:
     return {f'{name}_H': pair[0], f'{name}_W': pair[1]}
 
 

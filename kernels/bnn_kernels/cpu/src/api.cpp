@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "driver.hpp"
+#include "layout.hpp"
 #include "sequence.hpp"
 
 #define BNN_API extern "C" __attribute__((visibility("default")))
@@ -53,7 +54,14 @@ class Stopwatch {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 9; }
+BNN_API int64_t bnn_version() { return 10; }
+
+// "Name:<bytes> field:<offset> ..." of a struct that Python fills in, empty for another name; valid until the thread asks again.
+BNN_API const char* bnn_struct_layout(const char* name) {
+  thread_local std::string text;
+  text = bnn::layout(name);
+  return text.c_str();
+}
 
 // 1 where this processor has the instruction set.
 BNN_API int64_t bnn_has(int64_t isa) { return bnn::kernel(isa) != nullptr; }

@@ -31,7 +31,8 @@ inline int64_t packed_words(int64_t width, int64_t groups) {
   return groups == 1 ? divide_up(width, WORD_BITS) : groups * divide_up(width / groups, WORD_BITS);
 }
 
-// One convolution. Filled by engine.py, same order, all int64: keep both in step and raise bnn_version.
+// One convolution. Python fills it in, as all structs that layout.hpp lists: every field has eight bytes, and after a change
+// layout.hpp follows and bnn_version is raised.
 struct Conv {
   int64_t isa, threads;
   int64_t batch, height, width, channels, groups;  // input; channels of all groups together
@@ -117,7 +118,7 @@ enum Act : int64_t { IDENTITY, RELU, HARDTANH, PRELU };
 enum Dtype : int64_t { NONE = -1, FLOAT32, BFLOAT16, FLOAT16 };
 
 // Float epilogue of bnn_kernels/epilogue.py. Vectors hold `width` = replicas * O elements, one per output channel.
-// Filled by engine.py, same order.
+//
 struct Fused {
   int64_t width, out_groups, act, dtype, shortcut_dtype;  // shortcut_dtype NONE: no shortcut
   const float *scale, *bias, *gamma, *slope, *zeta, *threshold;  // null where there is none
@@ -127,7 +128,7 @@ struct Fused {
   int64_t stream_first;  // pixel of the batch that is row 0 of `stream`: 0, or that of a scratch row
 };
 
-// Integer epilogue: bit = (sum >= threshold) != flip. Filled by engine.py, same order.
+// Integer epilogue: bit = (sum >= threshold) != flip.
 struct Signs {
   int64_t width, out_groups;
   const int32_t* threshold;
@@ -135,7 +136,7 @@ struct Signs {
   uint32_t* words;
 };
 
-// bit = x >= threshold. Filled by engine.py, same order.
+// bit = x >= threshold.
 struct Packing {
   int64_t pixels, channels, groups, dtype;
   int64_t plane;  // 0: x is [pixels][channels]; else the pixels of a plane, x is [pixels / plane][channels][plane]
@@ -144,7 +145,7 @@ struct Packing {
   uint32_t* words;  // [pixels][groups * words]
 };
 
-// Average pooling and a 1x1 convolution in float32. Filled by engine.py, same order.
+// Average pooling and a 1x1 convolution in float32.
 struct Downsample {
   int64_t batch, height, width, channels, outputs, pool, dtype;
   const void* x;  // [batch][height][width][channels]
@@ -158,7 +159,7 @@ struct Downsample {
 constexpr int64_t PANEL = 16;
 constexpr int64_t DOWNSAMPLE_ROOM = 3;
 
-// A convolution of an image in float32 and max pooling. Filled by engine.py, same order.
+// A convolution of an image in float32 and max pooling.
 struct Stem {
   int64_t batch, channels, height, width;
   int64_t image_step, channel_step, row_step, pixel_step, dtype;  // of x, in elements

@@ -11,7 +11,7 @@ namespace bnn {
 enum Gates : int64_t { SOFT, BINARY_IF, BINARY };
 constexpr int64_t GATES = 4;  // i, f, g, o
 
-// bnn_kernels/recurrence.py over whole sequences. Filled by sequence.py, same order, all of eight bytes.
+// bnn_kernels/recurrence.py over whole sequences.
 struct Lstm {
   int64_t threads, steps, batch, directions, units, outputs;
   int64_t inputs;  // of one gate of x: units or outputs
@@ -38,7 +38,7 @@ struct Lstm {
 enum Rule : int64_t { BOOL, MAX_RELATIVE, ELASTIC };
 constexpr int64_t MOST_FEATURES = 255;  // of a head: scores are counted in bytes
 
-// bnn_kernels/attention.py. Filled by sequence.py, same order.
+// bnn_kernels/attention.py.
 struct Attention {
   int64_t threads, batch, heads, queries, keys, features, values, planes;
   int64_t mask_batch, mask_queries;  // 1: the mask has this dimension
@@ -56,7 +56,7 @@ struct Attention {
   int64_t key_words() const { return divide_up(keys, WORD_BITS); }
 };
 
-// bit = x >= mean + std * threshold, or <= where flipped. Filled by sequence.py, same order.
+// bit = x >= mean + std * threshold, or <= where flipped.
 struct Normalized {
   int64_t rows, channels, dtype;
   const void* x;  // [rows][channels]

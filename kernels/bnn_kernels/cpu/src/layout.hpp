@@ -1,0 +1,45 @@
+// The fields of the structs that Python fills in, by name and in order: engine.py asks for them (`layout`).
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+#include "sequence.hpp"
+
+namespace bnn {
+
+// BNN_FIELDS(Struct, a, b, ...): text "Struct:<bytes> a:<offset> b:<offset> ...".
+#define BNN_PARENTHESES ()
+#define BNN_REPEAT(...) BNN_REPEAT16(BNN_REPEAT16(BNN_REPEAT16(BNN_REPEAT16(__VA_ARGS__))))  // 64 fields
+#define BNN_REPEAT16(...) BNN_REPEAT4(BNN_REPEAT4(BNN_REPEAT4(BNN_REPEAT4(__VA_ARGS__))))
+#define BNN_REPEAT4(...) BNN_REPEAT1(BNN_REPEAT1(BNN_REPEAT1(BNN_REPEAT1(__VA_ARGS__))))
+#define BNN_REPEAT1(...) __VA_ARGS__
+#define BNN_NEXT() BNN_EACH
+#define BNN_EACH(Struct, first, ...) \
+  + " " #first ":" + std::to_string(offsetof(Struct, first)) __VA_OPT__(BNN_NEXT BNN_PARENTHESES(Struct, __VA_ARGS__))
+#define BNN_FIELDS(Struct, ...) \
+  if (name == #Struct) return #Struct ":" + std::to_string(sizeof(Struct)) BNN_REPEAT(BNN_EACH(Struct, __VA_ARGS__))
+
+// Empty for a struct that is not known.
+inline std::string layout(std::string_view name) {
+  BNN_FIELDS(Conv, isa, threads, batch, height, width, channels, groups, outputs, kernel_h, kernel_w, out_h, out_w, stride_h,
+             stride_w, pad_h, pad_w, dilation_h, dilation_w, pad_value, transposed);
+  BNN_FIELDS(Fused, width, out_groups, act, dtype, shortcut_dtype, scale, bias, gamma, slope, zeta, threshold, shortcut, stream,
+             words, stream_first);
+  BNN_FIELDS(Signs, width, out_groups, threshold, flip, words);
+  BNN_FIELDS(Packing, pixels, channels, groups, dtype, plane, x, threshold, words);
+  BNN_FIELDS(Downsample, batch, height, width, channels, outputs, pool, dtype, x, weight, bias, y);
+  BNN_FIELDS(Stem, batch, channels, height, width, image_step, channel_step, row_step, pixel_step, dtype, outputs, kernel_h,
+             kernel_w, stride_h, stride_w, pad_h, pad_w, out_h, out_w, pool_h, pool_w, pool_stride_h, pool_stride_w, pool_pad_h,
+             pool_pad_w, pooled_h, pooled_w, x, weight);
+  BNN_FIELDS(Lstm, threads, steps, batch, directions, units, outputs, inputs, integer_x, gates, sign_candidate, cell_readout,
+             and_feedback, integer_cell, normalize, eps, x, weight, scale, scale_x, bias, threshold, h_first, cell_first, lengths,
+             h, bits, h_last, cell_last);
+  BNN_FIELDS(Attention, threads, batch, heads, queries, keys, features, values, planes, mask_batch, mask_queries, table_heads,
+             rules, limit, table, scale, q, k, v, mask, y);
+  BNN_FIELDS(Normalized, rows, channels, dtype, x, mean, std, threshold, flip, words);
+  return "";
+}
+
+}  // namespace bnn
