@@ -1,4 +1,4 @@
-"""What the documents say: files that they name are there, and every text uses the terms of the field."""
+"""What the documents and settings say: files that they name are there, every text uses the terms of the field."""
 
 import re
 from pathlib import Path
@@ -57,3 +57,8 @@ def test_words(pattern):
             if re.search(pattern, line, re.IGNORECASE):
                 found.append(f'{path.relative_to(ROOT)}:{number}: {line.strip()}')
     assert not found, f'write instead: {WORDS[pattern]}\n' + '\n'.join(found)
+
+
+def test_pre_commit_runs_the_ruff_of_the_constraints():
+    version, = re.findall(r'^ruff==(.+)$', (ROOT / 'constraints.txt').read_text(), re.MULTILINE)
+    assert f'rev: v{version} ' in (ROOT / '.pre-commit-config.yaml').read_text()

@@ -38,7 +38,7 @@ class RankOneGain(nn.Module):
 
     def forward(self, x: Tensor, acc: Tensor) -> Tensor:
         channel = per_channel(self.channel, acc.ndim, self.channel_dim)
-        if self.height is None:
+        if self.height is None or self.width is None:
             return channel
         return (channel * self._resized(self.height, acc.shape[2])[:, None]
                 * self._resized(self.width, acc.shape[3]))
@@ -79,4 +79,4 @@ class SpatialGain(nn.Module):
     def forward(self, x: Tensor, acc: Tensor) -> Tensor:
         mean = x.abs().mean(1, keepdim=True).to(self.filter.dtype)
         gain = F.conv2d(mean, self.filter, padding=self.filter.shape[2] // 2)
-        return gain if gain.shape[2:] == acc.shape[2:] else F.adaptive_avg_pool2d(gain, acc.shape[2:])
+        return gain if gain.shape[2:] == acc.shape[2:] else F.adaptive_avg_pool2d(gain, (acc.shape[2], acc.shape[3]))

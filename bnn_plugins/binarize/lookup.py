@@ -4,9 +4,12 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+Builder = TypeVar('Builder', bound=Callable)
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The sentence for a name that is not known: ``unknown method 'recuu'; did you mean 'recu'? Known: ...``."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
@@ -73,7 +76,7 @@ class Registry:
         self.kind, self.base, self.common = kind, base, tuple(common)
         self._builders: dict[str, Callable] = {}
 
-    def register(self, name: str) -> Callable[[Callable], Callable]:
+    def register(self, name: str) -> Callable[[Builder], Builder]:
         """Decorator: make a class, or a function that returns what is built, known under ``name``.
 
         Its arguments are the options that a config may set, ``dict(type=name, **options)``.
@@ -95,7 +98,7 @@ class Registry:
             2.0
         """
 
-        def decorate(builder: Callable) -> Callable:
+        def decorate(builder: Builder) -> Builder:
             known = self._builders.setdefault(name, builder)
             if place(known) != place(builder):
                 raise ValueError(f'the {self.kind} {name!r} is {place(known)} already')

@@ -1,7 +1,7 @@
 """What happens to a binary model in the course of training: schedules and latent clipping."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def set_progress(model: nn.Module, progress: float) -> None:
@@ -17,8 +17,8 @@ def set_progress(model: nn.Module, progress: float) -> None:
     if not 0 <= progress <= 1:
         raise ValueError(f'progress is a share of the training between 0 and 1, but got {progress}')
     for module in model.modules():
-        if hasattr(module, 'set_progress'):
-            module.set_progress(progress)
+        if (advance := getattr(module, 'set_progress', None)) is not None:
+            advance(progress)
 
 
 @torch.no_grad()
@@ -34,8 +34,9 @@ def clip_latents_(model: nn.Module) -> None:
         1.0
     """
     for module in model.modules():
-        if getattr(module, 'latent_clip', None) is not None:
-            module.weight.clamp_(-module.latent_clip, module.latent_clip)
+        if (limit := getattr(module, 'latent_clip', None)) is not None:
+            assert isinstance(module.weight, Tensor)
+            module.weight.clamp_(-limit, limit)
 
 
 def after_step_(model: nn.Module, clip: bool = True) -> None:
@@ -51,8 +52,8 @@ def after_step_(model: nn.Module, clip: bool = True) -> None:
     if clip:
         clip_latents_(model)
     for module in model.modules():
-        if hasattr(module, 'weight_binarizer'):
-            module.weight_binarizer.after_step(module.weight)
+        if (binarizer := getattr(module, 'weight_binarizer', None)) is not None:
+            binarizer.after_step(module.weight)
 
 
 def start_epoch_(model: nn.Module) -> None:
@@ -63,5 +64,5 @@ def start_epoch_(model: nn.Module) -> None:
         >>> start_epoch_(model)
     """
     for module in model.modules():
-        if hasattr(module, 'weight_binarizer'):
-            module.weight_binarizer.start_epoch(module.weight)
+        if (binarizer := getattr(module, 'weight_binarizer', None)) is not None:
+            binarizer.start_epoch(module.weight)

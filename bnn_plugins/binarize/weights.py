@@ -254,6 +254,9 @@ class RBNNWeight(WeightBinarizer):
     Source: Lin et al. 2020 (RBNN), arXiv 2009.13055, and its released code.
     """
 
+    left: Tensor
+    right: Tensor
+
     def __init__(self, out_channels: int, fan_in: int, estimator: str | dict | Estimator = 'training_aware',
                  alternations: int = 3):
         super().__init__()
@@ -334,6 +337,9 @@ class ReBNNWeight(WeightBinarizer):
     training weakens the reconstruction term; bfloat16 needs none.
     Source: Xu et al. 2023 (ReBNN), arXiv 2302.00956.
     """
+
+    flips: Tensor
+    last: Tensor
 
     def __init__(self, out_channels: int, fan_in: int):
         super().__init__()

@@ -328,7 +328,7 @@ class TestBNext:
         assert torch.equal(binarizer(w)[0], torch.where(w >= 0, 1.0, -1.0))
 
     def test_a_weight_of_zero_has_a_sign_from_the_end_of_the_schedule_on(self):
-        binarizer = build_method(dict(type='bnext', until=0.5)).weight(1, 1).train()
+        binarizer = build_method(dict(type='bnext', until=0.5)).weight(layer(1, 1)).train()
         for progress, expected in ((0.49, 0.0), (0.5, 1.0)):
             set_progress(binarizer, progress)
             assert binarizer(torch.zeros(1))[0].item() == expected

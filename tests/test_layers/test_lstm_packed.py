@@ -91,7 +91,7 @@ def test_summary_of_a_packed_model_is_that_of_the_latent_one(lstm, x):
 
 @pytest.mark.parametrize('product', ['input', 'hidden'])
 def test_one_call_of_the_kernels_is_the_steps(product, x, monkeypatch):
-    """The whole sequence at once, and step by step where somebody watches: the same bits."""
+    """The whole sequence at once, and step by step where there are forward hooks: the same bits."""
     packed = pack_(build(gates='binary_if'))
     calls = []
     original = bnn_kernels.binary_lstm
