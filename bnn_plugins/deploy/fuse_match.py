@@ -17,7 +17,7 @@ from ..layers.expand import Tile
 from .fuse_fold import LOPSIDED, NORMS, act_kind, pair, symmetric_padding
 from .fuse_ops import AffineStep, ConvStep, DownsampleStep, Step
 from .fuse_stem import Stem, is_plain_pool, may_begin_stem, stem_refusal
-from .graph import module_of, mutates, name_of, storage_of
+from .graph import has_hooks, module_of, mutates, name_of, storage_of
 from .packed import PackedConv2d, PackedLayer, PackedLinear
 
 ADDS = (operator.add, operator.iadd, torch.add)
@@ -214,7 +214,7 @@ class Matcher:
         """Whether what follows can be the next part of the stem; notes it. Pooling comes first: so do the native networks."""
         reader = self.next(stem.nodes[-1]) or self.copying(stem.nodes[-1])
         module = None if reader is None else module_of(self.root, reader)
-        if reader is None or stem.act is not None or (module is not None and not quiet(module)):
+        if reader is None or stem.act is not None or (module is not None and has_hooks(module)):
             return False
         if is_plain_pool(module) and stem.pool is None and not stem.affines:
             stem.pool = module
@@ -255,7 +255,8 @@ class Matcher:
         nodes.insert(0, node)
         pool, before = 1, node.args[0]
         module = module_of(self.root, before)
-        if isinstance(module, nn.AvgPool2d) and len(before.users) == 1 and (size := pool_size(module)) and quiet(module):
+        if isinstance(module, nn.AvgPool2d) and len(before.users) == 1 and (size := pool_size(module)) \
+                and not has_hooks(module):
             nodes.insert(0, before)
             pool = size
         if conv.weight.dtype != torch.float64:
@@ -270,7 +271,7 @@ class Matcher:
         module = module_of(self.root, node)
         if not isinstance(module, nn.BatchNorm2d):
             act = self.act_of(node, None)
-            if act is None or not node.args or not isinstance(node.args[0], fx.Node) or (module and not quiet(module)):
+            if act is None or not node.args or not isinstance(node.args[0], fx.Node) or (module and has_hooks(module)):
                 return
             node = node.args[0]
             nodes.insert(0, node)
@@ -283,13 +284,13 @@ class Matcher:
     def add_conv(self, node: fx.Node) -> None:
         """A real convolution, its norm and non-linearity."""
         conv, nodes, norms, act = module_of(self.root, node), [node], [], None
-        if not is_float_conv(conv) or not quiet(conv) or len(node.args) != 1 or conv.weight.dtype == torch.float64:
+        if not is_float_conv(conv) or has_hooks(conv) or len(node.args) != 1 or conv.weight.dtype == torch.float64:
             return
         while (reader := self.next(nodes[-1])) is not None and act is None:
             module = module_of(self.root, reader)
             if isinstance(module, nn.BatchNorm2d) and self.is_plain_norm(reader):
                 norms.append(module)
-            elif (act := self.act_of(reader, None)) is None or (module is not None and not quiet(module)):
+            elif (act := self.act_of(reader, None)) is None or (module is not None and has_hooks(module)):
                 act = None
                 break
             nodes.append(reader)
@@ -298,7 +299,7 @@ class Matcher:
 
     def is_plain_norm(self, node: fx.Node) -> bool:
         norm = module_of(self.root, node)
-        return not norm.training and norm.running_mean is not None and quiet(norm) and node not in self.taken \
+        return not norm.training and norm.running_mean is not None and not has_hooks(norm) and node not in self.taken \
             and norm.running_mean.dtype != torch.float64
 
     def single(self, nodes: list[fx.Node]) -> bool:
@@ -318,7 +319,7 @@ def is_float_conv(module: nn.Module | None) -> bool:
 
 def is_pointwise(conv: nn.Conv2d) -> bool:
     return conv.kernel_size == conv.stride == conv.dilation == (1, 1) and conv.padding == (0, 0) and conv.groups == 1 \
-        and quiet(conv)
+        and not has_hooks(conv)
 
 
 def pool_size(pool: nn.AvgPool2d) -> int:
@@ -326,7 +327,3 @@ def pool_size(pool: nn.AvgPool2d) -> int:
     sizes = {*pair(pool.kernel_size), *pair(pool.stride)}
     known = len(sizes) == 1 and pair(pool.padding) == (0, 0) and pool.ceil_mode and not pool.count_include_pad
     return sizes.pop() if known and pool.divisor_override is None else 0
-
-
-def quiet(module: nn.Module) -> bool:
-    return not (module._forward_hooks or module._forward_pre_hooks)
