@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 import cv2
+import numpy as np
 import pytest
 
 pytest.importorskip('sklearn')
@@ -65,6 +66,29 @@ def test_boxes_fit(made, split):
     assert all(1 <= len(found) <= RECIPE.max_digits for found in boxes.values())
     for image in coco['images']:
         assert cv2.imread(str(made / split / image['file_name'])).shape == (RECIPE.size, RECIPE.size, 3)
+
+
+def test_overlap_is_a_share_of_the_smaller_box():
+    assert overlap((0, 0, 10, 10), (8, 6, 4, 8)) == 2 * 4 / 32
+    assert overlap((8, 6, 4, 8), (0, 0, 10, 10)) == 2 * 4 / 32
+    assert overlap((0, 0, 4, 4), (1, 1, 2, 2)) == 1
+    assert overlap((0, 0, 4, 4), (4, 0, 4, 4)) == overlap((0, 0, 4, 4), (5, 5, 1, 1)) == 0
+
+
+def test_each_sample_is_drawn_before_any_is_drawn_again(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(digits, recipe, rng):
+        drawn.extend(digits[:, 0, 0].astype(int).tolist())
+        return np.zeros((4, 4, 3), np.uint8), [], []
+
+    monkeypatch.setattr(digits, 'draw_canvas', draw)
+    images, samples = np.arange(100)[:, None, None] * np.ones((1, 8, 8)), np.arange(30, 70)
+    (tmp_path / 'annotations').mkdir()
+    digits.write_split(tmp_path, 'train', RECIPE, images, np.zeros(100), samples, np.random.default_rng(0))
+    assert len(drawn) > 3 * len(samples)
+    for first in range(0, len(drawn) - len(samples), len(samples)):
+        assert sorted(drawn[first:first + len(samples)]) == samples.tolist()
 
 
 def test_digits_stand_out(made):

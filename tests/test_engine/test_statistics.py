@@ -43,6 +43,21 @@ def test_numbers(tmp_path, method):
     assert not model.conv.activation._forward_pre_hooks
 
 
+def test_saturation_of_both_signs(tmp_path):
+    """The share of the inputs of the layers' signs outside of [-1, 1]: of the convolution's here, which are the data."""
+    class Wide(Model):
+        def forward(self, inputs, mode='tensor'):
+            return super().forward(4 * torch.stack(inputs), mode)
+
+    model = Wide()
+    model.fc = model.bn = torch.nn.Identity()
+    model.real = torch.nn.Linear(4, 2)
+    runner(tmp_path, model, [BinaryStatisticsHook(interval=4)], epochs=1).train()
+    outside = (model.seen[3].abs() > 1).float().mean().item()
+    assert scalars()['input_saturation'] == pytest.approx([outside])
+    assert (model.seen[3] < -1).any()
+
+
 def test_per_layer_and_histograms(tmp_path):
     calls = []
 

@@ -410,6 +410,8 @@ def test_sigmoid_focal_loss():
     for args in ((1.5, 0.3, None, 'sum'), (2.0, 0.25, None, 'mean')):
         assert torch.autograd.gradcheck(lambda t, args=args: mmcv_ops.sigmoid_focal_loss(t, target, *args), x)
     assert torch.autograd.gradcheck(lambda t: mmcv_ops.sigmoid_focal_loss(t, target[:4], 2.0, 0.25, weight, 'sum'), x[:4])
+    torch.testing.assert_close(  # a weight is that of the target class, for all logits of the row
+        mmcv_ops.sigmoid_focal_loss(x[:4], target[:4], 2.0, 0.25, weight, 'none'), got[:4] * weight[target[:4], None])
     sure = torch.tensor([[40.0]])
     assert mmcv_ops.sigmoid_focal_loss(sure, torch.tensor([1]), 2.0, 0.25, None, 'sum').item() == pytest.approx(30.0)
 
