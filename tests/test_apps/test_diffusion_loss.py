@@ -154,3 +154,30 @@ def test_the_weight_of_the_variational_bound():
     assert [result[f'mse_{i}'] for i in range(20)] == pytest.approx([1] * 20, rel=1e-3)
     coarse = metrics.noise_prediction(OneOff(), scheduler, data, buckets=1)
     assert set(coarse) == {'mse', 'vlb', 'mse_0'}
+
+
+@pytest.mark.parametrize('method', ['binarynet', 'bireal'])
+def test_after_a_step_latents_are_clipped_and_the_average_follows(tmp_path, method):
+    """Only the latents of methods that ask for it; ``--no-latent_clip`` leaves them."""
+    for flags, clipped in ((), method == 'binarynet'), (('--no-latent_clip',), False):
+        trainer = trainer_(tmp_path, '--use_ema', '--max_train_steps', 9, *flags, method=method)
+        trainer.optimizer.step()
+        latents = [m.weight for m in trainer.bare_unet.modules() if isinstance(m, BinaryConv2d | BinaryLinear)]
+        with torch.no_grad():
+            latents[0].fill_(3)
+        trainer.after_step(torch.zeros(()), SimpleNamespace(update=lambda count: None))
+        assert bool((latents[0] == 1).all()) == clipped
+        assert trainer.step == trainer.ema.optimization_step == 1
+
+
+def test_averaged_weights_are_those_of_the_average_for_as_long_as_they_are_wanted(tmp_path):
+    trainer = trainer_(tmp_path, '--use_ema')
+    unet = trainer.bare_unet.train()
+    before = [p.clone() for p in unet.parameters()]
+    trainer.ema.shadow_params = [p.detach() + 1 for p in before]
+    with trainer.averaged_weights() as averaged:
+        assert averaged is unet
+        assert not unet.training
+        assert all(torch.equal(p, q + 1) for p, q in zip(unet.parameters(), before, strict=True))
+    assert unet.training
+    assert all(torch.equal(p, q) for p, q in zip(unet.parameters(), before, strict=True))
