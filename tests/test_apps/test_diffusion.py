@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +177,23 @@ def test_sample_tool(tmp_path, capsys):
     assert (pictures[1] == pictures[2]).all()
     with pytest.raises(FileNotFoundError, match=r'no model_index\.json'):
         sample.main([str(tmp_path)])
+
+
+def test_pictures_do_not_depend_on_those_that_are_drawn_with_them():
+    """Each batch has its own seed: more pictures begin with the same ones, and none comes twice."""
+    calls = []
+
+    def pipe(conditions=None, batch_size=None, generator=None, num_inference_steps=None, output_type=None):
+        calls.append((num_inference_steps, output_type))
+        noise = torch.randn(len(conditions) if batch_size is None else batch_size, generator=generator)
+        return SimpleNamespace(images=(noise if conditions is None else noise + conditions).tolist())
+
+    seven = sample.generate(pipe, 7, 5, seed=3, batch_size=2)
+    assert len(set(seven)) == 7
+    assert sample.generate(pipe, 4, 5, seed=3, batch_size=2) == seven[:4]
+    assert sample.generate(pipe, 4, 5, seed=4, batch_size=2) != seven[:4]
+    assert sample.generate(pipe, 7, 5, seed=3, batch_size=2, conditions=torch.zeros(7)) == seven
+    assert set(calls) == {(5, 'pil')}
 
 
 def test_packed_bytes_of_binary_layers(tmp_path):
