@@ -66,6 +66,33 @@ def test_one_part_of_a_packed_file(tmp_path):
     assert result.facts['Weights'] == str(file)
 
 
+def test_weights_of_both_models(tmp_path):
+    """Those of the checkpoints; without one they are drawn, the same each time, and pretrained ones are not fetched."""
+    path = tmp_path / 'classifier.py'
+    path.write_text("default_scope = 'mmdet'\nmodel = dict(type='bnn_plugins.BNNResNet', depth=18, base_channels=8, "
+                    "init_cfg=dict(type='Pretrained', checkpoint='no/such/file.pth'))\n")
+    _, drawn, facts = tool.build_models(str(path), None, None, None, None, torch.device('cpu'))
+    assert (facts['Weights'][:6], facts['Weights of the twin']) == ('random', 'random')
+    _, again, _ = tool.build_models(str(path), None, None, None, None, torch.device('cpu'))
+    files = {}
+    for name in ('latent', 'twin'):
+        states = [getattr(models, name).state_dict() for models in (drawn, again)]
+        assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+        files[name] = str(tmp_path / f'{name}.pth')
+        torch.save({'state_dict': {key: value + 1 for key, value in states[0].items()}}, files[name])
+    _, loaded, _ = tool.build_models(str(path), files['latent'], None, files['twin'], None, torch.device('cpu'))
+    for name in ('latent', 'twin'):
+        state = getattr(drawn, name).state_dict()
+        assert all(torch.equal(value, state[key] + 1) for key, value in getattr(loaded, name).state_dict().items())
+
+
+def test_default_size():
+    pad = dict(data_preprocessor=dict(pad_size_divisor=32))
+    wide = Config(dict(model=pad, test_pipeline=[dict(type='Load'), dict(type='Resize', scale=(200, 90))]))
+    assert tool.default_size(wide) == (96, 224), 'height and width, padded; a config says width and height'
+    assert tool.default_size(Config(dict(model=dict(), test_pipeline=[]))) == (224, 224)
+
+
 def test_a_classifier_takes_any_image(tmp_path):
     path = tmp_path / 'classifier.py'
     path.write_text("default_scope = 'mmdet'\nmodel = dict(type='bnn_plugins.BNNResNet', depth=18, base_channels=8)\n")

@@ -90,6 +90,9 @@ def test_digits():
     assert (len(train), len(test)) == (1437, 360)
     assert train.images.shape[1:] == (1, 8, 8)
     assert test.images.shape[1:] == (1, 16, 16)
+    for row in (0, 1):
+        for column in (0, 1):
+            assert torch.equal(test.images[:, :, row::2, column::2], DigitImages(test=True).images), 'each pixel four times'
     assert test.labels.bincount().tolist() == [36] * 10
     assert not {tuple(x) for x in test.images[:, 0, ::2, ::2].flatten(1).tolist()} & {
         tuple(x) for x in train.images.flatten(1).tolist()}
@@ -106,6 +109,15 @@ class TestFolder:
         assert sample['inputs'].shape == (3, 20, 20)
         assert sample['inputs'][:, 10, 10].tolist() == [200, 20, 10]
         assert (sample['inputs'][:, :, 1:-1] == torch.tensor([200, 20, 10])[:, None, None]).all()
+
+    def test_the_centre_is_a_share_of_the_image(self, tmp_path):
+        """With ``crop_ratio=0.5`` the middle half of the shorter side."""
+        image = np.zeros((80, 120, 3), np.uint8)
+        image[20:60, 40:80] = 200
+        (tmp_path / 'a').mkdir()
+        cv2.imwrite(str(tmp_path / 'a/0.png'), image)
+        assert (ImageFolder(str(tmp_path), image_size=20, crop_ratio=0.5)[0]['inputs'] == 200).all()
+        assert not ImageFolder(str(tmp_path), image_size=22, crop_ratio=0.55)[0]['inputs'][:, 0].any()
 
     def test_classes_and_random_parts(self, tmp_path):
         write_folder(tmp_path, 3, 4, 30)
@@ -177,13 +189,13 @@ class TestPreprocessor:
 class TestAccuracy:
     def test_by_hand(self):
         scores = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [1.0, 0.0, 0.0]])
-        metric = Accuracy(topk=(1, 2, 5))
+        metric = Accuracy(topk=(1, 2, 3, 5))
         metric.process(None, [dict(scores=scores[:3], labels=torch.tensor([2, 1, 0]))])
         metric.process(None, [dict(scores=scores[3:], labels=torch.tensor([0]))])
         result = metric.evaluate(4)
         # The third is a tie, which counts as the worse place.
         assert (result['top1'], result['top2']) == (50.0, 100.0)
-        assert 'top5' not in result
+        assert set(result) == {'top1', 'top2', 'loss'}, 'of three classes, the right one is always among three'
         assert result['loss'] == pytest.approx(-np.log([0.7, 0.3, 0.4, 1.0]).mean())
 
     def test_images_that_were_dealt_twice_do_not_count(self):

@@ -104,6 +104,7 @@ def test_rules_survive_a_saved_config(tmp_path):
     module = dict(type='mmdet.ResNet', depth=18, base_channels=8)
     with pytest.raises(ValueError, match=r"write rules=\[\('layer1\.\*', 'float'\), \('\*', 'binary'\)\]"):
         MODELS.build(dict(type='bnn_plugins.binarized', module=module, rules={'layer1.*': 'float', '*': 'binary'}))
+    MODELS.build(dict(type='bnn_plugins.binarized', module=module, rules={'layer2.*': 'float', 'layer1.*': 'float'}))
     rules = [('layer1.*', 'float'), ('*', 'binary')]
     Config(dict(model=dict(type='bnn_plugins.binarized', module=module, rules=rules))).dump(tmp_path / 'saved.py')
     kinds = {name: isinstance(m, BinaryLayer) for name, m in

@@ -13,7 +13,7 @@ class Accuracy(BaseMetric):
     """Top-k accuracy in percent, ``{'top1': ..., 'top5': ...}``, and the mean cross entropy ``loss``.
 
     Args:
-        topk: the k; those above the number of classes are left out.
+        topk: the k; those that are not below the number of classes are left out (100 % would be no news).
     """
 
     default_prefix = None
