@@ -15,7 +15,7 @@ from torch import Tensor
 from . import checks
 from .attention import Planes
 from .epilogue import Epilogue
-from .geometry import Conv2dGeometry
+from .geometry import Conv2dGeometry, Stem2dGeometry
 from .prepared_op import PreparedOp, shared_op
 from .recurrence import Recurrence
 
@@ -292,6 +292,12 @@ def _tensor_or_none(threshold: Tensor | None) -> Tensor | None:
     return threshold
 
 
+@lru_cache(4096)
+def _geometry(kind: type, w_shape: tuple[int, ...], **numbers) -> Conv2dGeometry | Stem2dGeometry:
+    """Made once for each signature; not for symbolic numbers, which have no hash."""
+    return kind.of(w_shape, **numbers)
+
+
 @lru_cache(1024)
 def _shared_conv2d(w_shape: tuple[int, ...], *numbers) -> PreparedOp:
     return shared_op('binary_conv2d', ('geometry', Conv2dGeometry.of(w_shape, *numbers)))
@@ -320,15 +326,15 @@ def _define(signature: str, check: Callable, empty: Callable[[dict], Tensor | tu
                for parameter in inspect.signature(check).parameters.values()
                if parameter.name not in names and parameter.default is inspect.Parameter.empty]
 
-    def described(arguments: Sequence) -> dict:
+    def described(arguments: Sequence, of: Callable = _geometry.__wrapped__) -> dict:
         call = dict(zip(names, arguments, strict=True))
         for name, kind, fields in objects:
             parts = {field: tuple(value) if isinstance(value := call.pop(field), list) else value for field in fields}
-            call[name] = kind.of(call[weight].shape, **parts) if name == 'geometry' else kind(**parts)
+            call[name] = of(kind, call[weight].shape, **parts) if name == 'geometry' else kind(**parts)
         return call
 
     def real(*arguments):
-        call = described(arguments)
+        call = described(arguments, _geometry)
         own = dict(call)
         if in_place:
             stream = own.pop('stream')

@@ -50,11 +50,11 @@ class PreparedOp:
         return call
 
 
-def input_signature(x: Tensor | tuple | Hashable) -> Hashable:
+def input_signature(x: Tensor | tuple | None) -> tuple | None:
     """What decides how an input is run: tensors, and objects that hold some, share a call where they agree in it."""
-    if isinstance(x, Tensor):
-        return x.shape, x.stride(), x.dtype, x.device, x.is_inference()
-    return tuple(map(input_signature, x)) if isinstance(x, tuple) else x
+    if isinstance(x, tuple):
+        return tuple([input_signature(value) if isinstance(value, Tensor) else value for value in x])
+    return None if x is None else (x.shape, x.stride(), x.dtype, x.device, x.is_inference())
 
 
 MOST_SIGNATURES = 256  # of inputs and forced backends that one operator, or one call of several, remembers

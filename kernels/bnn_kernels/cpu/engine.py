@@ -171,7 +171,7 @@ def layout(struct: str) -> tuple[str, ...]:
 def fields(struct: str, **values) -> list:
     """The values of all fields of a struct of src/, in order. Raises TypeError where one is missing or unknown."""
     names = layout(struct)
-    if values.keys() != {*names}:
+    if len(values) != len(names) or not all(map(values.__contains__, names)):
         raise TypeError(f'{struct} has other fields: {", ".join(sorted(values.keys() ^ {*names}))}.')
     return [values[name] for name in names]
 

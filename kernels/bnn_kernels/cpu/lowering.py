@@ -81,7 +81,7 @@ def lowered(cpu, op: str, operation: int, record: Sequence[int | str], fixed: di
         return ordinary(epilogue=Epilogue(**numbers, **{name: inputs.pop(name) for name in VECTORS}), **inputs)
 
     call = Call(operation, record, spread(inputs), made, results, gather, **derived)
-    return lambda **inputs: call(**spread(inputs))
+    return lambda epilogue, **inputs: call(**inputs, **epilogue.vectors())
 
 
 def weight(fixed: dict, inputs: dict, name: str) -> Tensor | str:
