@@ -120,6 +120,7 @@ def test_batches_are_whole_clips(clips):
         videos += [frames[0][0], frames[4][0]]
     assert sorted(videos) == [1, 2, 3, 4]
     assert [len(batch) for batch in ClipBatchSampler(sampler, 12, 4)] == [12, 4]
+    assert (len(ClipBatchSampler(sampler, 12, 4)), len(ClipBatchSampler(sampler, 12, 4, drop_last=True))) == (2, 1)
     assert [len(batch) for batch in ClipBatchSampler(sampler, 12, 4, drop_last=True)] == [12]
     assert all(len(batch) == 2 for batch in ClipBatchSampler(sampler, 2, 2))
     with pytest.raises(ValueError, match='no multiple of their length 4'):

@@ -391,6 +391,11 @@ class TestExpand:
             assert layer.weight.requires_grad is not frozen, name
             assert layer.bias is None or layer.bias.requires_grad is not frozen, name
 
+    def test_two_groups_of_its_own(self):
+        model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2))
+        row, = binarize_(model, dict(method='bireal', expand=dict(tau=2))).rows
+        assert row.reason == 'default; not expanded: 2 groups of its own'
+
     def test_groups(self):
         model = self.net()
         reasons = {row.name: row.reason for row in binarize_(model, dict(expand=dict(tau=1, groups=3))).rows}

@@ -30,6 +30,11 @@ def test_defaults():
                                          roles=None, attention=None)
 
 
+def test_what_differs_from_the_defaults():
+    assert BNNConfig().to_diff_dict() == dict(quant_method='bnn')
+    assert BNNConfig(pad_value=-1, method='xnor').to_diff_dict() == dict(quant_method='bnn', method='xnor', pad_value=-1)
+
+
 def test_rules_keep_their_order_through_json():
     """The first rule that matches wins, so sorted keys would be another model."""
     assert list(json.loads(BNNConfig(**FULL).to_json())['rules']) == ['z.*', 'a?', '*']

@@ -121,6 +121,10 @@ def test_roles(added):
     assert 'gating' in convert.list_roles()
     found = reasons(model(), roles=['gating'])
     assert (found['gate.squeeze'], found['other']) == ('role gating', 'has none of the roles')
+    added(RuleSet('more', roles={'other': lambda c: c.name == 'other'}))
+    net = model()
+    report = binarize_(net, dict(method='xnor', roles=['other']))
+    assert {row.name for row in report.binary} == {'other'}, 'a role that was not asked for stays float'
     with pytest.raises(ValueError, match="the role 'gating' is one of the rule set 'mine' already"):
         register_rules(RuleSet('yours', roles={'gating': lambda c: True}))
     assert 'yours' not in list_rules()

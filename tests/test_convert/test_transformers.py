@@ -80,6 +80,11 @@ class TestBinaryScores:
             torch.testing.assert_close(out, attention.out_proj(core(q, k, v, keep)).transpose(0, 1))
             assert weights is None
 
+    def test_dtype(self):
+        model = nn.Sequential(nn.MultiheadAttention(8, 2)).double()
+        binarize_(model, BNNConfig('reactnet', attention='elastic'))
+        assert {p.dtype for p in model.parameters()} == {torch.float64}
+
     @pytest.mark.parametrize('padding', [False, True])
     def test_masks_of_queries(self, padding):
         model = nn.Sequential(nn.MultiheadAttention(8, 2, batch_first=True))

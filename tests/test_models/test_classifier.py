@@ -224,3 +224,14 @@ class TestDistillation:
         monkeypatch.setitem(__import__('sys').modules, 'timm', None)
         with pytest.raises(ImportError, match='needs timm: pip install timm'):
             Teacher(dict(type='timm', model_name='resnet34'))
+
+
+class Last(nn.Module):
+    def forward(self, outputs):
+        return outputs[0][-1]
+
+
+def test_of_several_outputs_the_last_is_a_feature():
+    teacher = Teacher(nn.Sequential(nn.LSTM(3, 4), Last()), layers=['0'])
+    assert isinstance(teacher(torch.randn(2, 5, 3)).features[0], tuple), 'the state, a pair, and not the sequence'
+    assert not teacher.model.training

@@ -1,6 +1,7 @@
 """Pipelines of our own classes from a folder."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,3 +53,16 @@ def test_a_pipeline_of_diffusers(tmp_path):
 def test_no_pipeline(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'has no model_index.json: give the folder of a saved pipeline'):
         load_pipeline(tmp_path)
+
+
+@pytest.mark.parametrize('residual', [True, False])
+def test_a_residual_is_added_to_the_condition(residual):
+    """A UNet that predicts the clean sample at once gives it, or its sum with the condition, from [-1, 1] to [0, 1]."""
+    pipe = SuperResolutionPipeline(unet(3), DDIMScheduler(prediction_type='sample'), residual=residual)
+    pipe.unet.forward = lambda x, t: SimpleNamespace(sample=torch.full_like(x[:, :3], 0.25))
+    pipe.set_progress_bar_config(disable=True)
+    condition = torch.rand(2, 3, 4, 5) - 0.5
+    images = pipe(condition, num_inference_steps=3, output_type='pt').images
+    torch.testing.assert_close(images, (0.25 + residual * condition) / 2 + 0.5, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r'condition must be \[N, 3, H, W\]'):
+        pipe(condition[:, :2])

@@ -374,3 +374,13 @@ def test_compile_and_gradient_checkpointing(unet):
     for name, p in unet.named_parameters():
         if name in plain:
             torch.testing.assert_close(p.grad, plain[name], msg=name)
+
+
+def test_only_what_binary_layers_add_may_be_missing(unet):
+    """A float checkpoint has no thresholds; a weight that it lacks is missing all the same."""
+    binarize_(unet, 'reactnet')
+    name = next(name for name, module in unet.named_modules() if isinstance(module, BinaryLayer))
+    new, weight = f'{name}.activation.shift', f'{name}.weight'
+    assert {new, weight} <= set(unet.state_dict())
+    quantizer = BNNQuantizer(BNNConfig(), pre_quantized=False)
+    assert quantizer.update_missing_keys(unet, [weight, new, 'conv_in.bias'], '') == [weight, 'conv_in.bias']

@@ -8,6 +8,8 @@ from bnn_plugins.layers import BinaryLayer, BinaryLSTMCell, BinaryScan2d
 
 pytest.importorskip('diffusers')
 
+from bnn_plugins.integrations.diffusers.blocks import BlockOptions
+from bnn_plugins.integrations.diffusers.scan_blocks import BinaryScanUnit2D
 from bnn_plugins.integrations.diffusers.unet_2d import BinaryUNet2DModel
 
 SIZES = dict(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8)
@@ -38,3 +40,11 @@ def test_train_save_load_pack(changes, tmp_path):
         again = BinaryUNet2DModel.from_pretrained(tmp_path / 'packed')
         assert not any(isinstance(m, BinaryLayer | BinaryLSTMCell) for m in again.modules())
         assert torch.equal(again(x, t).sample, expected)
+
+
+def test_the_stream_goes_around_the_non_linearity():
+    unit = BinaryScanUnit2D(8, BlockOptions('reactnet', 0, None, temb_channels=12, buckets=0, groups=4, eps=1e-5)).eval()
+    unit.act.slope.data.zero_()
+    unit.act.gamma.data.fill_(1e6)
+    x = torch.randn(1, 8, 3, 4)
+    assert torch.equal(unit(x), x)

@@ -15,6 +15,7 @@ pytest.importorskip('diffusers')
 
 from diffusers import DDIMPipeline, DDIMScheduler
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 
 from bnn_plugins.integrations.diffusers.bi_diffsr import (
     ChannelPreservingDown,
@@ -24,6 +25,7 @@ from bnn_plugins.integrations.diffusers.bi_diffsr import (
 from bnn_plugins.integrations.diffusers.blocks import (
     BinaryResnetBlock2D,
     BinaryUnit2D,
+    BinaryUpsample2D,
     BlockOptions,
     BucketRPReLU,
     TimeShift,
@@ -192,6 +194,45 @@ def test_fusion_mixes_decoder_and_skip():
         unit.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     fusion(torch.arange(16.).view(1, 16, 1, 1).expand(1, 16, 2, 2), torch.randn(1, 12))
     assert [part[0, :, 0, 0].tolist() for part in seen] == [[0, 8, 1, 9, 2, 10, 3, 11], [4, 12, 5, 13, 6, 14, 7, 15]]
+
+
+def silent(unit):
+    """Nothing passes its non-linearity: what is left is the shortcut."""
+    unit.act.slope.data.zero_()
+    unit.act.gamma.data.fill_(1e6)
+    return unit
+
+
+def test_parts_of_the_fusion_are_averaged():
+    fusion = ChannelShuffleFusion(16, 8, OPTIONS).eval()
+    for unit in fusion.units:
+        silent(unit)
+    x = torch.randn(1, 16, 2, 2)
+    order = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15]
+    torch.testing.assert_close(fusion(x, torch.randn(1, 12)), (x[:, order[:8]] + x[:, order[8:]]) / 2)
+
+
+def test_the_shortcut_of_a_strided_unit_is_the_mean_of_what_each_window_holds():
+    unit = silent(BinaryUnit2D(8, 8, OPTIONS, stride=2, timed=False).eval())
+    x = torch.randn(1, 8, 3, 4)
+    rows = [x[:, :, 2 * i:2 * i + 2] for i in range(2)]
+    expected = torch.stack([torch.stack([row[..., 2 * j:2 * j + 2].mean((2, 3)) for j in range(2)], 2) for row in rows], 2)
+    torch.testing.assert_close(unit(x, None), expected)
+
+
+def test_an_upsampler_gives_the_size_that_is_asked_for():
+    up = BinaryUpsample2D(Upsample2D(8, use_conv=True, out_channels=8), OPTIONS).eval()
+    silent(up.unit)
+    x = torch.randn(1, 8, 2, 3)
+    assert torch.equal(up(x)[:, :, ::2, ::2], x)
+    odd = up(x, output_size=(5, 5))
+    assert torch.equal(odd, x[:, :, [0, 0, 0, 1, 1]][..., [0, 0, 1, 1, 2]])
+
+
+def test_settings_reach_the_parts_around_the_blocks():
+    code = build(time_buckets=5, num_train_timesteps=100).time_proj(torch.tensor([0, 19, 20, 99]))[:, -5:]
+    assert code.argmax(1).tolist() == [0, 0, 1, 4]
+    assert build(expand=dict(tau=2), norm_eps=1e-3).conv_norm_out[1].eps == 1e-3
 
 
 def test_the_output_of_a_residual_block_is_scaled():
