@@ -181,3 +181,24 @@ def test_recu_standardises_in_training_only():
         binarizer.train(training)(latent).sum().backward()
         share = (latent.grad != 0).double().mean()
         assert (share > 0.6) == training, 'ApproxSign sees |x| < 1 only after the division'
+
+
+def test_a_learned_step_is_positive_and_comes_back():
+    """``max(x, 1e-5)`` with the gradient of the identity, also below."""
+    from bnn_plugins.binarize.elastic import positive
+    x = torch.tensor([-1.0, 0.0, 2.0], requires_grad=True)
+    y = positive(x)
+    assert y.tolist() == pytest.approx([1e-5, 1e-5, 2.0])
+    y.sum().backward()
+    assert x.grad.tolist() == [1, 1, 1]
+
+
+def test_gradient_of_an_elastic_sign_is_that_of_its_value():
+    """Of ``step * level``: 1 where ``|x| <= step`` and 0 beyond; the step receives the levels."""
+    from bnn_plugins.binarize.elastic import ElasticActivation
+    act = ElasticActivation(1, initial=0.5)
+    x = torch.tensor([[-0.75, -0.5, 0.25, 0.5, 0.75]]).unsqueeze(1).requires_grad_()
+    (act(x) * act.step).sum().backward()
+    assert x.grad.flatten().tolist() == [0, 1, 1, 1, 0]
+    assert act.shift.grad.item() == 3
+    assert act.size.grad.item() == 1

@@ -105,3 +105,16 @@ class TestGradient:
         assert not torch.allclose(grads[1], grads[32])
         cosine = torch.nn.functional.cosine_similarity(grads[1].flatten(), grads[32].flatten(), dim=0)
         assert cosine > 0.3
+
+
+def test_a_spatial_gain_sees_the_window_of_the_convolution():
+    """Without a stride: the mean magnitude of each pixel's 3x3 neighbourhood, zeros outside of the image."""
+    from bnn_plugins.binarize.gains import SpatialGain
+    gain, x = SpatialGain(3), torch.randn(1, 4, 3, 3)
+    with torch.no_grad():
+        result = gain(x, torch.zeros(1, 8, 3, 3))
+    mean = x.abs().mean(1)[0]
+    assert result.shape == (1, 1, 3, 3)
+    torch.testing.assert_close(result[0, 0, 1, 1], mean.mean())
+    torch.testing.assert_close(result[0, 0, 0, 0], mean[:2, :2].sum() / 9)
+    torch.testing.assert_close(result[0, 0, 2, 1], mean[1:].sum() / 9)

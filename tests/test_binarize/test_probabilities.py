@@ -207,3 +207,11 @@ class TestElasticActivation:
     def test_it_starts_above_zero(self):
         with pytest.raises(ValueError, match='is positive, but got initial=0'):
             ElasticActivation(3, initial=0)
+
+
+def test_each_plane_of_gsb_has_its_own_worth():
+    from bnn_plugins.binarize.probabilities import GSBProbability
+    binarizer = GSBProbability(initial=0.5)
+    binarizer.extra.data.copy_(torch.tensor([2.0, 3.0]))
+    assert [step.item() for step in binarizer.steps()] == [0.5, 1.0, 1.5]
+    assert binarizer.SHARES == (0.7, 0.9), 'of the second and of the third'
