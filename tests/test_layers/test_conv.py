@@ -156,7 +156,7 @@ class TestRefusals:
 
     def test_foreign_weight(self):
         layer = BinaryConv2d(4, 6, 3)
-        with pytest.raises(ValueError, match='its own latent weight, or that times one factor per filter'):
+        with pytest.raises(ValueError, match='its own latent weight; forward_with_norm takes a norm behind it'):
             layer._conv_forward(torch.randn(1, 4, 5, 5), torch.randn_like(layer.weight), None)
 
 
