@@ -14,7 +14,7 @@ from .estimators import Estimator, build_estimator, list_estimators, register_es
 from .gains import DataDrivenGain, RankOneGain
 from .gradients import quantize_gradient
 from .lookup import Registry, check_keys, unknown
-from .methods import LayerSpec, Method, build_method, list_methods, register_method
+from .methods import InputSpec, LayerSpec, Method, build_method, list_methods, register_method
 from .probabilities import ProbabilityBinarizer, build_probability, list_probabilities, register_probability
 from .schedule import after_step_, clip_latents_, set_progress, start_epoch_
 from .weights import (
@@ -35,9 +35,9 @@ from .weights import (
 __all__ = [
     'ActivationBinarizer', 'BNextWeight', 'BinaryInput', 'CenteredSign', 'CenteredSignWeight', 'DataDrivenGain',
     'DoReFaActivation', 'DoReFaWeight', 'ElasticActivation', 'Estimator', 'FloatActivation', 'FloatWeight', 'IRNetWeight',
-    'LayerSpec', 'Method', 'ProbabilityBinarizer', 'RBNNWeight', 'RSign', 'RankOneGain', 'ReBNNWeight', 'ReCUWeight',
-    'Registry', 'ScaledStandardWeight', 'SignActivation', 'SignWeight', 'StochasticSignWeight', 'WeightBinarizer',
-    'XNORWeight', 'after_step_', 'build_estimator', 'build_method', 'build_probability', 'check_keys', 'clip_latents_',
-    'list_estimators', 'list_methods', 'list_probabilities', 'quantize_gradient', 'register_estimator', 'register_method',
-    'register_probability', 'set_progress', 'sign', 'start_epoch_', 'unknown',
+    'InputSpec', 'LayerSpec', 'Method', 'ProbabilityBinarizer', 'RBNNWeight', 'RSign', 'RankOneGain', 'ReBNNWeight',
+    'ReCUWeight', 'Registry', 'ScaledStandardWeight', 'SignActivation', 'SignWeight', 'StochasticSignWeight',
+    'WeightBinarizer', 'XNORWeight', 'after_step_', 'build_estimator', 'build_method', 'build_probability', 'check_keys',
+    'clip_latents_', 'list_estimators', 'list_methods', 'list_probabilities', 'quantize_gradient', 'register_estimator',
+    'register_method', 'register_probability', 'set_progress', 'sign', 'start_epoch_', 'unknown',
 ]

@@ -29,24 +29,33 @@ from .weights import (
     XNORWeight,
 )
 
-__all__ = ['LayerSpec', 'Method', 'build_method', 'list_methods', 'register_method']
+__all__ = ['InputSpec', 'LayerSpec', 'Method', 'build_method', 'list_methods', 'register_method']
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerSpec:
-    """The layer that a binarizer or a gain is built for.
+class InputSpec:
+    """The values that a binarizer of activations is built for: inputs of a layer, or operands of an attention.
 
     Attributes:
         in_channels: channels of what the module will read; behind the tile, for the activations of a drop-in expanded layer.
-        out_channels: filters; ``None`` for the operands of an attention, which have no weights.
-        fan_in: weights of one filter; ``None`` as above.
         channel_dim: where the channels are: 1 for ``[N, C, H, W]``, -1 for ``[..., C]``.
     """
 
     in_channels: int
-    out_channels: int | None = None
-    fan_in: int | None = None
     channel_dim: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec(InputSpec):
+    """The layer that a binarizer of weights or a gain is built for.
+
+    Attributes:
+        out_channels: filters.
+        fan_in: weights of one filter.
+    """
+
+    out_channels: int
+    fan_in: int
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,8 @@ class Method:
     """What a binary layer needs to know.
 
     Attributes:
-        activation: builds the binarizer of the input for a :class:`LayerSpec`.
-        weight: builds the binarizer of the weights.
+        activation: builds the binarizer of the input for an :class:`InputSpec`.
+        weight: builds the binarizer of the weights for a :class:`LayerSpec`.
         act: non-linearity after the shortcut in the native blocks: ``'identity'``, ``'hardtanh'``, ``'relu'``, ``'prelu'``
             or ``'rprelu'``; also what replaces a ReLU in a converted model when it is not ``'identity'`` or ``'rprelu'``.
         latent_clip: latents are kept in ``[-latent_clip, latent_clip]`` after each step; ``None``: they are free.
@@ -64,7 +73,7 @@ class Method:
         real_activations: only the weights are binary.
     """
 
-    activation: Callable[[LayerSpec], ActivationBinarizer]
+    activation: Callable[[InputSpec], ActivationBinarizer]
     weight: Callable[[LayerSpec], WeightBinarizer]
     act: str = 'identity'
     latent_clip: float | None = None

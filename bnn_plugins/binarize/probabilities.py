@@ -40,7 +40,7 @@ class RowScores:
     def __init__(self, scores: Tensor, features: int, scale: float | Tensor, keep: Tensor | None):
         self.scores, self.features, self.scale, self.keep = scores, features, scale, keep
         self.top = (scores if keep is None else scores.masked_fill(~keep, -features)).amax(-1)
-        self._table = self._total = None
+        self._table: tuple[Tensor, Tensor] | None = None  # of the exponentials, and the sum of each row
 
     def threshold(self, rule: str, limit: Tensor) -> Tensor:
         """The smallest score that gives a bit, broadcastable to ``[..., N]``; ``limit``: float64 ``[heads, 1]``."""
@@ -52,12 +52,12 @@ class RowScores:
             # Where the packed attention makes its table: exponentials of two devices may round differently.
             device = self.scale.device if isinstance(self.scale, Tensor) else None
             steps = torch.arange(self.features + 1, dtype=torch.float64, device=device)
-            self._table = (2.0**30 * torch.exp(-2 * steps * self.scale)).round().to(self.top.device)
-            terms = self._table[((self.top.unsqueeze(-1) - self.scores) / 2).clamp(min=0).long()]
-            self._total = (terms if self.keep is None else terms * self.keep).sum(-1)
+            table = (2.0**30 * torch.exp(-2 * steps * self.scale)).round().to(self.top.device)
+            terms = table[((self.top.unsqueeze(-1) - self.scores) / 2).clamp(min=0).long()]
+            self._table = table, (terms if self.keep is None else terms * self.keep).sum(-1)
+        table, total = self._table
         # How many entries of the falling table are larger than the least: those of the rising one that are smaller.
-        least = limit * self._total
-        return self.top - 2 * (torch.searchsorted(-self._table, -least) - 1)
+        return self.top - 2 * (torch.searchsorted(-table, -limit * total) - 1)
 
 
 class ProbabilityBinarizer(nn.Module):

@@ -1,6 +1,7 @@
 """``binarize_``: replace the layers of a float model by binary ones, in place."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -50,8 +51,8 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
 
     takes_signs = False
     for candidate in found:
-        layer = candidate.module
-        kind = type(layer).__name__
+        layer: Any = candidate.module  # a convolution or a linear layer
+        kind, weights = type(layer).__name__, layer.weight.numel()
         if isinstance(layer, BinaryLayer):
             binary, reason = True, 'binary already'
         else:
@@ -61,7 +62,7 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
                 reason += note
                 replace_(model, candidate.module, layer)
                 takes_signs |= layer.activation.signed and layer.activation.bits == 1
-        report.rows.append(LayerRow(candidate.name, kind, binary, reason, layer.weight.numel()))
+        report.rows.append(LayerRow(candidate.name, kind, binary, reason, weights))
     if not report.binary:
         raise ValueError(f'nothing in this {type(model).__name__} became binary:\n{report}')
     if takes_signs and cfg.replacement_act != 'keep':
@@ -107,7 +108,7 @@ def to_binary(layer: nn.Conv2d | nn.Linear, cfg: BNNConfig) -> tuple[BinaryConv2
     weight = layer.weight
     if new.expand is not None:
         weight = nn.Parameter(weight.detach().reshape(new.weight.shape), weight.requires_grad)
-    new._parameters.update(weight=weight, bias=layer.bias)
+    new._parameters.update(weight=weight, bias=layer.bias)  # pyright: ignore[reportArgumentType]  torch calls them Tensor
     return new.train(layer.training), f'; {note or expand.text()}' if expand is not None else ''
 
 

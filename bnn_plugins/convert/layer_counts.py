@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ..layers.base import input_copies
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 SLOPES = (nn.PReLU, RPReLU)
+Layer = Any  # float, latent and packed layers have the same names of attributes, and no class in common
 
 
 @dataclass
@@ -45,7 +47,7 @@ class LayerCounts:
         return self.positive / self.signs if self.signs else None
 
 
-def macs_per_output(module: nn.Module) -> int:
+def macs_per_output(module: Layer) -> int:
     """Multiply-accumulates for one output value (one input value of a transposed convolution)."""
     if hasattr(module, 'fan_in'):
         return module.fan_in
@@ -56,7 +58,7 @@ def macs_per_output(module: nn.Module) -> int:
     return channels // module.groups * kernel_height * kernel_width
 
 
-def has_scale(layer: nn.Module) -> bool:
+def has_scale(layer: Layer) -> bool:
     """Whether a latent or packed layer multiplies its accumulators by a number per filter."""
     if layer.activation.step != 1 or layer.folded_scale is not None:
         return True
@@ -68,8 +70,8 @@ def count_layers(model: nn.Module, run: Callable[[], object], is_layer: Callable
     """Call ``run()`` and record what happens in the layers of ``model`` that ``is_layer`` accepts, by name."""
     counts, handles = {}, []
 
-    def after(name: str, module: nn.Module):
-        def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def after(name: str, module: Layer):
+        def hook(_, inputs: tuple[Tensor, ...], output: Any) -> None:
             record = counts.setdefault(name, LayerCounts())
             counted = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
             # The outputs of an expanded layer are copies of fewer ones.
@@ -84,7 +86,7 @@ def count_layers(model: nn.Module, run: Callable[[], object], is_layer: Callable
             record.output_shape = tuple(output.shape)
         return hook
 
-    def after_attention(name: str, module: nn.Module):
+    def after_attention(name: str, module: Layer):
         def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             query, key = inputs[:2]
             record = counts.setdefault(name, LayerCounts())
@@ -101,8 +103,8 @@ def count_layers(model: nn.Module, run: Callable[[], object], is_layer: Callable
     def elementwise(name: str, is_norm: bool):
         def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             counts.setdefault(name, LayerCounts()).muls += output.numel()
-            if is_norm and hasattr(inputs[0], 'scale_count'):
-                record, count = inputs[0].scale_count
+            record, count = getattr(inputs[0], 'scale_count', (None, 0))
+            if is_norm and record is not None:
                 record.muls -= count
         return hook
 

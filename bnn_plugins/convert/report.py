@@ -3,6 +3,7 @@
 import copy
 import io
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -61,8 +62,9 @@ class BinarizationReport:
     @classmethod
     def of(cls, model: nn.Module) -> 'BinarizationReport':
         """The report of a model that is binary already, natively or by ``binarize_``."""
-        return cls([LayerRow(c.name, type(c.module).__name__, isinstance(c.module, BinaryLayer), '', c.module.weight.numel())
-                    for c in candidates(model)])
+        layers: list[tuple[str, Any]] = [(c.name, c.module) for c in candidates(model)]  # convolutions and linear layers
+        return cls([LayerRow(name, type(layer).__name__, isinstance(layer, BinaryLayer), '', layer.weight.numel())
+                    for name, layer in layers])
 
     @property
     def binary(self) -> list[LayerRow]:
@@ -108,6 +110,6 @@ class BinarizationReport:
                 f'{len(self.replaced)} activations replaced')
 
     def __str__(self) -> str:
-        console = Console(width=140, file=io.StringIO())
-        console.print(self)
-        return console.file.getvalue()
+        text = io.StringIO()
+        Console(width=140, file=text).print(self)
+        return text.getvalue()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..binarize import ActivationBinarizer, LayerSpec, build_method, build_probability
+from ..binarize import ActivationBinarizer, InputSpec, build_method, build_probability
 from ..binarize.lookup import checked_arguments
 from ..binarize.probabilities import FloatProbability
 from .base import output_scale, summation
@@ -47,7 +47,7 @@ class BinaryAttention(nn.Module):
         bundle = build_method(method)
         self.channels, self.heads, self.features = channels, heads, channels // heads
         self.method, self.real_values = method, real_values
-        operand = LayerSpec(in_channels=channels, channel_dim=-1)
+        operand = InputSpec(in_channels=channels, channel_dim=-1)
         self.query: ActivationBinarizer = bundle.activation(operand)
         self.key: ActivationBinarizer = bundle.activation(operand)
         self.value: ActivationBinarizer | None = None if real_values else bundle.activation(operand)

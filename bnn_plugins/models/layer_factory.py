@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
-from ..binarize import LayerSpec, build_method
+from ..binarize import InputSpec, build_method
 from ..layers import (
     BinaryConv2d,
     BinaryLinear,
@@ -62,7 +62,7 @@ class LayerFactory:
             raise ValueError("style='drop_in' is for single layers; native networks have the styles 'es', 'rep', 'thresholds'")
         self.copies = 1 if self.expand is None else self.expand.copies
         self.norm_spread = 0.0
-        if self.expand is not None and not hasattr(bundle.activation(LayerSpec(in_channels=1)), 'shift'):
+        if self.expand is not None and not hasattr(bundle.activation(InputSpec(in_channels=1)), 'shift'):
             self.norm_spread = self.expand.spread
             if self.norm_spread and self.expand.style == 'rep':
                 raise ValueError("spread: with style='rep' the copies of the stem have no parameters of their own: use "

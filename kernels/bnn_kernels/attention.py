@@ -77,6 +77,7 @@ def bits(m: Tensor, keys: Tensor, rule: str, limit: Tensor, table: Tensor | None
     m = m - torch.where(keys, m, head_dim).amin(-1, keepdim=True)
     if rule == 'max_relative':
         return keys & (m < torch.floor(limit / 2) + 1)
+    assert table is not None, 'as the checks require'
     rows = table[:, None].long().expand(m.shape[1], m.shape[2], -1).expand(len(m), -1, -1, -1)
     total = torch.where(keys, rows.gather(-1, m.clamp(0, head_dim)), 0).sum(-1, keepdim=True)
     over = rows.double() > limit * total.double()  # [B, heads, N, head_dim + 1]

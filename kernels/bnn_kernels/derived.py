@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class Derived:
         ones([weight[0]], (features,))  # found
     """
 
-    def __init__(self, make: Callable[..., object]):
+    def __init__(self, make: Callable[..., Any]):
         self.make = make
         # By settings and views: versions, storages, what was made, and when it is there.
         self.entries: dict[tuple, tuple] = {}
@@ -50,7 +51,7 @@ class Derived:
     def __reduce__(self):
         return Derived, (self.make,)
 
-    def __call__(self, tensors: Sequence[Tensor], settings: tuple[Hashable, ...] = (), *arguments) -> object:
+    def __call__(self, tensors: Sequence[Tensor], settings: tuple[Hashable, ...] = (), *arguments) -> Any:
         """What was made, or is now.
 
         Args:
@@ -65,14 +66,15 @@ class Derived:
                     break
             else:
                 return made if ready is None else ready.here(made)
-        key, versions = [settings], []
+        places: list = [settings]
+        versions = []
         try:
             for tensor in tensors:
                 versions.append(tensor._version)
-                key += id(tensor.untyped_storage()), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+                places += id(tensor.untyped_storage()), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
         except RuntimeError:  # of inference mode: no version
             return self.new(tensors, settings, arguments)
-        key = tuple(key)
+        key = tuple(places)
         then, _, made, ready = self.entries.get(key, NOTHING)
         if then == versions:
             return made if ready is None else ready.here(made)
@@ -88,7 +90,7 @@ class Derived:
         self.last = [weakref.ref(tensor) for tensor in tensors], versions, storages, settings, made, ready
         return made
 
-    def new(self, tensors: Sequence[Tensor], settings: tuple[Hashable, ...], arguments: tuple) -> object:
+    def new(self, tensors: Sequence[Tensor], settings: tuple[Hashable, ...], arguments: tuple) -> Any:
         """Makes it, whatever is remembered."""
         with torch.inference_mode(False), torch.no_grad():
             return self.make(*(arguments or (*tensors, *settings)))
@@ -101,7 +103,7 @@ class Ready:
         stream = torch.cuda.current_stream(device)
         self.device, self.event, self.streams = device, stream.record_event(), {stream.cuda_stream}
 
-    def here(self, made: object) -> object:
+    def here(self, made: Any) -> Any:
         """`made`, for use on the current stream; its memory is kept until the work that this stream has then is done.
 
         A stream that captures a graph began after all streams were done: `torch.cuda.graph` synchronizes them.
@@ -116,8 +118,8 @@ class Ready:
         return made
 
 
-def _forget(derived: weakref.ref, key: tuple, gone: weakref.ref) -> None:
-    derived = derived()
+def _forget(reference: 'weakref.ref[Derived]', key: tuple, gone: weakref.ref) -> None:
+    derived = reference()
     if derived is not None:
         derived.entries.pop(key, None)
         derived.last = NOTHING_LAST

@@ -1,6 +1,5 @@
 """Which backend runs a call. Nothing falls back in silence: who stands aside says why, who ran can be asked for."""
 
-import importlib
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -8,9 +7,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache, partial
 from itertools import count
-from typing import NamedTuple
-
-from torch import Tensor
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
 
 # In order of preference, one line per backend: name -> 'module:class', imported when it is first asked for, or the class.
 BACKENDS: dict[str, 'str | type[Backend]'] = {
@@ -208,16 +206,16 @@ def selection(op: str, **call) -> Selection:
     return Selection(None, refusals)
 
 
-def bind(op: str, fixed: dict, inputs: dict) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+def bind(op: str, fixed: dict, inputs: dict) -> Callable[..., Any]:
     """What runs this call, and others of its kind, on the first backend that can, and notes it; takes `inputs` by name.
 
     Arguments are checked. Raises RuntimeError with the reason of every backend asked where none can, which for a forced one is
     that one.
     """
-    name = _chosen(op, fixed | inputs)
+    name, backend = _chosen(op, fixed | inputs)
     if (why := getattr(_explaining, 'why', None)) is not None:
         why[op] = selection(op, **fixed, **inputs)
-    operator = _load(BACKENDS[name])[0].bind(op, fixed, inputs)
+    operator = backend.bind(op, fixed, inputs)
 
     def call(**inputs):
         result = operator(**inputs)
@@ -225,7 +223,7 @@ def bind(op: str, fixed: dict, inputs: dict) -> Callable[..., Tensor | tuple[Ten
         _last.any = name
         return result
 
-    call.dispatched = name, op, operator
+    call.dispatched = (name, backend), op, operator
     return call
 
 
@@ -242,11 +240,11 @@ def join(calls: Sequence[Callable], ios: Sequence[OpIO], inputs: Sequence[Hashab
         takes tensors as `inputs`, of the kinds for which the calls were chosen, and returns `results`, or None where it cannot
         take them for where they lie. It is good for as long as the bound tensors, and their values, stay as they are.
     """
-    names, ops, operators = zip(*[call.dispatched for call in calls], strict=True)
-    if len(set(names)) > 1:
+    backends, ops, operators = zip(*[call.dispatched for call in calls], strict=True)
+    if len(set(backends)) > 1:
         return None
-    name, ops = names[0], list(dict.fromkeys(ops))
-    joined = _load(BACKENDS[name])[0].join(operators, ios, inputs, results)
+    (name, backend), ops = backends[0], list(dict.fromkeys(ops))
+    joined = backend.join(operators, ios, inputs, results)
     if joined is None:
         return None
 
@@ -260,10 +258,10 @@ def join(calls: Sequence[Callable], ios: Sequence[OpIO], inputs: Sequence[Hashab
     return call
 
 
-def _chosen(op: str, call: dict) -> str:
+def _chosen(op: str, call: dict) -> tuple[str, Backend]:
     for name, backend in _able() if _forced is None else [(_forced, _load(_path(_forced))[0])]:
         if backend is not None and backend.supports(op, **call)[0]:
-            return name
+            return name, backend
     reasons = '; '.join(f'{name}: {reason}' for name, reason in selection(op, **call).refusals.items())
     if _forced is not None:
         raise RuntimeError(f'The forced backend cannot run {op} here ({reasons}). set_backend(None) lets all be asked.')
@@ -299,11 +297,8 @@ def _path(name: str) -> 'str | type[Backend]':
 def _load(backend: 'str | type[Backend]') -> tuple[Backend | None, str]:
     """The backend, or None and the reason: its own, or what went wrong when it was imported."""
     try:
-        if isinstance(backend, str):
-            module, _, name = backend.partition(':')
-            backend = getattr(importlib.import_module(module), name)
-        backend = backend()
-        able, reason = backend.available()
+        made = (resolve_name(backend) if isinstance(backend, str) else backend)()
+        able, reason = made.available()
     except Exception as error:
         return None, f'{type(error).__name__}: {error}'
-    return (backend if able else None), reason
+    return (made if able else None), reason

@@ -63,6 +63,7 @@ def stream_of(acc: Tensor, epilogue: Epilogue, shortcut: Tensor | None, dtype: t
     if shortcut is not None:
         v = v + shortcut.float()
     if act == 'prelu':
+        assert slope is not None, 'as the checks require'
         v = v if gamma is None else v - _image(gamma)
         v = torch.where(v > 0, v, _image(slope) * v)
         v = v if zeta is None else v + _image(zeta)

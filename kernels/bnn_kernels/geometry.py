@@ -72,7 +72,9 @@ class Conv2dGeometry(_Conv2d):
         return super().__new__(cls, channels, outputs, kernel, stride, padding, dilation, groups, int(pad_value),
                                output_padding)
 
-    _make = classmethod(lambda cls, values: cls(*values))  # `_replace` checks, too
+    @classmethod
+    def _make(cls, iterable):  # `_replace` checks, too
+        return cls(*iterable)
 
     @classmethod
     def of(cls, w_shape: Sequence[int], channels: int, *numbers, **named) -> 'Conv2dGeometry':
@@ -171,7 +173,9 @@ class Stem2dGeometry(_Stem2d):
         return super().__new__(cls, channels, outputs, pair('kernel', kernel, 1), pair('stride', stride, 1),
                                pair('padding', padding, 0), window, window_stride, window_padding)
 
-    _make = classmethod(lambda cls, values: cls(*values))
+    @classmethod
+    def _make(cls, iterable):
+        return cls(*iterable)
 
     @classmethod
     def of(cls, w_shape: Sequence[int], *numbers, **named) -> 'Stem2dGeometry':

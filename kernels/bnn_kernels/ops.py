@@ -277,7 +277,9 @@ def _int_pair(value: Pair) -> tuple[int, int] | None:
     """The pair, where it is nothing else than one or two ints."""
     if type(value) is int:
         return value, value
-    return tuple(value) if isinstance(value, tuple | list) and len(value) == 2 and {*map(type, value)} == {int} else None
+    if isinstance(value, tuple | list) and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value[0], value[1]
+    return None
 
 
 def _pad_value(value: int) -> int:

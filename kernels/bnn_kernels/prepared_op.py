@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,10 +36,10 @@ class PreparedOp:
         return (type(x) is Tensor and not x.is_meta and not torch.compiler.is_compiling()
                 and not torch._C._len_torch_dispatch_stack())
 
-    def __call__(self, **inputs) -> Tensor | tuple[Tensor, ...]:
+    def __call__(self, **inputs) -> Any:
         return self.choose(inputs)(**inputs)
 
-    def choose(self, inputs: dict[str, Tensor | None]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    def choose(self, inputs: dict[str, Tensor | None]) -> Callable[..., Any]:
         """What runs inputs of this kind, and may be joined with others (`bnn_kernels.join`); takes them by name."""
         key = (dispatch.choice(), *inputs, *map(input_signature, inputs.values()))
         call = self.chosen.get(key)

@@ -72,6 +72,7 @@ def stem2d(x: Tensor, weight: Tensor, geometry: Stem2dGeometry, epilogue: Epilog
 def binary_conv_transpose2d(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Tensor:
     """Int32 `[N, O, H', W']`; see `bnn_kernels.binary_conv_transpose2d`."""
     channels, _, kernel, stride, padding, dilation, groups, _, output_padding = geometry
+    assert output_padding is not None, 'of a transposed convolution'
     x = unpack_signs(x_words, channels, groups).permute(0, 3, 1, 2).flatten(2).unflatten(1, (groups, -1))
     weight = unpack_signs(w_words, geometry.group_channels)
     weight = weight.reshape(groups, -1, geometry.group_channels)  # rows are (O / groups, kH, kW)

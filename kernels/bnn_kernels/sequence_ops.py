@@ -82,8 +82,8 @@ def binary_lstm(x: Tensor, w_words: Tensor, recurrence: Recurrence, h_words: Ten
             h_words = w_words.new_zeros(directions, batch, w_words.shape[-1])
         if cell is None:
             cell = torch.zeros(directions, batch, units, device=x.device)
-    h, words, h_words, cell = _binary_lstm(x, w_words, scale, *others, h_words, cell, lengths, pack, keep)
-    return h if keep else None, words if pack else None, h_words, cell
+    h, words, h_last, cell_last = _binary_lstm(x, w_words, scale, *others, h_words, cell, lengths, pack, keep)
+    return h if keep else None, words if pack else None, h_last, cell_last
 
 
 def binary_attention(q_words: Tensor, k_words: Tensor, v_words: Tensor, head_dim: int, limit: Tensor, *,

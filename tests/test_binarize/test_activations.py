@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnn_plugins.binarize import DoReFaActivation, LayerSpec, RSign, build_method, list_methods, set_progress
+from bnn_plugins.binarize import DoReFaActivation, InputSpec, RSign, build_method, list_methods, set_progress
 
 from . import oracle
 
@@ -16,7 +16,7 @@ EDGES = torch.tensor([0.0, -0.0, 1.0, -1.0, 1 + 1e-9, -1 - 1e-9, 30.0, -30.0, 0.
 
 
 def activation(spec, channel_dim=1, dtype=torch.float64):
-    return build_method(spec).activation(LayerSpec(in_channels=5, channel_dim=channel_dim)).to(dtype)
+    return build_method(spec).activation(InputSpec(in_channels=5, channel_dim=channel_dim)).to(dtype)
 
 
 def name_and_options(spec):
@@ -101,7 +101,7 @@ def test_zeros_and_degenerate_shapes_are_finite(spec, shape):
 @pytest.mark.parametrize('spec', SPECS, ids=str)
 def test_vectors_and_single_features(spec, shape):
     """``nn.Linear`` takes ``[C]`` and one feature; a sample of one number has no standard deviation to divide by."""
-    binarizer = build_method(spec).activation(LayerSpec(in_channels=shape[-1], channel_dim=-1))
+    binarizer = build_method(spec).activation(InputSpec(in_channels=shape[-1], channel_dim=-1))
     x = torch.rand(shape).sub(0.5).requires_grad_()
     levels = binarizer(x)
     levels.sum().backward()
@@ -170,7 +170,7 @@ def test_dorefa_two_bits_by_hand():
 @pytest.mark.parametrize('bits', [0, 9, 32])
 def test_dorefa_refuses_other_widths(bits):
     with pytest.raises(ValueError, match='1 to 8 bits'):
-        build_method(dict(type='dorefa', a_bits=bits)).activation(LayerSpec(in_channels=5))
+        build_method(dict(type='dorefa', a_bits=bits)).activation(InputSpec(in_channels=5))
 
 
 def test_recu_standardises_in_training_only():

@@ -24,7 +24,9 @@ def wherever(op: str) -> Callable:
         call = dict(zip(names, arguments, strict=False)) | call
         inputs = {name: readable(op, name, value, call) for name, value in call.items()
                   if value is None or isinstance(value, Tensor | Epilogue)}
-        results = LOWERINGS[op](self, {name: call[name] for name in call.keys() - inputs.keys()}, inputs)(**inputs)
+        operator = LOWERINGS[op](self, {name: call[name] for name in call.keys() - inputs.keys()}, inputs)
+        assert operator is not None, 'for it is readable'
+        results = operator(**inputs)
         out = call.get('out')
         return (results[0], out.copy_(results[1])) if out is not None and inputs['out'] is not out else results
 
@@ -80,8 +82,8 @@ class Cpu(SequenceOperators, Backend):
         return call or super().bind(op, fixed, inputs)
 
     def join(self, calls: Sequence[Callable], ios: Sequence[OpIO], inputs: Sequence, results: Sequence) -> Program | None:
-        stay = all(isinstance(call, Call) and call.weights_stay for call in calls)
-        return Program(calls, ios, inputs, results) if stay else None
+        stay = [call for call in calls if isinstance(call, Call) and call.weights_stay]
+        return Program(stay, ios, inputs, results) if len(stay) == len(calls) else None
 
     pack_activations = wherever('pack_activations')
     pack_features = wherever('pack_features')

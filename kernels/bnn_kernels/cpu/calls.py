@@ -62,7 +62,7 @@ class Call:
         self.inputs, self.made, self.fallback, self.holds = tuple(inputs), made, fallback, holds
         self.derived, self.derive = tuple(derived), derive and Derived(derive)
         # Tensors under another name, whose memory stays although `.data` of those given be replaced.
-        self.weights = [weight if isinstance(weight, str) else weight.detach() for weight in weights]
+        self.weights: list = [weight if isinstance(weight, str) else weight.detach() for weight in weights]
         self.fields = [len(fields) + 2, operation, *fields]
         self.new = list(made.values())
         # Bits of the addresses of inputs that the engine reads, which must be zero: a multiple of the elements' size.
@@ -73,15 +73,15 @@ class Call:
         places = [*made, *self.inputs]
         self.places, self.only = [places.index(name) for name in results], len(results) == 1
         self.all_fixed = not any(isinstance(weight, str) for weight in weights)
-        self.weights_stay = self.all_fixed and not any(weight.is_inference() for weight in weights)
+        self.weights_stay = all(isinstance(weight, Tensor) and not weight.is_inference() for weight in weights)
 
     def __call__(self, **inputs: Tensor | None) -> Tensor | tuple[Tensor, ...]:
         at = [0 if x is None else x.data_ptr() for x in inputs.values()]
         if any(map(and_, at, self.masks)):
             return self.fallback(**inputs)
         settings = engine.isa_number(), torch.get_num_threads()
-        weights = self.weights if self.all_fixed else [inputs[w] if type(w) is str else w for w in self.weights]
-        *derived, _ = self.derive(weights, settings) if weights else (None,)  # the last keeps their memory until the end
+        weights: list = self.weights if self.all_fixed else [inputs[w] if type(w) is str else w for w in self.weights]
+        *derived, _ = self.derive(weights, settings) if self.derive else (None,)  # the last keeps their memory until the end
         made = [torch.empty_strided(shape, strides, dtype=dtype) for shape, strides, dtype in self.new]
         run(self.code, [*settings, *at, *derived, *[x.data_ptr() for x in made]])
         if self.only:
@@ -117,7 +117,7 @@ class Program:
         """The code, and what must stay alive."""
         records, links, alive = array('q'), array('q'), []
         for call, names in zip(self.calls, self.names, strict=True):
-            derived = call.derive(call.weights, settings) if call.weights else (None,)
+            derived = call.derive(call.weights, settings) if call.derive else (None,)
             known = dict(zip((*SETTINGS, *call.derived), (*settings, *derived[:-1]), strict=True))
             known |= {name: 0 for name, value in names.items() if value is None}
             fields = [known.get(field, field) for field in call.fields]
@@ -166,7 +166,7 @@ def arrange(sizes: dict[Hashable, int], uses: Sequence[list[Hashable]]) -> tuple
     for value in sorted(first.keys() & sizes.keys(), key=lambda value: (-sizes[value], first[value])):
         place, size = 0, round_up(sizes[value])
         beside = [other for other in places if first[other] <= last[value] and first[value] <= last[other]]
-        for other in sorted(beside, key=places.get):
+        for other in sorted(beside, key=places.__getitem__):
             if places[other] - place >= size:
                 break
             place = max(place, places[other] + round_up(sizes[other]))
@@ -179,7 +179,7 @@ def round_up(size: int) -> int:
 
 
 def run(code: Code, bases: list[int]) -> None:
-    bases = array('q', bases)
-    sentence = engine.library().bnn_run(*code.arguments, bases.buffer_info()[0])
+    at = array('q', bases)
+    sentence = engine.library().bnn_run(*code.arguments, at.buffer_info()[0])
     if sentence is not None:
         raise RuntimeError(sentence.decode())

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from itertools import accumulate
 from math import prod
 from operator import mul
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ VECTORS = 'scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold'
 FEW_PIXELS = 8  # of 16 in a tile of AMX: below, expanding the weights takes longer than counting their signs
 
 
-def image(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Made:
+def image(shape: Sequence[int], dtype: torch.dtype) -> Made:
     """In channels-last memory."""
     _, channels, height, width = shape
     return Made(tuple(shape), (height * width * channels, 1, width * channels, channels), dtype)
@@ -155,10 +156,10 @@ def image_convolution(fixed: dict, inputs: dict) -> dict | None:
     return convolution(call['geometry'], batch, image, fixed, inputs)
 
 
-def sums(cpu, op: str, fixed: dict, inputs: dict, own: dict | None, made: Callable[..., Made]) -> Callable | None:
+def sums(cpu, op: str, fixed: dict, inputs: dict, own: dict | None, lies: Callable[..., Made]) -> Callable | None:
     if own is None:
         return None
-    made = dict(sums=made(getattr(checks, op)(**fixed, **inputs), torch.int32))
+    made = dict(sums=lies(getattr(checks, op)(**fixed, **inputs), torch.int32))
     return lowered(cpu, op, CONV2D, ['geometry', 'x_words', 'weight', 'sums'], fixed, inputs, made, ['sums'], **own)
 
 
@@ -188,7 +189,7 @@ def lower_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Callable | None:
         return None
     width, flip = call['threshold'].shape[0], [] if call['flip'] is None else [weight(fixed, inputs, 'flip')]
 
-    def derive(words: Tensor, *flip_and_settings: Tensor | int) -> tuple:
+    def derive(words: Tensor, *flip_and_settings: Any) -> tuple:
         *flip, isa, threads = flip_and_settings
         flips = flip[0].to(torch.int32).contiguous() if flip else torch.zeros(width, dtype=torch.int32)
         *addresses, alive = own['derive'](words, isa, threads)
@@ -219,7 +220,7 @@ def fused_fields(fixed: dict, inputs: dict, dtype: torch.dtype, shortcut: Tensor
     """The struct of an epilogue, and what keeps its memory; None as in `vectors`."""
     epilogue = (fixed | inputs)['epilogue']
     places, held = vectors(spread(fixed), spread(inputs), *VECTORS)
-    return places and fields(
+    return None if places is None else fields(
         'Fused', width=epilogue.width, out_groups=epilogue.out_groups, act=ACTS[epilogue.act], dtype=DTYPES[dtype],
         shortcut_dtype=NO_SHORTCUT if shortcut is None else DTYPES[shortcut.dtype],
         shortcut=0 if shortcut is None else 'shortcut', stream=stream, words='words', stream_first=0, **places), held
