@@ -37,16 +37,19 @@ class SummaryRow:
     """One layer, or all layers together in :attr:`Summary.totals`.
 
     Attributes:
-        name, kind: dotted name, class name.
+        name: its dotted name.
+        kind: the name of its class.
         output: shape of the last output, ``''`` where the layer did not run.
         bits: ``'1x1'`` (weights x activations), ``'32x32'`` for real layers.
         params_binary, params_float: quantized weights, and real numbers beside them in the packed file (scales, biases, ...).
-        macs: multiply-accumulates of any kind. flops, bops, ops: see the module's convention. All per image.
+        macs: multiply-accumulates of any kind.
+        flops, bops, ops: see the module's convention. All per image.
         muls: elementwise multiplies, one per value of a norm or PReLU (a norm takes over the scale of the binary layer in
             front of it). Products of feature maps, as in squeeze-excite, are not seen.
         bytes_in, bytes_out: activations that the layer reads, one bit each (or k) where it is binary, and writes, in float32.
         bytes_float: of all its parameters and buffers in float32 (the float twin's memory).
-        bytes_latent: as they are in training. bytes_packed: as they are in the packed file (without its header).
+        bytes_latent: as they are in training.
+        bytes_packed: as they are in the packed file (without its header).
     """
 
     name: str

@@ -84,8 +84,8 @@ def measure(calls: dict[str, Callable[[], object]], clock: Clock, rounds: int = 
     """Time ``calls`` in turns.
 
     Args:
-        rounds: samples of each call. warmup: calls of each before that; from them follows how many calls make one sample, at
-            least ``min_seconds`` long.
+        rounds: samples of each call.
+        warmup: calls of each before that; from them follows how many calls make one sample, at least ``min_seconds`` long.
         budget: seconds for all rounds together; where they do not fit, there are fewer, but at least five (or ``rounds``).
         advance: called after each round.
     """

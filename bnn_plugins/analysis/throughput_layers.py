@@ -34,10 +34,15 @@ class LayerTime:
     """The operators of one kind that one layer ran in one call.
 
     Attributes:
-        layer, kind: dotted name, class name. group: ``'binary'`` (operators of ``bnn_kernels`` on bits), ``'float'`` (real
-            multiply-accumulates) or ``'rest'`` (norms, activations, copies, ...).
-        operators: their names. backend: what ran binary ones, with its instruction set; ``'torch'`` for the others.
-        output: shape of the last output. macs: multiply-accumulates. ms: median over the rounds.
+        layer: its dotted name.
+        kind: the name of its class.
+        group: ``'binary'`` (operators of ``bnn_kernels`` on bits), ``'float'`` (real multiply-accumulates) or ``'rest'``
+            (norms, activations, copies, ...).
+        operators: their names.
+        backend: what ran binary ones, with its instruction set; ``'torch'`` for the others.
+        output: shape of the last output.
+        macs: multiply-accumulates.
+        ms: median over the rounds.
         ceiling: GMAC/s of this machine for this group and dtype, 0 where it was not measured.
     """
 
@@ -67,8 +72,9 @@ class Breakdown:
     """One variant, layer by layer.
 
     Attributes:
-        rows: in the order of the first operator of each. between_ms: time between operators: Python and dispatch, as they are
-            without the measurement (the call's own median less all operators; not below 0).
+        rows: in the order of the first operator of each.
+        between_ms: time between operators: Python and dispatch, as they are without the measurement (the call's own median
+            less all operators; not below 0).
     """
 
     rows: list[LayerTime]
@@ -198,7 +204,8 @@ def break_down(call: Callable[[], object], model: nn.Module, clock: Clock, round
     """Run ``call`` and time its operators; in turns with calls that are not recorded, for the time between operators.
 
     Args:
-        model: whose modules are named. ceilings: GMAC/s by group.
+        model: whose modules are named.
+        ceilings: GMAC/s by group.
     """
     names = layer_names(model)
     alone: list[float] = []

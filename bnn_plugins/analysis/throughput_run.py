@@ -24,7 +24,8 @@ class Plan:
 
     Attributes:
         batches, sizes, threads: swept, every combination. A size is (height, width), ``None`` the natural one of the model.
-        forms: keys of :data:`FORMS`. backends: of the packed forms; ``None`` chooses automatically.
+        forms: keys of :data:`FORMS`.
+        backends: of the packed forms; ``None`` chooses automatically.
         rounds, budget: see :func:`measure`; seconds per combination and part.
         layers: forms that are broken down by layer.
     """
@@ -48,7 +49,8 @@ class Check:
     """Whether the packed models compute what the latent one does, on the very inputs that are timed.
 
     Attributes:
-        red: those of :class:`Models` that do not. text: what was compared.
+        red: those of :class:`Models` that do not.
+        text: what was compared.
     """
 
     part: str
@@ -68,11 +70,15 @@ class Row:
     """One variant of one part, as a line of the results file.
 
     Attributes:
-        backend: what ran binary operators, ``''`` for float models. clock: what the times are of. rounds: samples.
-        median_ms, min_ms, q1_ms, q3_ms: per call. images_per_s: from the median.
+        backend: what ran binary operators, ``''`` for float models.
+        clock: what the times are of.
+        rounds: samples.
+        median_ms, min_ms, q1_ms, q3_ms: per call.
+        images_per_s: from the median.
         x_...: how many times faster than this baseline, a ratio of medians of the same run; ``''`` where the baseline was not
             measured, and for packed models that did not pass the check.
-        model_bytes: parameters and buffers. peak_bytes: of tensors during one call, beside model and input.
+        model_bytes: parameters and buffers.
+        peak_bytes: of tensors during one call, beside model and input.
         check: ``'ok'``, ``'red'`` or ``''`` (float models, or not checked).
     """
 
@@ -106,8 +112,11 @@ class Throughput:
     """The result of :func:`profile`.
 
     Attributes:
-        facts: what was measured on what, label -> text. checks: all of them, first thing. breakdowns: per row index.
-        ceilings: GMAC/s by threads and group. skipped: ``(what, why)`` of variants that could not be built or run.
+        facts: what was measured on what, label -> text.
+        checks: all of them, first thing.
+        breakdowns: per row index.
+        ceilings: GMAC/s by threads and group.
+        skipped: ``(what, why)`` of variants that could not be built or run.
     """
 
     config: str
@@ -162,7 +171,8 @@ def profile(config: str, models: Models, parts: Callable[[int, tuple[int, int] |
     """Check, then measure every part of ``parts(batch, size)`` in every combination of ``plan``.
 
     Args:
-        config: the name in the results. facts: for the page.
+        config: the name in the results.
+        facts: for the page.
     """
     result = Throughput(config, facts=facts or {})
     for name in plan.backends:
@@ -238,7 +248,7 @@ def make_variants(result: Throughput, models: Models, part: Part, plan: Plan, bu
                 if key not in built:
                     built[key] = Variant(form, part, models, backend)
                 variant = built[key].around(part)
-                # Compiled again, for other inputs, it would not have its weights frozen: slower, and nobody would notice.
+                # Compiled again, for other inputs, it would not have its weights frozen: slower, without a word.
                 with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
                     variant()
                 variants.append(variant)

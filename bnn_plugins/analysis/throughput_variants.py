@@ -118,8 +118,9 @@ class Variant:
     """A part in a form, ready to be called, on ``backend``: see :func:`on_backend`.
 
     Attributes:
-        name: ``'fused'``, or ``'fused [cpu]'`` for a given backend. module: what runs, not compiled. seconds_to_build: the
-            copy, the compilation and the first call.
+        name: ``'fused'``, or ``'fused [cpu]'`` for a given backend.
+        module: what runs, not compiled.
+        seconds_to_build: the copy, the compilation and the first call.
     """
 
     def __init__(self, form: str, part: Part, models: Models, backend: str | None = None):

@@ -33,8 +33,10 @@ class RowScores:
     """Integer thresholds for the scores of each query.
 
     Args:
-        scores: integers as floats, ``[..., N, M]``. features: d, channels of a head.
-        scale: of the softmax, a number or ``[1]``. keep: bool, broadcasts to the scores, ``None`` keeps all keys.
+        scores: integers as floats, ``[..., N, M]``.
+        features: d, channels of a head.
+        scale: of the softmax, a number or ``[1]``.
+        keep: bool, broadcasts to the scores, ``None`` keeps all keys.
     """
 
     def __init__(self, scores: Tensor, features: int, scale: float | Tensor, keep: Tensor | None):
@@ -86,8 +88,11 @@ class ProbabilityBinarizer(nn.Module):
         """The bits of each plane, ``[..., N, M]`` in the dtype of ``scores``; keys that are not kept have 0.
 
         Args:
-            scores: ``[..., heads, N, M]``, integers. features: channels of a head. scale: of the softmax, a number or ``[1]``.
-            keep: bool, broadcastable, or ``None``. logits: ``scores * scale`` with a gradient; ``None`` where none is wanted.
+            scores: ``[..., heads, N, M]``, integers.
+            features: channels of a head.
+            scale: of the softmax, a number or ``[1]``.
+            keep: bool, broadcastable, or ``None``.
+            logits: ``scores * scale`` with a gradient; ``None`` where none is wanted.
         """
         scores = scores.detach()
         scale = scale.detach() if isinstance(scale, Tensor) else scale

@@ -27,9 +27,11 @@ class PackedFile:
     """The checked content of a packed file.
 
     Attributes:
-        tensors: the state dict. layers: ``{layer name: signature}`` of the packed layers.
+        tensors: the state dict.
+        layers: ``{layer name: signature}`` of the packed layers.
         versions: ``{module name: version of its state}`` where torch has another than 1.
-        config: text of the config that the model was built from, or ''. meta: what else the writer stored (class names, ...).
+        config: text of the config that the model was built from, or ''.
+        meta: what else the writer stored (class names, ...).
         path: where it was read, for messages.
     """
 

@@ -42,7 +42,8 @@ class Step(nn.Module):
     """Base. Constants are plain attributes: they belong to no state dict, and reading them costs nothing.
 
     Attributes:
-        label: name of the layer that it stands for. text: what is fused.
+        label: name of the layer that it stands for.
+        text: what is fused.
         stream, host: dtype of the real-valued stream between steps, and of the model.
         joins: whether ``prepared_op`` is all that it runs, so that it can be one call with its neighbours.
         pack, keep: whether it returns words, and a stream; with both a tuple of them.
@@ -130,9 +131,11 @@ class BlockStep(Step):
     """A packed layer with what follows it: words, shortcut -> words, stream, or ``(words, stream)``.
 
     Args:
-        layer: packed convolution or linear layer, 1-bit. tiles: how often a following tile repeats its output.
+        layer: packed convolution or linear layer, 1-bit.
+        tiles: how often a following tile repeats its output.
         norms, act: what follows; ``act`` is a module, the name of a parameterless one, or ``None``.
-        consumer: the packed layer that reads the words; ``None`` for no words. keep: whether the stream is wanted.
+        consumer: the packed layer that reads the words; ``None`` for no words.
+        keep: whether the stream is wanted.
         in_place: the shortcut's memory takes the stream.
     """
 

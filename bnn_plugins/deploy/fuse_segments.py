@@ -19,7 +19,8 @@ class Segment(nn.Module):
     """Steps without anything between them. Inputs with a new signature run step by step, and so do all while a step has hooks.
 
     Args:
-        graph: calls of steps that ``joins``, and ``getitem`` of their results; returns a list. steps: by target.
+        graph: calls of steps that ``joins``, and ``getitem`` of their results; returns a list.
+        steps: by target.
 
     Attributes:
         calls: what is made of the steps for each kind of input. It is good until one of them is prepared anew.

@@ -34,7 +34,9 @@ class StemStep(Step):
     """The real-valued stem of a network: image -> stream, or ``(words, stream)``.
 
     Args:
-        conv: a convolution of few channels. pool: what follows it, or ``None``. affines: the norms and tiles behind, in order.
+        conv: a convolution of few channels.
+        pool: what follows it, or ``None``.
+        affines: the norms and tiles behind, in order.
         act: their non-linearity: a module, the name of a parameterless one, or ``None``.
         consumer: the packed layer that reads the words; ``None`` for no words.
     """

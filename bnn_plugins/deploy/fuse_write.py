@@ -34,8 +34,11 @@ class Rewriter:
         stream: dtype of the real-valued stream between steps, ``None`` for that of the model.
 
     Attributes:
-        steps: ``{target: Step}``. rows: ``{layer name: what it became}``. stems: the same for the real convolutions of stems.
-        places: of all but the packings. segments: steps that run together.
+        steps: ``{target: Step}``.
+        rows: ``{layer name: what it became}``.
+        stems: the same for the real convolutions of stems.
+        places: of all but the packings.
+        segments: steps that run together.
     """
 
     def __init__(self, matcher: Matcher, stream: torch.dtype | None):

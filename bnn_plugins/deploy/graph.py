@@ -57,8 +57,10 @@ class Tracer(fx.Tracer):
     """Traces ``method`` of a module for evaluation.
 
     Args:
-        layers: classes of the binary layers. opaque: names of modules that are called as they are.
-        method: name of the traced method. length: of the first argument, where this is a tuple of tensors.
+        layers: classes of the binary layers.
+        opaque: names of modules that are called as they are.
+        method: name of the traced method.
+        length: of the first argument, where this is a tuple of tensors.
     """
 
     def __init__(self, layers: type | tuple[type, ...], opaque: set[str] = frozenset(), method: str = 'forward',

@@ -102,8 +102,11 @@ class PackedLayer(PackedModule):
 
     Attributes:
         weight_bits: int32 ``[w_bits, O, ...]``, layout of ``bnn_kernels.layout``; with several ``bases`` a plane is a basis.
-        weight_scale: ``[bases * O]``, ``[1]`` or ``None``. folded_scale: ``[O]`` or ``None``. bias: ``[O]`` or ``None``.
-        activation: the latent layer's binarizer (its thresholds). gain: its gain, or ``None``.
+        weight_scale: ``[bases * O]``, ``[1]`` or ``None``.
+        folded_scale: ``[O]`` or ``None``.
+        bias: ``[O]`` or ``None``.
+        activation: the latent layer's binarizer (its thresholds).
+        gain: its gain, or ``None``.
         expand, replicas: expanding-and-shrinking; the accumulators are tiled ``replicas`` times, before bias and folded scale.
     """
 

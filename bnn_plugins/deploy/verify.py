@@ -38,9 +38,10 @@ class LayerCheck:
     """One layer or fused step, summed over its calls.
 
     Attributes:
-        name: of the layer. kind: ``'accumulators'``, or what the step fuses.
-        positions: how many accumulators or signs were compared. different: accumulators that are not equal, or signs that
-            flipped.
+        name: of the layer.
+        kind: ``'accumulators'``, or what the step fuses.
+        positions: how many accumulators or signs were compared.
+        different: accumulators that are not equal, or signs that flipped.
         violations: those among them that must not be: any accumulator, a sign or a value outside of the bound.
         worst: largest distance from the latent model in units of the bound; 0 for integers.
     """
@@ -126,8 +127,8 @@ def verify(latent: nn.Module, packed: nn.Module, *inputs, **more) -> Verificatio
       counts the roundings of both ways to compute it. Sums of real convolutions may also round once for each term.
 
     Args:
-        latent: the latent model, in evaluation mode. packed: the same after ``pack_`` (of a copy), or ``load_packed_``, with
-            or without ``fuse_``.
+        latent: the latent model, in evaluation mode.
+        packed: the same after ``pack_`` (of a copy), or ``load_packed_``, with or without ``fuse_``.
         inputs, more: what both are called with.
 
     Returns:

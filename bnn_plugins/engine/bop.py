@@ -17,8 +17,10 @@ class Bop(torch.optim.Adam):
     Source: Helwegen et al. 2019, arXiv 1906.02107, algorithm 1.
 
     Args:
-        params: groups. lr, betas, eps, weight_decay: Adam's, of the other parameters.
-        threshold: :math:`\tau`, 1e-8 in the paper. gamma: 1e-4 in the paper, and :math:`1` forgets everything at each step.
+        params: groups.
+        lr, betas, eps, weight_decay: Adam's, of the other parameters.
+        threshold: :math:`\tau`, 1e-8 in the paper.
+        gamma: 1e-4 in the paper, and :math:`1` forgets everything at each step.
 
     Raises:
         ValueError: where no group is marked as binary, and for numbers out of range.

@@ -23,7 +23,8 @@ class AdaptiveConv2d(BinaryConv2d, nn.Conv2d):
     :func:`bnn_plugins.summarize` counts with it.
 
     Args:
-        bits: the choices, ascending. budget: mean number of bits, between the first and the last choice.
+        bits: the choices, ascending.
+        budget: mean number of bits, between the first and the last choice.
         rate: step of the price. The rest as in ``nn.Conv2d``.
 
     Shape: ``[N, C, H, W]`` -> ``[N, O, H', W']``.

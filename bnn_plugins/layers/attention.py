@@ -22,7 +22,8 @@ class BinaryAttention(nn.Module):
     of a head. Gradients of signs are those of the method, gradients of bits those of the probability binarizer.
 
     Args:
-        channels: C, of all heads together. heads: divides C.
+        channels: C, of all heads together.
+        heads: divides C.
         method: its activation binarizer takes the signs, with thresholds of their own for q, k and v where it has some.
         probability: a name of :func:`bnn_plugins.binarize.list_probabilities` or ``dict(type=name, **options)``; ``'none'``
             keeps the real softmax.

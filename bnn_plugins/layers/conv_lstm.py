@@ -18,7 +18,8 @@ class BinaryConvLSTMCell(RecurrentCell):
     they are before the first frame; with real states (``weight_only``) they are zeros.
 
     Args:
-        in_channels (int), hidden_channels (int): C, O. kernel_size (int): odd.
+        in_channels (int), hidden_channels (int): C, O.
+        kernel_size (int): odd.
         pad_value (int): what stands outside of the image in the input product: 0, -1 or 1.
         norm (str | tuple): as there; ``'ln'`` is over the channels of each gate and all positions.
         the others: as in :class:`BinaryLSTMCell`.
@@ -55,7 +56,8 @@ class BinaryConvLSTM(nn.Module):
     """Layers of :class:`BinaryConvLSTMCell`, one direction: what comes later is not known yet.
 
     Args:
-        in_channels, hidden_channels, num_layers, kernel_size, bias: of the cells. batch_first (bool): ``[N, T, C, H, W]``.
+        in_channels, hidden_channels, num_layers, kernel_size, bias: of the cells.
+        batch_first (bool): ``[N, T, C, H, W]``.
         the others: of the cells.
 
     Shape: ``[T, N, C, H, W]`` and one state ``(h, c)`` for each layer (or ``None``) -> output ``[T, N, O, H, W]``, states.

@@ -208,7 +208,9 @@ class SqueezeExcite(nn.Module):
     ``bnext_rep_ops``); their bottleneck is ``channels / reduction`` wide like every other stream.
 
     Args:
-        channels: wide width. reduction: of the bottleneck. expand: see :class:`Expansion`.
+        channels: wide width.
+        reduction: of the bottleneck.
+        expand: see :class:`Expansion`.
         gate: ``'sigmoid'`` or ``'hardsigmoid'``.
 
     Shape: ``[N, C, H, W]`` -> ``[N, C, 1, 1]``.

@@ -23,7 +23,8 @@ class GatedLinearCell(nn.Module):
 
     Args:
         input_size, hidden_size, bias, method, weight_only, binary_input, expand: as in :class:`BinaryLSTMCell`.
-        norm (str): of the product. norm_init (float): the initial weight of the norm.
+        norm (str): of the product.
+        norm_init (float): the initial weight of the norm.
 
     Shape: as in :class:`BinaryLSTMCell`.
     """

@@ -57,7 +57,9 @@ class GateProduct(nn.Module):
     """What the two products share; lists no weights of its own.
 
     Attributes:
-        gates (int): how many. norm_name (str): see :data:`NORMS`. norm_init (float): the initial weight of the norm.
+        gates (int): how many.
+        norm_name (str): see :data:`NORMS`.
+        norm_init (float): the initial weight of the norm.
     """
 
     def _init_gates(self, gates: int, norm: str, norm_init: float, binary_input: bool, real_input: bool) -> None:

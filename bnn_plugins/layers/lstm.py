@@ -26,7 +26,8 @@ class BinaryLSTMCell(RecurrentCell):
     bits at -1, the cell at 0.
 
     Args:
-        input_size (int): D. hidden_size (int): H.
+        input_size (int): D.
+        hidden_size (int): H.
         bias (bool): of the gates.
         method (str | dict): binarizers of weights and activations, see :func:`bnn_plugins.list_methods`.
         gates (str): ``'soft'``, ``'binary_if'`` (input and forget gate in {0, 1}) or ``'binary'`` (also the output gate).

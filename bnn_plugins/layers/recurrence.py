@@ -71,7 +71,8 @@ def lstm_scan(zx: Tensor, h: Tensor, c: Tensor, hidden, hard: str, sign_candidat
 
     Args:
         zx: pre-activations of the inputs with the bias, ``[T, N, 4 H]`` (``[T, N, 4 C, H, W]`` for maps).
-        h, c: the state before, ``[N, H]``. hidden: the product of the hidden state, latent or packed.
+        h, c: the state before, ``[N, H]``.
+        hidden: the product of the hidden state, latent or packed.
 
     Returns:
         ``h`` and ``c`` after each step, ``[T, N, H]``.

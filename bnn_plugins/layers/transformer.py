@@ -33,7 +33,8 @@ class BinarySelfAttention(nn.Module):
         pool: side of the windows that become one key; sizes of the map need not be multiples.
         window: side of the windows inside of which tokens attend to each other, 0 for the whole map; with ``pool=1`` only.
         shift: of the grid of windows, to the left and up.
-        method, probability: as in :class:`BinaryAttention`. norm: ``channels -> module`` on ``[..., C]``.
+        method, probability: as in :class:`BinaryAttention`.
+        norm: ``channels -> module`` on ``[..., C]``.
 
     Shape: ``[B, H, W, C]``, kept. Source: Le, Li 2023 (BinaryViT), arXiv 2306.16678, and its released code.
     """
@@ -77,7 +78,8 @@ class BinaryFeedForward(nn.Module):
     2503.23709, who have released no code for Transformers: the placement is ours. The rest: BinaryViT, arXiv 2306.16678.
 
     Args:
-        channels, hidden: C and its multiple. expand: ``dict(tau=..., spread=...)`` or ``None``.
+        channels, hidden: C and its multiple.
+        expand: ``dict(tau=..., spread=...)`` or ``None``.
 
     Raises:
         ValueError: for groups or a style in ``expand``, and for widths that tau does not divide.
@@ -109,7 +111,8 @@ class BinaryTransformerBlock(nn.Module):
     ``x = x + scale(attention(norm(x)))``, ``n = norm(x)``, ``x = x + scale(feed forward(n)) + pool branches(n)``.
 
     Args:
-        channels, heads, hidden: widths. pool, window, shift: see :class:`BinarySelfAttention`.
+        channels, heads, hidden: widths.
+        pool, window, shift: see :class:`BinarySelfAttention`.
         branches: sizes of the pool branches, see :class:`PoolBranches`.
         method, probability, norm, expand: as in the parts.
 

@@ -17,7 +17,8 @@ class BinaryLanguageModel(BaseModel):
         vocabulary (int): number of characters, K.
         rnn (dict): ``dict(type='bnn_plugins.BinaryLSTM', hidden_size=...)``, or ``'bnn_plugins.LSTM'`` for torch's; takes
             ``input_size`` and ``batch_first`` from here.
-        embed_dims (int): of the embedding. dropout (float): in front of the last layer.
+        embed_dims (int): of the embedding.
+        dropout (float): in front of the last layer.
     """
 
     @checked_arguments

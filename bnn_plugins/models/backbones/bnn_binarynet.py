@@ -73,7 +73,8 @@ class BNNConvNet(BNNVGGSmall):
     The first convolution multiplies real pixels by binary weights. Source: arXiv 1602.02830, sec. 2.2.
 
     Args:
-        hidden (Sequence[int]): sizes of the linear layers. image_size (int): of the square images.
+        hidden (Sequence[int]): sizes of the linear layers.
+        image_size (int): of the square images.
         method, act, pad_value, expand, in_channels, base_channels, norm_cfg, init_cfg: as in :class:`BNNVGGSmall`.
     """
 

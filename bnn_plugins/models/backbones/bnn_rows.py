@@ -12,7 +12,8 @@ class BNNRows(BaseModule):
     """A real linear layer for each row, recurrent layers over the rows, the last hidden state.
 
     Args:
-        row (int): values of a row, ``channels * width``. rnn (dict): as in :class:`bnn_plugins.models.BinaryLanguageModel`.
+        row (int): values of a row, ``channels * width``.
+        rnn (dict): as in :class:`bnn_plugins.models.BinaryLanguageModel`.
         embed_dims (int): of a row.
 
     Shape: ``[N, C, H, W]`` -> a tuple with one ``[N, hidden_size]``.

@@ -73,16 +73,20 @@ class BNNViT(BaseModule):
     Every output is normalised. Source: Le, Li 2023 (BinaryViT), arXiv 2306.16678, and its released code.
 
     Args:
-        method: see :func:`bnn_plugins.list_methods`. probability: see :class:`bnn_plugins.layers.attention.BinaryAttention`.
+        method: see :func:`bnn_plugins.list_methods`.
+        probability: see :class:`bnn_plugins.layers.attention.BinaryAttention`.
         expand: ``dict(tau=2, spread=0.0)`` expands the feed-forward networks, see
             :class:`bnn_plugins.layers.transformer.BinaryFeedForward`.
         in_channels, out_indices, init_cfg: as in ``mmdet.ResNet``; by default the last map.
         base_channels: width of the first stage, doubled by each next one.
-        depths, heads: blocks and heads of each stage. ratios: hidden width of its feed-forward networks over its width.
+        depths, heads: blocks and heads of each stage.
+        ratios: hidden width of its feed-forward networks over its width.
         pools: side of the windows of tokens that become one key.
         windows: side of the windows inside of which tokens attend to each other; 0 for the whole map. Every other block moves
             the grid by half a window (Swin, arXiv 2103.14030); tokens beyond the border are masked, nothing is rolled over.
-        branches: sizes of the pool branches. patch_size: stride of the first map. image_size: that positions are made for.
+        branches: sizes of the pool branches.
+        patch_size: stride of the first map.
+        image_size: that positions are made for.
         merge: ``'binary'`` or ``'real'`` (BinaryViT's "some-fp") convolutions between the stages.
 
     Raises:

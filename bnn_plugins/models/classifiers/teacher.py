@@ -15,7 +15,9 @@ class Taps:
     """The outputs of some submodules of a network, collected while it is entered: ``with taps: model(x)``.
 
     Args:
-        model: the network. layers: dotted names; of several outputs the last is taken. whose: for the error.
+        model: the network.
+        layers: dotted names; of several outputs the last is taken.
+        whose: for the error.
 
     Raises:
         ValueError: for a layer that the network does not have.

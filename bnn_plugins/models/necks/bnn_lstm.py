@@ -49,7 +49,8 @@ class BNNBiLSTMNeck(LevelMixer):
         neck=[dict(type='bnn_plugins.BNNFPN', ...), dict(type='bnn_plugins.BNNBiLSTMNeck', in_channels=256, num_levels=5)]
 
     Args:
-        in_channels (int): of all levels, a multiple of 4. num_levels (int): of the pyramid.
+        in_channels (int): of all levels, a multiple of 4.
+        num_levels (int): of the pyramid.
         levels (Sequence[int] | None): which ones are mixed; ``None``: all.
         norm_cfg (dict): norm in front of the signs; default batch norm.
         lstm (dict): of :class:`bnn_plugins.layers.BinaryLSTM`, with its ``method``.
@@ -78,7 +79,8 @@ class BNNConvLSTMNeck(LevelMixer):
     batch holds whole clips, frame after frame.
 
     Args:
-        in_channels (int): of all levels. num_levels, levels, norm_cfg: as in :class:`BNNBiLSTMNeck`.
+        in_channels (int): of all levels.
+        num_levels, levels, norm_cfg: as in :class:`BNNBiLSTMNeck`.
         lstm (dict): of :class:`bnn_plugins.layers.BinaryConvLSTMCell`, with its ``method``.
     """
 
