@@ -55,7 +55,8 @@ check-arm:
 SANITIZED := build/engine-sanitized.so
 SANITIZERS = $(foreach library,libasan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(library)))
 sanitize: install $(SANITIZED)
-	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD='$(SANITIZERS)' BNN_KERNELS_CPU_LIBRARY=$(abspath $(SANITIZED)) \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=8192 \
+		LD_PRELOAD='$(SANITIZERS)' BNN_KERNELS_CPU_LIBRARY=$(abspath $(SANITIZED)) \
 		$(BIN)/pytest tests/test_kernels -m 'sanitize and not compiles'
 
 $(SANITIZED): $(wildcard $(ENGINE)/*)

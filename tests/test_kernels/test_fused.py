@@ -11,7 +11,7 @@ import bnn_kernels as bk
 from . import oracle
 from .test_ops import CHANNELS, PROPERTY, pairs
 
-pytestmark = pytest.mark.usefixtures('reference_and_chosen')
+pytestmark = [pytest.mark.sanitize, pytest.mark.usefixtures('reference_and_chosen')]
 STREAMS = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 
 
@@ -165,6 +165,7 @@ def test_operators_pass_opcheck(block):
     torch.library.opcheck(ops.downsample2d.default, (stream, torch.randn(3, 6), torch.randn(3), 2))
 
 
+@pytest.mark.compiles
 def test_in_place_block_compiles(block):
     arguments, epilogue = block
 

@@ -11,7 +11,7 @@ from bnn_kernels import checks, dispatch, reference
 
 from . import oracle
 
-pytestmark = pytest.mark.usefixtures('reference_and_chosen')
+pytestmark = [pytest.mark.sanitize, pytest.mark.usefixtures('reference_and_chosen')]
 PROPERTY = settings(deadline=None, max_examples=60)
 CHANNELS = st.one_of(st.integers(1, 40), st.sampled_from([31, 32, 33, 64, 65]))
 FLOATS = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
