@@ -4,7 +4,8 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from ..binarize import SignWeight, check_keys
-from ..layers import BinaryAttention, BinaryLayer, LayerScale, RPReLU
+from ..layers import BinaryLayer
+from ..layers.parameters import parameter_kinds
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 OWN_KEYS = ('latent_lr_mult', 'latent_decay_mult', 'threshold_decay_mult')
@@ -16,8 +17,8 @@ MMENGINE_KEYS = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_m
 class BinaryOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """No weight decay on latents, thresholds and scales; own learning rate for latents.
 
-    The sign of a latent does not depend on its size, so decay only shortens the way to the next flip; thresholds, scales and
-    RPReLU shifts are offsets, not weights. ``paramwise_cfg`` takes all keys of mmengine's default constructor, and:
+    Which parameters these are, and why: :func:`bnn_plugins.layers.parameters.parameter_kinds`. ``paramwise_cfg`` takes all
+    keys of mmengine's default constructor, and:
 
     - ``latent_lr_mult`` (float): factor of the learning rate of latent weights. Default 1.
     - ``latent_decay_mult`` (float): factor of their weight decay. Default 0.
@@ -50,7 +51,7 @@ class BinaryOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return
         if str(getattr(self.optimizer_cfg['type'], '__name__', self.optimizer_cfg['type'])).rpartition('.')[2] == 'Bop':
             self._check_bop(module)
-        kinds = self._kinds(module)
+        kinds = parameter_kinds(module)
         names = {id(p): name for name, p in module.named_parameters()}
         for group in params[first:]:
             identity = id(group['params'][0])
@@ -79,15 +80,3 @@ class BinaryOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if isinstance(layer, BinaryLayer) and not isinstance(layer.weight_binarizer, SignWeight):
                 raise ValueError(f'Bop has weights of -1 and +1, but the method {layer.method!r} of the layer {name!r} '
                                  'computes them from latents: use one that takes plain signs, such as binarynet or reactnet')
-
-    @staticmethod
-    def _kinds(model: nn.Module) -> dict[int, str]:
-        """``id(parameter) -> 'latent' | 'threshold'`` for the parameters that are treated specially."""
-        kinds = {}
-        for module in model.modules():
-            if isinstance(module, BinaryLayer):
-                kinds[id(module.weight)] = 'latent'
-                kinds.update((id(p), 'threshold') for name, p in module.named_parameters() if name not in ('weight', 'bias'))
-            elif isinstance(module, RPReLU | nn.PReLU | BinaryAttention | LayerScale):
-                kinds.update((id(p), 'threshold') for p in module.parameters())
-        return kinds

@@ -23,6 +23,15 @@ def fold_in_place(fusion: ModuleType) -> None:
         conv.fold_norm_(norm)
         return conv
 
+    @wrapt.patch_function_wrapper(fusion, 'fuse_conv_bn')
+    def check(original, _, args, kwargs):
+        module, = *args, *kwargs.values()
+        norm = getattr(module, 'norm_behind_pooling', None)
+        if getattr(norm, 'weight', None) is not None and bool((norm.weight < 0).any()):
+            raise ValueError(f'fuse_conv_bn: the stem of {type(module).__name__} pools between its convolution and its norm, '
+                             'whose negative weights cannot be moved in front of a maximum; run it without fuse_conv_bn')
+        return original(*args, **kwargs)
+
 
 def fold_at_each_call(module: ModuleType) -> None:
     """``efficient_conv_bn_eval`` of mmcv's ``ConvModule``."""

@@ -137,7 +137,7 @@ HOOKS = (
     ImportHook('diffusers', 'bnn_plugins', "`binarize_` knows the layers of diffusers' models that must stay float, and roles",
                'BNN_PLUGINS_DIFFUSERS_RULES', lambda _: register_rules(diffusers_rules.RULES)),
     ImportHook('mmcv', 'mmcv.cnn.utils.fuse_conv_bn', '`fuse_conv_bn` folds a norm into a binary layer behind its sign',
-               'BNN_PLUGINS_FUSE_CONV_BN', fold_norms.fold_in_place, ('_fuse_conv_bn',)),
+               'BNN_PLUGINS_FUSE_CONV_BN', fold_norms.fold_in_place, ('_fuse_conv_bn', 'fuse_conv_bn')),
     ImportHook('mmcv', 'mmcv.cnn.bricks.conv_module', '`efficient_conv_bn_eval` of a `ConvModule` does the same',
                'BNN_PLUGINS_MMCV_EFFICIENT_BN', fold_norms.fold_at_each_call, ('efficient_conv_bn_eval_forward',)),
     ImportHook('mmengine', 'mmengine.model.efficient_conv_bn_eval',

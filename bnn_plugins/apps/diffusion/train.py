@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ...binarize import after_step_, set_progress, start_epoch_
 from ...integrations.diffusers.distill import BlockFeatures, LowRankMimicking, space_patched_loss
 from ...integrations.diffusers.ema import BNNEMAModel
-from ...layers import BinaryLayer
+from ...layers.parameters import parameter_kinds
 from .build import build, build_model
 from .data import Images, build_dataset
 from .flags import parse_args
@@ -324,9 +324,9 @@ class Trainer:
 
 
 def parameter_groups(unet: nn.Module, weight_decay: float) -> list[dict]:
-    """No weight decay for latents (it would pull them to zero, where signs flip), thresholds, slopes and norms."""
-    latents = {id(module.weight) for module in unet.modules() if isinstance(module, BinaryLayer)}
-    decay = [p for p in unet.parameters() if p.requires_grad and p.ndim > 1 and id(p) not in latents]
+    """No weight decay for what :func:`bnn_plugins.layers.parameters.parameter_kinds` names, nor for norms and biases."""
+    kinds = parameter_kinds(unet)
+    decay = [p for p in unet.parameters() if p.requires_grad and p.ndim > 1 and id(p) not in kinds]
     chosen = {id(p) for p in decay}
     rest = [p for p in unet.parameters() if p.requires_grad and id(p) not in chosen]
     return [dict(params=decay, weight_decay=weight_decay), dict(params=rest, weight_decay=0.0)]

@@ -191,6 +191,11 @@ class BNNResNet(BinaryBackbone):
         # Pooling before the last norm, as in XNOR-Net: maxima behind a norm are nearly all positive, their sign is no news.
         return [*first, self.maxpool, *self.factory.around_norm(norm), act]
 
+    @property
+    def norm_behind_pooling(self) -> nn.Module:
+        """The stem's last norm. A negative factor of it cannot be moved in front of the maximum, into the convolution."""
+        return self.stem[-2] if self.stem is not None else getattr(self, self.norm1_name)
+
     def _freeze_stages(self) -> None:
         frozen = self._stem_modules() if self.frozen_stages >= 0 else []
         frozen += [getattr(self, name) for name in self.res_layers[:max(self.frozen_stages, 0)]]

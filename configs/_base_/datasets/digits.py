@@ -48,20 +48,8 @@ val_dataloader = dict(
         metainfo=metainfo,
         test_mode=True,
         pipeline=test_pipeline))
-test_dataloader = dict(
-    batch_size=16,
-    num_workers=1,
-    persistent_workers=False,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='bnn_plugins.CocoDataset',
-        data_root=data_root,
-        ann_file='annotations/test.json',
-        data_prefix=dict(img='test/'),
-        metainfo=metainfo,
-        test_mode=True,
-        pipeline=test_pipeline))
+test_dataloader = dict(val_dataloader, dataset=dict(
+    val_dataloader['dataset'], ann_file='annotations/test.json', data_prefix=dict(img='test/')))
 
 val_evaluator = dict(type='CocoMetric', metric='bbox')
 test_evaluator = val_evaluator

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bnn_plugins.layers import BinaryConv2d
+from bnn_plugins.models.backbones import BNNResNet
 
 pytest.importorskip('mmdet')
 
@@ -56,3 +57,16 @@ def check(tmp_path, monkeypatch):
         for left, right in zip(fused.backbone(x), plain.backbone(x), strict=True):
             torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
             assert left.std() > 0
+
+
+@pytest.mark.parametrize('deep_stem', [False, True])
+def test_negative_weights_behind_a_pooling_are_refused(deep_stem):
+    from mmcv.cnn import fuse_conv_bn
+    backbone = BNNResNet(18, base_channels=8, deep_stem=deep_stem).eval()
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        before = backbone(x)[0]
+        backbone.norm_behind_pooling.weight[1] = -0.5
+        assert not torch.equal(backbone(x)[0], before), 'it is the norm of the stem'
+    with pytest.raises(ValueError, match='the stem of BNNResNet pools between its convolution and its norm'):
+        fuse_conv_bn(nn.Sequential(backbone))
