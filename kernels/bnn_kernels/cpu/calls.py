@@ -81,8 +81,9 @@ class Call:
             return self.fallback(**inputs)
         settings = engine.isa_number(), torch.get_num_threads()
         weights: list = self.weights if self.all_fixed else [inputs[w] if type(w) is str else w for w in self.weights]
-        *derived, _ = self.derive(weights, settings) if self.derive else (None,)  # the last keeps their memory until the end
+        # First: results beyond memory raise before weights are arranged for as many phases of a transposed convolution.
         made = [torch.empty_strided(shape, strides, dtype=dtype) for shape, strides, dtype in self.new]
+        *derived, _ = self.derive(weights, settings) if self.derive else (None,)  # the last keeps their memory until the end
         run(self.code, [*settings, *at, *derived, *[x.data_ptr() for x in made]])
         if self.only:
             return made[0]
