@@ -120,7 +120,7 @@ def test_terms_of_the_distillation(tmp_path):
 
 
 def test_latents_thresholds_and_norms_do_not_decay(tmp_path):
-    trainer = trainer_(tmp_path, '--adam_weight_decay', 0.1)
+    trainer = trainer_(tmp_path, '--adam_weight_decay', 0.1, time_buckets=5)
     unet = trainer.bare_unet
     decay = {id(p): group['weight_decay'] for group in trainer.optimizer.param_groups for p in group['params']}
     assert set(decay) == {id(p) for p in unet.parameters()}, 'each parameter is in one group'
@@ -128,6 +128,7 @@ def test_latents_thresholds_and_norms_do_not_decay(tmp_path):
     latents = [m.weight for m in unet.modules() if isinstance(m, BinaryConv2d | BinaryLinear)]
     others = [p for m in unet.modules() if isinstance(m, nn.GroupNorm | RPReLU) for p in m.parameters()]
     biases = [p for name, p in unet.named_parameters() if name.endswith('bias')]
+    others += [p for p in unet.parameters() if p.ndim == 2 and len(p) == 5]  # thresholds and shifts of timestep buckets
     assert len(latents) > 20
     assert {decay[id(p)] for p in latents + others + biases} == {0.0}
     assert {decay[id(m.weight)] for m in (unet.conv_in, unet.conv_out, unet.time_embedding.linear_1)} == {0.1}

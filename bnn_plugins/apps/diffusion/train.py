@@ -324,12 +324,12 @@ class Trainer:
 
 
 def parameter_groups(unet: nn.Module, weight_decay: float) -> list[dict]:
-    """No weight decay for what :func:`bnn_plugins.layers.parameters.parameter_kinds` names, nor for norms and biases."""
-    kinds = parameter_kinds(unet)
-    decay = [p for p in unet.parameters() if p.requires_grad and p.ndim > 1 and id(p) not in kinds]
-    chosen = {id(p) for p in decay}
-    rest = [p for p in unet.parameters() if p.requires_grad and id(p) not in chosen]
-    return [dict(params=decay, weight_decay=weight_decay), dict(params=rest, weight_decay=0.0)]
+    """Weight decay for the weights of real layers alone: see :func:`bnn_plugins.layers.parameters.parameter_kinds`."""
+    weights = {id(module.weight) for module in unet.modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)}
+    chosen = weights - parameter_kinds(unet).keys()
+    trained = [p for p in unet.parameters() if p.requires_grad]
+    return [dict(params=[p for p in trained if id(p) in chosen], weight_decay=weight_decay),
+            dict(params=[p for p in trained if id(p) not in chosen], weight_decay=0.0)]
 
 
 def check_channels(unet: ModelMixin, data: Images) -> None:
