@@ -131,7 +131,7 @@ def test_latents_thresholds_and_norms_do_not_decay(tmp_path):
     others += [p for p in unet.parameters() if p.ndim == 2 and len(p) == 5]  # thresholds and shifts of timestep buckets
     assert len(latents) > 20
     assert {decay[id(p)] for p in latents + others + biases} == {0.0}
-    assert {decay[id(m.weight)] for m in (unet.conv_in, unet.conv_out, unet.time_embedding.linear_1)} == {0.1}
+    assert {decay[id(m.weight)] for m in (unet.conv_in, unet.conv_out, unet.time_embedding.time_embedding.linear_1)} == {0.1}
 
 
 def test_the_weight_of_the_variational_bound():
