@@ -5,8 +5,8 @@ _base_ = [
 model = dict(
     type='bnn_plugins.BinaryClassifier',
     data_preprocessor=_base_.data_preprocessor,
-    backbone=dict(type='bnn_plugins.BNNCifarResNet', depth=20, method='rbnn'),
-    head=dict(num_classes=_base_.num_classes))
+    backbone=dict(type='bnn_plugins.BNNCifarResNet', depth=20, method='rbnn', shortcut='slice'),
+    head=dict(num_classes=_base_.num_classes, norm=True))
 max_epochs = 1000
 train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = [

@@ -6,4 +6,4 @@ model = dict(
     type='bnn_plugins.BinaryClassifier',
     data_preprocessor=_base_.data_preprocessor,
     backbone=dict(type='bnn_plugins.BNNCifarResNet', depth=20, method='recu'),
-    head=dict(num_classes=_base_.num_classes))
+    head=dict(num_classes=_base_.num_classes, norm=True))
