@@ -33,7 +33,7 @@ def filled(data: dict, negative_gamma: bool) -> dict:
         if rule == 'orthogonal':
             q, r = np.linalg.qr(values)
             values = q * np.sign(np.diag(r))
-        if rule == 'signed' or negative_gamma and re.search(data['fill']['negative_gamma'], key):
+        if rule == 'signed' or (negative_gamma and re.search(data['fill']['negative_gamma'], key)):
             values.reshape(-1)[::3] *= -1
         state[key] = torch.from_numpy(values.astype(dtype))
     return state
