@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from ..convert.tables import report_table
 from .plots import render, themed_svg
 from .summary import size
 from .throughput_layers import Breakdown
@@ -69,12 +68,8 @@ LAYER_HEADINGS = ('layer', 'type', 'group', 'operators', 'ran on', 'output', 'ms
 def print_throughput(result: Throughput, console: Console) -> None:
     """Tables of every combination; speed-ups are missing where the check is red."""
     for title, items in cases(result):
-        table = Table(title=title, box=SIMPLE_HEAD, caption=Text(shares(result, items)))
-        for index, heading in enumerate(HEADINGS):
-            table.add_column(heading, justify='left' if index < 2 else 'right', no_wrap=True)
-        for _, row in items:
-            table.add_row(*map(Text, cells(row)))
-        console.print(table)
+        console.print(report_table(title, HEADINGS, [cells(row) for _, row in items], Text(shares(result, items)),
+                                   right=HEADINGS[2:], no_wrap=True))
     for what, why in result.skipped:
         console.print(f'not measured: {what}: {why}', highlight=False, markup=False)
     if not result.ok:

@@ -1,20 +1,17 @@
 """What became binary, what stayed float, and why."""
 
 import copy
-import io
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import BinaryLayer
 from .layer_counts import count_layers
 from .rules import candidates
+from .tables import printed, report_table
 
 # A sign that is the same for more than this share of its inputs carries next to no information.
 ONE_SIDED = 0.99
@@ -89,19 +86,17 @@ class BinarizationReport:
         return self
 
     def __rich__(self) -> Table:
-        table = Table(title='Binarization report', caption=self.summary(), box=SIMPLE_HEAD)
-        measured = any(row.macs is not None for row in self.rows)
-        for column in ('layer', 'type', 'bits', 'reason', *(('MACs', '+1 share') if measured else ())):
-            table.add_column(column, justify='right' if column in ('MACs', '+1 share') else 'left', overflow='fold')
+        measured, rows = any(row.macs is not None for row in self.rows), []
         for row in self.rows:
             cells = [row.name, row.kind, 'binary' if row.binary else 'float', row.reason]
             if measured:
                 balance = '' if row.sign_balance is None else f'{row.sign_balance:.1%}{" one-sided!" if row.one_sided else ""}'
                 cells += ['' if row.macs is None else f'{row.macs:,}', balance]
-            table.add_row(*map(Text, cells))  # Text: the brackets of a pattern are no markup
-        for name, what in self.replaced.items():
-            table.add_row(*map(Text, (name, 'activation', 'replaced', what)))
-        return table
+            rows.append(cells)
+        rows += [(name, 'activation', 'replaced', what) for name, what in self.replaced.items()]
+        numbers = ('MACs', '+1 share') if measured else ()
+        columns = ('layer', 'type', 'bits', 'reason', *numbers)
+        return report_table('Binarization report', columns, rows, self.summary(), numbers, overflow='fold')
 
     def summary(self) -> str:
         weights = sum(row.parameters for row in self.rows)
@@ -110,6 +105,4 @@ class BinarizationReport:
                 f'{len(self.replaced)} activations replaced')
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(width=140, file=text).print(self)
-        return text.getvalue()
+        return printed(self)

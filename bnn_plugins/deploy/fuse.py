@@ -1,7 +1,6 @@
 """``fuse_``: run the blocks of a packed model as the fused operators of ``bnn_kernels``."""
 
 import inspect
-import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,12 +9,10 @@ from operator import attrgetter, getitem, is_
 from types import CodeType
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor, fx, nn
 
+from ..convert.tables import printed, report_table
 from ..layers import BinaryLayer
 from .fuse_match import Matcher
 from .fuse_ops import Broadcast, Step
@@ -52,18 +49,12 @@ class FusionReport:
         return f'{len(self.fused)} of {len(self.rows)} packed layers fused'
 
     def __rich__(self) -> Table:
-        table = Table(title='Fusion report', caption=self.summary(), box=SIMPLE_HEAD)
-        for column in ('layer', 'runs as'):
-            table.add_column(column, overflow='fold')
         parts = {name or '(the model)': text for name, text in self.parts.items()}
-        for name, text in (*self.stems.items(), *self.rows.items(), *parts.items()):
-            table.add_row(Text(name), Text(text))
-        return table
+        rows = (*self.stems.items(), *self.rows.items(), *parts.items())
+        return report_table('Fusion report', ('layer', 'runs as'), rows, self.summary(), overflow='fold')
 
     def __str__(self) -> str:
-        console = Console(width=140, file=io.StringIO())
-        console.print(self)
-        return console.file.getvalue()
+        return printed(self)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,19 @@
 """``verify``: a packed model, fused or not, against the latent model that it was made from, layer by layer."""
 
 import copy
-import io
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import bnn_kernels
 from bnn_kernels.layout import unpack_bits
 
+from ..convert.tables import printed, report_table
 from ..layers import BinaryLayer
 from ..layers.base import expand_input
 from ..layers.conv import convolve_levels
@@ -99,18 +96,13 @@ class VerificationReport:
                 f'{wrong:,} violations; outputs differ by at most {self.outputs:.3g}: {"ok" if self.ok else "NOT OK"}')
 
     def __rich__(self) -> Table:
-        table = Table(title='Verification', caption=self.summary(), box=SIMPLE_HEAD)
-        for column in ('layer', 'what', 'compared', 'different', 'violations', 'worst / bound'):
-            table.add_column(column, justify='left' if column in ('layer', 'what') else 'right', overflow='fold')
-        for row in self.rows:
-            table.add_row(*map(Text, (row.name, row.kind, f'{row.positions:,}', f'{row.different:,}', f'{row.violations:,}',
-                                      f'{row.worst:.3f}')))
-        return table
+        rows = [(row.name, row.kind, f'{row.positions:,}', f'{row.different:,}', f'{row.violations:,}', f'{row.worst:.3f}')
+                for row in self.rows]
+        numbers = ('compared', 'different', 'violations', 'worst / bound')
+        return report_table('Verification', ('layer', 'what', *numbers), rows, self.summary(), numbers, overflow='fold')
 
     def __str__(self) -> str:
-        console = Console(width=160, file=io.StringIO())
-        console.print(self)
-        return console.file.getvalue()
+        return printed(self, 160)
 
 
 @torch.no_grad()

@@ -26,10 +26,11 @@ def fold_in_place(fusion: ModuleType) -> None:
     @wrapt.patch_function_wrapper(fusion, 'fuse_conv_bn')
     def check(original, _, args, kwargs):
         module, = *args, *kwargs.values()
-        norm = getattr(module, 'norm_behind_pooling', None)
-        if getattr(norm, 'weight', None) is not None and bool((norm.weight < 0).any()):
-            raise ValueError(f'fuse_conv_bn: the stem of {type(module).__name__} pools between its convolution and its norm, '
-                             'whose negative weights cannot be moved in front of a maximum; run it without fuse_conv_bn')
+        for part in module.modules():  # all of them before the first norm is folded
+            weight = getattr(getattr(part, 'norm_behind_pooling', None), 'weight', None)
+            if weight is not None and bool((weight < 0).any()):
+                raise ValueError(f'fuse_conv_bn: the stem of {type(part).__name__} pools between convolution and norm, '
+                                 'whose negative weights cannot be moved in front of a maximum; run it without fuse_conv_bn')
         return original(*args, **kwargs)
 
 

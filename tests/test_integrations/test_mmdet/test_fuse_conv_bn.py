@@ -68,5 +68,7 @@ def test_negative_weights_behind_a_pooling_are_refused(deep_stem):
         before = backbone(x)[0]
         backbone.norm_behind_pooling.weight[1] = -0.5
         assert not torch.equal(backbone(x)[0], before), 'it is the norm of the stem'
-    with pytest.raises(ValueError, match='the stem of BNNResNet pools between its convolution and its norm'):
-        fuse_conv_bn(nn.Sequential(backbone))
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), backbone)
+    with pytest.raises(ValueError, match='the stem of BNNResNet pools between convolution and norm'):
+        fuse_conv_bn(model)
+    assert isinstance(model[0][1], nn.BatchNorm2d), 'nothing was folded'
