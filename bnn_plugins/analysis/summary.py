@@ -14,13 +14,12 @@ import csv
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import Tensor, nn
 
 import bnn_kernels
 
 from ..convert.layer_counts import LayerCounts, count_layers, macs_per_output
+from ..convert.tables import report_table
 from ..deploy import PackedLayer
 from ..deploy.file import serialize
 from ..deploy.pack import packed_forms, replace_
@@ -113,16 +112,11 @@ class Summary:
             writer.writerows(asdict(row) for row in [*self.rows, self.totals])
         return path
 
-    def __rich__(self) -> Table:
-        table = Table(title='Summary', caption=self.caption(), box=SIMPLE_HEAD, show_footer=True)
-        names = ('layer', 'type', 'bits', 'output', 'binary weights', 'float params', 'BOPs (M)', 'FLOPs (M)', 'OPs (M)',
-                 'muls (M)', 'read', 'written', 'latent', 'packed')
-        for name, total in zip(names, cells(self.totals), strict=True):
-            left = name in ('layer', 'type')
-            table.add_column(name, total, justify='left' if left else 'right', no_wrap=True)
-        for row in self.rows:
-            table.add_row(*cells(row))
-        return table
+    def __rich__(self):
+        numbers = ('bits', 'output', 'binary weights', 'float params', 'BOPs (M)', 'FLOPs (M)', 'OPs (M)', 'muls (M)', 'read',
+                   'written', 'latent', 'packed')
+        return report_table('Summary', ('layer', 'type', *numbers), map(cells, self.rows), self.caption(), numbers,
+                            cells(self.totals), no_wrap=True)
 
     def caption(self) -> str:
         return (f'OPs = FLOPs + BOPs / {BOPS_PER_OP}, per image; one FLOP is one real multiply-accumulate. '

@@ -5,7 +5,6 @@ from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from ..convert.tables import report_table
 from .plots import render, themed_svg
@@ -68,7 +67,7 @@ LAYER_HEADINGS = ('layer', 'type', 'group', 'operators', 'ran on', 'output', 'ms
 def print_throughput(result: Throughput, console: Console) -> None:
     """Tables of every combination; speed-ups are missing where the check is red."""
     for title, items in cases(result):
-        console.print(report_table(title, HEADINGS, [cells(row) for _, row in items], Text(shares(result, items)),
+        console.print(report_table(title, HEADINGS, [cells(row) for _, row in items], shares(result, items),
                                    right=HEADINGS[2:], no_wrap=True))
     for what, why in result.skipped:
         console.print(f'not measured: {what}: {why}', highlight=False, markup=False)

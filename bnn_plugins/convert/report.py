@@ -4,7 +4,6 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -85,7 +84,7 @@ class BinarizationReport:
                 row.macs, row.sign_balance = counts[row.name].macs, counts[row.name].sign_balance
         return self
 
-    def __rich__(self) -> Table:
+    def __rich__(self):
         measured, rows = any(row.macs is not None for row in self.rows), []
         for row in self.rows:
             cells = [row.name, row.kind, 'binary' if row.binary else 'float', row.reason]

@@ -9,7 +9,6 @@ from operator import attrgetter, getitem, is_
 from types import CodeType
 
 import torch
-from rich.table import Table
 from torch import Tensor, fx, nn
 
 from ..convert.tables import printed, report_table
@@ -48,7 +47,7 @@ class FusionReport:
     def summary(self) -> str:
         return f'{len(self.fused)} of {len(self.rows)} packed layers fused'
 
-    def __rich__(self) -> Table:
+    def __rich__(self):
         parts = {name or '(the model)': text for name, text in self.parts.items()}
         rows = (*self.stems.items(), *self.rows.items(), *parts.items())
         return report_table('Fusion report', ('layer', 'runs as'), rows, self.summary(), overflow='fold')

@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from rich.table import Table
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -95,7 +94,7 @@ class VerificationReport:
                 f'{sum(row.different for row in layers):,} different; {self.flips:,} of {self.signs:,} signs flipped; '
                 f'{wrong:,} violations; outputs differ by at most {self.outputs:.3g}: {"ok" if self.ok else "NOT OK"}')
 
-    def __rich__(self) -> Table:
+    def __rich__(self):
         rows = [(row.name, row.kind, f'{row.positions:,}', f'{row.different:,}', f'{row.violations:,}', f'{row.worst:.3f}')
                 for row in self.rows]
         numbers = ('compared', 'different', 'violations', 'worst / bound')
