@@ -61,8 +61,8 @@ class Derived:
         """
         objects, versions, storages, known, made, ready = self.last  # one read: other threads may write
         if known == settings and len(objects) == len(tensors):
-            for known, version, storage, tensor in zip(objects, versions, storages, tensors):  # noqa: B905 (quicker without)
-                if known() is not tensor or version != tensor._version or storage() is not tensor.untyped_storage():
+            for reference, version, storage, tensor in zip(objects, versions, storages, tensors):  # noqa: B905 (quicker without)
+                if reference() is not tensor or version != tensor._version or storage() is not tensor.untyped_storage():
                     break
             else:
                 return made if ready is None else ready.here(made)

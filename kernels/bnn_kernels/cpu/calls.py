@@ -107,7 +107,7 @@ class Program:
         self.new = [made[value] for value in results]
         self.bases = {value: (place, 0) for place, value in enumerate([*inputs, *results])}
         inner = {value: spec.bytes for value, spec in made.items() if value not in self.bases}
-        places, self.room = arrange(inner, [list(names.values()) for names in self.names])
+        places, self.workspace_bytes = arrange(inner, [list(names.values()) for names in self.names])
         self.bases.update((value, (len(inputs) + len(results), place)) for value, place in places.items())
         self.masks = [max((mask for call, names in zip(calls, self.names, strict=True)
                            for name, mask in zip(call.inputs, call.masks, strict=True) if names[name] == value), default=0)
@@ -138,8 +138,8 @@ class Program:
             self.codes[settings] = self.link(*settings)
         code, _ = self.codes[settings]
         made = [torch.empty_strided(shape, strides, dtype=dtype) for shape, strides, dtype in self.new]
-        room = torch.empty(self.room, dtype=torch.uint8)
-        run(code, [*at, *[x.data_ptr() for x in made], room.data_ptr()])
+        workspace = torch.empty(self.workspace_bytes, dtype=torch.uint8)
+        run(code, [*at, *[x.data_ptr() for x in made], workspace.data_ptr()])
         return made
 
 
@@ -163,7 +163,7 @@ def arrange(sizes: dict[Hashable, int], uses: Sequence[list[Hashable]]) -> tuple
         for value in values:
             first.setdefault(value, number)
             last[value] = number
-    places, room = {}, 0
+    places, workspace = {}, 0
     for value in sorted(first.keys() & sizes.keys(), key=lambda value: (-sizes[value], first[value])):
         place, size = 0, round_up(sizes[value])
         beside = [other for other in places if first[other] <= last[value] and first[value] <= last[other]]
@@ -171,8 +171,8 @@ def arrange(sizes: dict[Hashable, int], uses: Sequence[list[Hashable]]) -> tuple
             if places[other] - place >= size:
                 break
             place = max(place, places[other] + round_up(sizes[other]))
-        places[value], room = place, max(room, place + size)
-    return places, room
+        places[value], workspace = place, max(workspace, place + size)
+    return places, workspace
 
 
 def round_up(size: int) -> int:
