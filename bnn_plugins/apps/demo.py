@@ -12,13 +12,12 @@ from statistics import mean
 import torch
 from mmengine.config import Config
 from mmengine.fileio import load
-from mmengine.runner import find_latest_checkpoint
 
 import bnn_kernels
 
 from ..analysis import processor
 from ..integrations.mmengine.pack import pack_checkpoint
-from ..integrations.mmengine.run import load_config, test, train
+from ..integrations.mmengine.run import latest_checkpoint, load_config, test, train
 from ..integrations.mmengine.summarize import summarize_config
 from .digits import DigitsRecipe, make_digits, read_recipe
 from .report import Boxes, Report, Sample, read_scalars, write_report
@@ -61,7 +60,7 @@ def run_demo(work_dir: str = 'work_dirs/demo', data: str = DATA, config: str = C
     say(2, f'train {Path(config).stem}, {cfg.train_cfg.max_epochs} epochs')
     check_same_run(cfg, out / 'train' / Path(config).name)
     runner = train(config, str(out / 'train'), resume='auto', cfg_options=options)
-    checkpoint = os.path.relpath(find_latest_checkpoint(out / 'train'))
+    checkpoint = os.path.relpath(latest_checkpoint(out / 'train'))
 
     say(3, 'evaluate the latent model on the test split')
     latent, latent_found = evaluate(config, checkpoint, out / 'latent', options)

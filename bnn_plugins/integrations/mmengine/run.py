@@ -3,6 +3,8 @@
 import copy
 import itertools
 import os
+import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -11,13 +13,14 @@ from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 import bnn_kernels
 
 from ...deploy import fuse_, load_packed_
 
 EXPERIMENTS = itertools.count(1)
+CHECKPOINT = re.compile(r'(best_.+_)?(epoch|iter)_\d+\.pth')
 
 
 def load_config(config: str, work_dir: str | None = None, cfg_options: dict | None = None, launcher: str = 'none') -> Config:
@@ -75,12 +78,12 @@ def train_steps(cfg: Config, resume: str | None, amp: bool, auto_scale_lr: bool)
         step = copy.deepcopy(cfg)
         step.merge_from_dict(overrides)
         step.work_dir = str(Path(cfg.work_dir) / f'step{number}')
-        started = resume is not None and find_latest_checkpoint(step.work_dir) is not None
+        started = resume is not None and latest_checkpoint(step.work_dir) is not None
         if before is not None and not started:
             step.load_from = before
         print_log(f'step {number}: {step.work_dir}', logger='current')
         runner = train_config(step, 'auto' if started else None, amp, auto_scale_lr)
-        before = find_latest_checkpoint(step.work_dir)
+        before = latest_checkpoint(step.work_dir)
     return runner
 
 
@@ -144,9 +147,26 @@ def test(config: str, checkpoint: str, work_dir: str | None = None, out: str | N
     return metrics
 
 
+def latest_checkpoint(work_dir: str | Path) -> str | None:
+    """The newest whole checkpoint of a work dir, the one that ``last_checkpoint`` names if it is whole; ``None`` without one.
+
+    mmengine's own search believes ``last_checkpoint``. A training that is killed while that file or a checkpoint is written
+    leaves it empty or cut off, and could then not be resumed. A whole checkpoint is a zip archive, whose index is at its end.
+    """
+    folder = Path(work_dir)
+    last = folder / 'last_checkpoint'
+    named = [Path(last.read_text().strip())] if last.is_file() else []
+    others = [path for path in folder.glob('*.pth') if CHECKPOINT.fullmatch(path.name)]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((str(path) for path in [*named, *others] if path.is_file() and zipfile.is_zipfile(path)), None)
+
+
 def build_runner(cfg: Config) -> Runner:
     """The runner of a config, ready for several processes with or without GPUs."""
     cfg = copy.deepcopy(cfg)
+    if cfg.get('resume') and cfg.get('load_from') is None:
+        cfg.load_from = latest_checkpoint(cfg.work_dir)
+        cfg.resume = cfg.load_from is not None
     # mmengine tells experiments apart by the second in which they start. Two in one process and one second would share their
     # message hub, and the later one would save no checkpoint until it beats the best score of the earlier one.
     name = cfg.get('experiment_name') or Path(cfg.filename or 'experiment').stem

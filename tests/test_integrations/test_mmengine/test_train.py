@@ -1,6 +1,7 @@
 """``tools/train.py`` on real (small) data: every method on a stock config, resume after a kill, several processes."""
 
 import json
+import os
 import runpy
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from mmdet.datasets import CocoDataset
 
 import bnn_plugins  # before mmdet: it provides what an mmcv without compiled operators lacks
-from bnn_plugins.integrations.mmengine.run import load_config
+from bnn_plugins.integrations.mmengine.run import latest_checkpoint, load_config
 
 from ..conftest import CONFIG, REPOSITORY, as_arguments, command, environment, on_digits, tool
 
@@ -114,6 +115,35 @@ def test_killed_training_resumes_to_the_same_weights(digits, tmp_path):
     resumed = tool(*arguments, '--work-dir', tmp_path / 'killed', '--resume')
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert_same(*(torch.load(tmp_path / name / 'epoch_3.pth', weights_only=False) for name in ('whole', 'killed')))
+
+
+@pytest.mark.parametrize(('last', 'files', 'found'), [
+    ('', {'epoch_1.pth': True}, 'epoch_1.pth'),  # killed while last_checkpoint was written
+    ('epoch_2.pth', {'epoch_1.pth': True, 'epoch_2.pth': False}, 'epoch_1.pth'),  # killed while a checkpoint was written
+    ('epoch_1.pth', {'epoch_1.pth': True, 'epoch_2.pth': True}, 'epoch_1.pth'),
+    ('epoch_1.pth', {'best_coco_bbox_mAP_epoch_9.pth': True, 'pretrained.pth': True}, 'best_coco_bbox_mAP_epoch_9.pth'),
+    (None, {'iter_10.pth': True, 'iter_20.pth': True, 'iter_30.pth': False}, 'iter_20.pth'),
+    (None, {'epoch_1.pth': False}, None),
+    (None, {}, None),
+])
+def test_the_newest_whole_checkpoint_is_found(last, files, found, tmp_path):
+    for age, (name, whole) in enumerate(files.items()):
+        torch.save({'state_dict': {}}, tmp_path / name)
+        if not whole:
+            (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-30])
+        os.utime(tmp_path / name, (age, age))
+    if last is not None:
+        (tmp_path / 'last_checkpoint').write_text(last and str(tmp_path / last))
+    assert latest_checkpoint(tmp_path) == (found and str(tmp_path / found))
+
+
+def test_a_training_killed_while_it_saved_resumes(digits, tmp_path, monkeypatch):
+    arguments = [REPOSITORY / CONFIG, '--work-dir', tmp_path, '--cfg-options']
+    run_tool(monkeypatch, *arguments, *as_arguments(on_digits(digits, **{'train_cfg.max_epochs': 1})))
+    (tmp_path / 'epoch_2.pth').write_bytes((tmp_path / 'epoch_1.pth').read_bytes()[:1000])
+    (tmp_path / 'last_checkpoint').write_text('')
+    run_tool(monkeypatch, *arguments, *as_arguments(on_digits(digits, **{'train_cfg.max_epochs': 2})), '--resume')
+    assert torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['meta']['epoch'] == 2
 
 
 def assert_same(one: dict, other: dict) -> None:
