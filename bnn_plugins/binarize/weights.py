@@ -204,7 +204,7 @@ class IRNetWeight(WeightBinarizer):
 class ReCUWeight(WeightBinarizer):
     r"""Rectified clamp unit: weights in the tails of a Laplace distribution are pulled back so that they can flip again.
 
-    Forward: :math:`W_1 = 2\sqrt2\,(W_o - \mu_o)/\sigma_o`, :math:`b = \overline{|W_1|}` over the layer,
+    Forward: :math:`W_1 = 2\sqrt2\,(W_o - \mu_o)/\sqrt{\sigma_o^2 + 10^{-5}}`, :math:`b = \overline{|W_1|}` over the layer,
     :math:`Q = -b \ln(2 - 2\tau)`, :math:`W_b = \alpha_o\,\mathrm{sign}(\mathrm{clip}(W_1, -Q, Q))` with a learned
     :math:`\alpha`, started at :math:`1/\sqrt{n}` (n = fan-in) to keep the variance where no norm follows; the released code
     draws it from U(0, 1), which a norm absorbs.
@@ -233,7 +233,7 @@ class ReCUWeight(WeightBinarizer):
         flat = weight.flatten(1)
         flat = flat - flat.mean(1, keepdim=True)
         if flat.shape[1] > 1:
-            flat = flat * (2 * math.sqrt(2) / (flat.std(1, keepdim=True) + 1e-5))
+            flat = flat * (2 * math.sqrt(2) / (flat.var(1, keepdim=True) + 1e-5).sqrt())
         bound = self.quantile * flat.detach().abs().mean()
         clamped = torch.minimum(torch.maximum(flat, -bound), bound)
         return self.estimator(clamped.view_as(weight)), self.alpha

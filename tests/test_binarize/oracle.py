@@ -108,16 +108,16 @@ def dorefa(w, g, w_bits=1, **_):
     return levels, np.array([1 / top]), dt * (1 - t**2)
 
 
-def standardise(w, factor=1.0):
-    """``factor * (w - mean) / std`` per filter with the unbiased std, and the way back for a gradient."""
+def standardise(w, factor=1.0, inside=0.0, beside=1e-5):
+    """``factor * (w - mean) / (sqrt(var + inside) + beside)`` per filter, the unbiased variance; and the way back."""
     axes, n = filter_axes(w), w[0].size
     centred = w - w.mean(axes, keepdims=True)
-    std = np.sqrt((centred**2).sum(axes, keepdims=True) / (n - 1))
-    out = factor * centred / (std + 1e-5)
+    root = np.sqrt((centred**2).sum(axes, keepdims=True) / (n - 1) + inside)
+    out = factor * centred / (root + beside)
 
     def back(d):
         d = factor * d
-        dc = d / (std + 1e-5) - centred * (d * centred).sum(axes, keepdims=True) / ((std + 1e-5) ** 2 * std * (n - 1))
+        dc = d / (root + beside) - centred * (d * centred).sum(axes, keepdims=True) / ((root + beside) ** 2 * root * (n - 1))
         return dc - dc.mean(axes, keepdims=True)
 
     return out, back
@@ -135,7 +135,7 @@ def recu_tau(progress, tau_min=0.85, tau_max=0.99):
 
 
 def recu(w, g, alpha, progress=0.0):
-    w1, back = standardise(w, 2 * np.sqrt(2))
+    w1, back = standardise(w, 2 * np.sqrt(2), inside=1e-5, beside=0.0)
     bound = -np.abs(w1).mean() * np.log(2 - 2 * recu_tau(progress))
     dw = back(along(alpha, w) * g * clipped(w1, bound))
     return sign(np.clip(w1, -bound, bound)), alpha, dw, dict(alpha=(g * sign(w1)).sum(filter_axes(w)))
