@@ -16,6 +16,7 @@ from .dispatch import (
     set_backend,
 )
 from .epilogue import Epilogue
+from .int8_ops import Quantization, int8_conv2d, int8_conv_transpose2d, int8_linear, quantize
 from .layout import LAYOUT_VERSION, WORD_BITS, pack_bits, pack_weight, transpose_weight, unpack_weight
 from .ops import (
     binary_block2d,
@@ -41,6 +42,7 @@ __all__ = [
     'Epilogue',
     'OpIO',
     'PreparedOp',
+    'Quantization',
     'Recurrence',
     'attention_table',
     'available_backends',
@@ -55,6 +57,9 @@ __all__ = [
     'downsample2d',
     'explain',
     'input_signature',
+    'int8_conv2d',
+    'int8_conv_transpose2d',
+    'int8_linear',
     'join',
     'last_backend',
     'pack_activations',
@@ -65,6 +70,7 @@ __all__ = [
     'pack_normalized',
     'pack_values',
     'pack_weight',
+    'quantize',
     'register_backend',
     'selection',
     'set_backend',

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from .attention import RULES, Planes
 from .epilogue import ACTS, Epilogue
-from .geometry import STEPS_LIMIT, Conv2dGeometry, Stem2dGeometry, check_terms
+from .geometry import STEPS_LIMIT, Conv2dGeometry, Int8Conv2dGeometry, Stem2dGeometry, check_terms
 from .layout import words_per_group
 from .recurrence import CANDIDATES, FEEDBACKS, GATES, READOUTS, Recurrence
 
 STREAMS = (torch.float32, torch.float16, torch.bfloat16)
 FLOATS = (*STREAMS, torch.float64)
+BYTES = (torch.uint8, torch.int8)
 Shape = tuple[int, ...]
 
 
@@ -68,13 +69,7 @@ def binary_block2d(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, e
     if not (pack or keep):
         raise ValueError('pack=False and keep=False leave nothing to return: ask for the words, the stream or both.')
     stream = (batch, epilogue.width, *sizes)
-    if shortcut is not None:
-        if shortcut.dtype not in STREAMS:
-            raise TypeError(f'shortcut must be float32, float16 or bfloat16, got {shortcut.dtype}: convert it with x.float().')
-        if tuple(shortcut.shape) != stream:
-            raise ValueError(f'shortcut must have the shape of the output, {list(stream)}, got {list(shortcut.shape)}.')
-        _check_dense('shortcut', shortcut)
-        _check_device(x_words, shortcut, 'shortcut')
+    _check_shortcut(shortcut, stream, x_words, 'x_words')
     if out is not None:
         if (out.dtype, tuple(out.shape), keep) != (dtype, stream, True):
             raise ValueError(f'out takes the stream, {dtype} {list(stream)} with keep=True, got {out.dtype} {list(out.shape)} '
@@ -164,6 +159,50 @@ def binary_linear(x_words: Tensor, w_words: Tensor, features: int) -> Shape:
         raise ValueError('w_words must have at least one output channel, got none.')
     check_terms(features)
     return *x_words.shape[:-1], w_words.shape[0]
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Shape:
+    """`x` [...] -> [...] of the dtype of `zero_point`."""
+    if x.dtype not in STREAMS:
+        raise TypeError(f'x must be float32, float16 or bfloat16, got {x.dtype}: convert it with x.float().')
+    _check_dense('x', x)
+    _check_quantization('scale', scale, 'zero_point', zero_point, x)
+    return tuple(x.shape)
+
+
+def int8_conv2d(x: Tensor, x_zero: Tensor, weight: Tensor, geometry: Int8Conv2dGeometry, epilogue: Epilogue,
+                shortcut: Tensor | None, out_scale: Tensor | None, out_zero: Tensor | None, dtype: torch.dtype, pack: bool,
+                keep: bool) -> tuple[Shape, Shape]:
+    """`x` [N, C, H, W], `weight` [O, C / groups, kH, kW] -> words [N, H', W', out_groups * words] and stream [N, P, H', W'].
+
+    The shape of a result that is not asked for is [0].
+    """
+    if x.dim() != 4:
+        raise ValueError(f'x must be [N, C, H, W], got {list(x.shape)}: int8_linear takes rows.')
+    if x.dtype not in BYTES:
+        raise TypeError(f'x must be uint8 or int8, got {x.dtype}: make it with quantize.')
+    _check_dense('x', x)
+    batch, channels, *image = x.shape
+    if channels != geometry.channels:
+        raise ValueError(f'x has {channels} channels, but the weight takes {geometry.channels} in {geometry.groups} group(s).')
+    if x_zero.numel() not in (1, channels) or x_zero.dim() != 1:
+        raise ValueError(f'x_zero must have one element or one per channel, [{channels}], got {list(x_zero.shape)}.')
+    _check_tensor('x_zero', x_zero, x.dtype, x_zero.shape, '', x, 'x')
+    _check_tensor('weight', weight, torch.int8, geometry.w_shape, 'one kernel per output channel', x, 'x')
+    size = geometry.size(image)
+    _check_output(size, image, geometry.kernel)
+    words = _check_epilogue(epilogue, geometry.outputs, torch.float32 if dtype in BYTES else dtype, x, 'x')
+    if not (pack or keep):
+        raise ValueError('pack=False and keep=False leave nothing to return: ask for the words, the stream or both.')
+    stream = (batch, epilogue.width, *size)
+    _check_shortcut(shortcut, stream, x, 'x')
+    if (dtype in BYTES) != (out_scale is not None) or (out_scale is None) != (out_zero is None):
+        raise ValueError(f'a stream of uint8 or int8 needs out_scale and out_zero, another has none of them; got {dtype}.')
+    if out_scale is not None and out_zero is not None:
+        _check_quantization('out_scale', out_scale, 'out_zero', out_zero, x)
+        if out_zero.dtype != dtype:
+            raise TypeError(f'out_zero must be {dtype} as the stream, got {out_zero.dtype}.')
+    return (batch, *size, words) if pack else (0,), stream if keep else (0,)
 
 
 def pack_normalized(x: Tensor, mean: Tensor, std: Tensor, threshold: Tensor, flip: Tensor | None) -> Shape:
@@ -301,6 +340,24 @@ def _check_epilogue(epilogue: Epilogue, outputs: int, dtype: torch.dtype, first:
     if dtype not in STREAMS:
         raise TypeError(f'dtype of the stream must be float32, float16 or bfloat16, got {dtype}.')
     return epilogue.out_groups * words_per_group(epilogue.width, epilogue.out_groups)
+
+
+def _check_shortcut(shortcut: Tensor | None, stream: Shape, first: Tensor, first_name: str) -> None:
+    if shortcut is None:
+        return
+    if shortcut.dtype not in STREAMS:
+        raise TypeError(f'shortcut must be float32, float16 or bfloat16, got {shortcut.dtype}: convert it with x.float().')
+    if tuple(shortcut.shape) != stream:
+        raise ValueError(f'shortcut must have the shape of the output, {list(stream)}, got {list(shortcut.shape)}.')
+    _check_dense('shortcut', shortcut)
+    _check_device(first, shortcut, 'shortcut', first_name)
+
+
+def _check_quantization(scale_name: str, scale: Tensor, zero_name: str, zero: Tensor, x: Tensor) -> None:
+    _check_tensor(scale_name, scale, torch.float32, [1], 'one for the tensor', x, 'x')
+    if zero.dtype not in BYTES:
+        raise TypeError(f'{zero_name} must be uint8 or int8, got {zero.dtype}: it says what is made.')
+    _check_tensor(zero_name, zero, zero.dtype, [1], 'one for the tensor', x, 'x')
 
 
 def _check_replicas(name: str, vector: Tensor, outputs: int) -> None:

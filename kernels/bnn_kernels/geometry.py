@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from .layout import words_per_group
 
+INT8_TERMS_LIMIT = 2**16  # of products of at most 255 * 128: their sum fits int32
 TERMS_LIMIT = 2**24  # float32 holds every integer up to here: the +-1 convolution of the latent model is exact below it
 STEPS_LIMIT = 2**31  # of strides, paddings, dilations and pools: positions then fit into 64 bits
 Pair = tuple[int, int]
@@ -131,6 +132,32 @@ class Conv2dGeometry(_Conv2d):
     def shape(self, x_shape: Sequence[int]) -> tuple[int, int, int, int]:
         """Of the sums for words `[N, H, W, groups * words]`: `[N, O, H', W']`."""
         return x_shape[0], self.outputs, *self.size(x_shape[1:3])
+
+
+class Int8Conv2dGeometry(Conv2dGeometry):
+    """A convolution of int8 or uint8 with int8 weights, or a transposed one: out-of-image taps do not count.
+
+    Attributes: as in `Conv2dGeometry`, with pad_value 0.
+
+    Raises:
+        ValueError: as `Conv2dGeometry`, and for more than 2**16 terms per sum.
+    """
+
+    @classmethod
+    def of(cls, w_shape: Sequence[int], stride: IntOrPair = 1, padding: IntOrPair = 0, dilation: IntOrPair = 1,
+           groups: int = 1, output_padding: IntOrPair | None = None) -> 'Int8Conv2dGeometry':
+        """That of a weight `[O, C / groups, kH, kW]`; the other arguments as above."""
+        if len(w_shape) != 4 or min(w_shape) < 1:
+            raise ValueError(f'weight must be [O, C / groups, kH, kW] and hold something, got {list(w_shape)}.')
+        if prod(w_shape[1:]) > INT8_TERMS_LIMIT:
+            raise ValueError(f'one output sums {prod(w_shape[1:])} products of int8, the limit is 2**16: split the channels '
+                             f'and add the results.')
+        return cls(w_shape[1] * groups, w_shape[0], w_shape[2:], stride, padding, dilation, groups, 0, output_padding)
+
+    @property
+    def w_shape(self) -> tuple[int, int, int, int]:
+        """Of the weight: `[O, C / groups, kH, kW]`."""
+        return self.outputs, self.group_channels, *self.kernel
 
 
 def linear_geometry(features: int, outputs: int) -> Conv2dGeometry:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import sequence_reference
+from . import int8_reference, sequence_reference
 from .dispatch import Backend
 from .epilogue import Epilogue, replicate, stream_of, words_of
 from .geometry import Conv2dGeometry, Stem2dGeometry
@@ -102,6 +102,8 @@ class Reference(Backend):
     stem2d = staticmethod(stem2d)
     binary_conv_transpose2d = staticmethod(binary_conv_transpose2d)
     binary_linear = staticmethod(binary_linear)
+    quantize = staticmethod(int8_reference.quantize)
+    int8_conv2d = staticmethod(int8_reference.int8_conv2d)
     pack_normalized = staticmethod(sequence_reference.pack_normalized)
     binary_lstm = staticmethod(sequence_reference.binary_lstm)
     binary_attention = staticmethod(sequence_reference.binary_attention)
