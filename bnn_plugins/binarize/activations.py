@@ -7,6 +7,8 @@ exact in float32, and the packed model computes the same numbers.
 ``channel_dim`` says where the channels are: 1 for ``[N, C, H, W]``, -1 for ``[..., C]``.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -85,6 +87,13 @@ class BinaryInput(ActivationBinarizer):
         return x
 
 
+def deviation(centred: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Root of the unbiased variance of centred numbers over ``dims``, which stay; 1 where they do not deviate."""
+    count = math.prod(centred.shape[dim] for dim in dims)
+    variance = centred.square().sum(dims, keepdim=True) / max(count - 1, 1)
+    return torch.where(variance > 0, variance, 1.0).sqrt()
+
+
 class SignActivation(ActivationBinarizer):
     r"""Forward: :math:`\mathrm{sign}(x)`. Gradient: that of the estimator.
 
@@ -134,7 +143,7 @@ class RSign(SignActivation):
 
 class CenteredSign(SignActivation):
     r"""Sign of the activation standardised over each sample. Forward: :math:`\mathrm{sign}((x - \mu) / \sigma)`, mean and
-    deviation over all but the batch dimension of ``[N, C, H, W]``, over each row of ``[..., C]``; in training and in
+    unbiased deviation over all but the batch dimension of ``[N, C, H, W]``, over each row of ``[..., C]``; in training and in
     evaluation, so that the threshold depends on the input.
 
     Gradient: that of the estimator at the standardised value, then exactly through mean and deviation.
@@ -155,7 +164,7 @@ class CenteredSign(SignActivation):
         centred = self.prepare(x)
         if not self.training:
             return self.estimator(centred)
-        return self.estimator(centred / (centred.square().mean(self._dims(x), keepdim=True) + 1e-5).sqrt())
+        return self.estimator(centred / deviation(centred, self._dims(x)))
 
 
 class _Round(torch.autograd.Function):

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .activations import round_ste
+from .activations import deviation, round_ste
 from .estimators import STE, Estimator, build_estimator, sign
 
 __all__ = ['BNextWeight', 'DoReFaWeight', 'FloatWeight', 'IRNetWeight', 'RBNNWeight', 'ReBNNWeight', 'ReCUWeight',
@@ -71,10 +71,10 @@ class FloatWeight(WeightBinarizer):
 
 
 def standardised(weight: Tensor) -> Tensor:
-    """``(W - mean) / std`` of each filter, ``[O, n]``; a filter of one weight is centred only."""
+    """``(W - mean) / std`` of each filter, ``[O, n]``; filters without deviation are centred only."""
     flat = weight.flatten(1)
     flat = flat - flat.mean(1, keepdim=True)
-    return flat / (flat.std(1, keepdim=True) + 1e-5) if flat.shape[1] > 1 else flat
+    return flat / deviation(flat, (1,))
 
 
 class SignWeight(WeightBinarizer):
@@ -396,7 +396,7 @@ class BNextWeight(WeightBinarizer):
 class ScaledStandardWeight(WeightBinarizer):
     r"""Scaled weight standardisation for networks without norms.
 
-    Forward: :math:`\hat W_o = \frac{W_o - \mu_o}{(\sigma_o + 10^{-5})\sqrt n}`,
+    Forward: :math:`\hat W_o = \frac{W_o - \mu_o}{(\sigma_o + 10^{-5})\sqrt n}` with the biased deviation (n),
     :math:`W_b = \kappa_o\,\overline{|\hat W_o|}\,\mathrm{sign}(\hat W_o)` with a learned gain :math:`\kappa`, started at 1;
     the mean magnitude is a constant for the gradient.
 
@@ -410,7 +410,9 @@ class ScaledStandardWeight(WeightBinarizer):
         self.estimator = build_estimator('clipped_ste')
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        flat = standardised(weight) * weight[0].numel() ** -0.5
+        flat = weight.flatten(1)
+        flat = flat - flat.mean(1, keepdim=True)
+        flat = flat / ((flat.std(1, correction=0, keepdim=True) + 1e-5) * math.sqrt(flat.shape[1]))
         magnitude = flat.detach().abs().mean(1)
         levels = self.estimator(flat.view_as(weight))
         return _UnscaleGrad.apply(levels, per_filter(magnitude, weight)), magnitude * self.gain

@@ -108,16 +108,16 @@ def dorefa(w, g, w_bits=1, **_):
     return levels, np.array([1 / top]), dt * (1 - t**2)
 
 
-def standardise(w, factor=1.0, inside=0.0, beside=1e-5):
-    """``factor * (w - mean) / (sqrt(var + inside) + beside)`` per filter, the unbiased variance; and the way back."""
-    axes, n = filter_axes(w), w[0].size
+def standardise(w, factor=1.0, inside=0.0, beside=0.0, lost=1):
+    """``factor * (w - mean) / (sqrt(var + inside) + beside)`` per filter, the variance over n - ``lost``; and the way back."""
+    axes, n = filter_axes(w), w[0].size - lost
     centred = w - w.mean(axes, keepdims=True)
-    root = np.sqrt((centred**2).sum(axes, keepdims=True) / (n - 1) + inside)
+    root = np.sqrt((centred**2).sum(axes, keepdims=True) / n + inside)
     out = factor * centred / (root + beside)
 
     def back(d):
         d = factor * d
-        dc = d / (root + beside) - centred * (d * centred).sum(axes, keepdims=True) / ((root + beside) ** 2 * root * (n - 1))
+        dc = d / (root + beside) - centred * (d * centred).sum(axes, keepdims=True) / ((root + beside) ** 2 * root * n)
         return dc - dc.mean(axes, keepdims=True)
 
     return out, back
@@ -135,7 +135,7 @@ def recu_tau(progress, tau_min=0.85, tau_max=0.99):
 
 
 def recu(w, g, alpha, progress=0.0):
-    w1, back = standardise(w, 2 * np.sqrt(2), inside=1e-5, beside=0.0)
+    w1, back = standardise(w, 2 * np.sqrt(2), inside=1e-5)
     bound = -np.abs(w1).mean() * np.log(2 - 2 * recu_tau(progress))
     dw = back(along(alpha, w) * g * clipped(w1, bound))
     return sign(np.clip(w1, -bound, bound)), alpha, dw, dict(alpha=(g * sign(w1)).sum(filter_axes(w)))
@@ -184,7 +184,7 @@ def bnext(w, g, progress=0.0, until=0.3):
 
 
 def bnfree(w, g, gain):
-    hat, back = standardise(w)
+    hat, back = standardise(w, beside=1e-5, lost=0)
     root = np.sqrt(w[0].size)
     hat = hat / root
     magnitude = np.abs(hat).mean(filter_axes(w))
@@ -264,11 +264,11 @@ def recu_activation(x, g):
 
 
 def rbnn_activation(x, g, rows, progress=0.0):
-    """(x - mean) / root mean square deviation of each sample, or of each row of features."""
+    """(x - mean) / unbiased deviation of each sample, or of each row of features."""
     axes = (-1,) if rows else filter_axes(x)
     centred = x - x.mean(axes, keepdims=True)
-    n = np.prod([x.shape[axis] for axis in axes])
-    r = np.sqrt((centred**2).mean(axes, keepdims=True) + 1e-5)
+    n = np.prod([x.shape[axis] for axis in axes]) - 1
+    r = np.sqrt((centred**2).sum(axes, keepdims=True) / n)
     d = g * training_aware(centred / r, progress, activation=True)
     d = d / r - centred / (n * r**3) * (d * centred).sum(axes, keepdims=True)
     return sign(centred), d - d.mean(axes, keepdims=True)

@@ -50,13 +50,13 @@ class TestDataDriven:
         x = torch.randn(2, 6, 5, 4) if channel_dim == 1 else torch.randn(2, 3, 6)
         out = gain(x, None).detach().numpy()
         mean = x.numpy().mean((2, 3)) if channel_dim == 1 else x.numpy()
-        w1, b1, w2, b2 = (p.detach().numpy() for p in gain.parameters())
-        expected = 1 / (1 + np.exp(-(np.maximum(mean @ w1.T + b1, 0) @ w2.T + b2)))
+        w1, w2 = (p.detach().numpy() for p in gain.parameters())
+        expected = 1 / (1 + np.exp(-np.maximum(mean @ w1.T, 0) @ w2.T))
         np.testing.assert_allclose(out, expected[:, :, None, None] if channel_dim == 1 else expected, rtol=1e-5)
-        assert w1.shape == (8, 6)
+        assert w1.shape == (4, 6)
 
-    def test_smallest(self):
-        assert DataDrivenGain(3, 8, 1).squeeze.out_features == 4
+    def test_hidden_units(self):
+        assert DataDrivenGain(80, 3, 1).squeeze.out_features == 10
 
 
 class TestGradient:

@@ -178,10 +178,10 @@ def test_gradients_reach_every_parameter_and_the_input(case):
 
 def test_gradient_of_the_layer_is_that_of_the_binary_weight(small_case):
     """Scale after the convolution or inside of the weight: the same gradients for latents, scales, thresholds and input."""
-    layer = small_case.layer.train()
+    layer = small_case.layer.train().double()
     results = []
     for folded in (False, True):
-        x = small_case.x.clone().requires_grad_()
+        x = small_case.x.double().requires_grad_()
         torch.manual_seed(1)
         if folded:
             weight_levels, scale = layer.weight_binarizer(layer.weight)
@@ -196,7 +196,7 @@ def test_gradient_of_the_layer_is_that_of_the_binary_weight(small_case):
         else:
             out = layer(x)
         results.append((out, small_case.grads(out), x.grad))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-10)
 
 
 def test_amp(case):
