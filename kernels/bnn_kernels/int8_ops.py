@@ -85,7 +85,8 @@ def int8_conv_transpose2d(x: Tensor, x_zero: Tensor, weight: Tensor, epilogue: E
                           keep: bool = True) -> tuple[Tensor | None, Tensor | None]:
     """`int8_conv2d` of a transposed convolution; `output_padding` as in `F.conv_transpose2d`.
 
-    The weight is `[O, C / groups, kH, kW]`, as `transpose_weight` makes it of that of an `nn.ConvTranspose2d`.
+    The weight is `[O, C / groups, kH, kW]`, as `transpose_weight` makes it of that of an `nn.ConvTranspose2d`. Raises as
+    `int8_conv2d`.
 
     Example:
         >>> x, zero = torch.randint(0, 255, (1, 8, 6, 6), dtype=torch.uint8), torch.tensor([128], dtype=torch.uint8)
@@ -122,6 +123,7 @@ def int8_linear(x: Tensor, x_zero: Tensor, weight: Tensor, epilogue: Epilogue, *
         return torch.empty(*lead, epilogue.width, dtype=dtype if out is None else out.zero_point.dtype, device=x.device)
     image = x.reshape(1, 1, -1, channels).permute(0, 3, 1, 2)
     _, stream = int8_conv2d(image, x_zero, weight[:, :, None, None], epilogue, dtype=dtype, out=out)
+    assert stream is not None, 'it is kept'
     return stream.permute(0, 2, 3, 1).reshape(*lead, epilogue.width)
 
 
