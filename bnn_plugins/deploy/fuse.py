@@ -188,10 +188,11 @@ class FusedForward:
     def __init__(self, module: nn.Module, name: str, method: str, options: Options):
         self.module, self.name, self.method, self.options = module, name, method, options
         self.unfusable_sums: set[str] = set()  # layers whose neighbours have other shapes than they
-        self.run = None
+        self.run, self.usable = None, True
 
     def __getstate__(self) -> dict:
-        return {**{key: vars(self)[key] for key in ('module', 'name', 'method', 'options', 'unfusable_sums')}, 'run': None}
+        kept = {key: vars(self)[key] for key in ('module', 'name', 'method', 'options', 'unfusable_sums')}
+        return {**kept, 'run': None, 'usable': True}
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -246,8 +247,10 @@ class FusedForward:
 
     def ready(self) -> bool:
         """Whether the graph may run now; brings its constants up to date."""
-        if self.run is None:
+        if self.run is None and self.usable:
             self.build()
+        if self.run is None:
+            return False
         if any(self.hooks) or any(map(TRAINING, self.norms)):
             return False
         if not all(map(is_, map(getitem, self.holders, self.keys), self.held)):  # .to(), load_state_dict(assign=True), ...
@@ -276,7 +279,8 @@ class FusedForward:
         self.refused = {self.full(name): reason for name, reason in matcher.refused.items()}
         self.rows, self.steps = {}, {}
         self.stems = {self.full(name): f'not fused: {reason}' for name, reason in matcher.unfused.items()}
-        if not matcher.chains:
+        self.usable = bool(matcher.chains)
+        if not self.usable:
             return
         rewriter = Rewriter(matcher, self.options.stream_dtype)
         fused = rewriter.run()

@@ -27,7 +27,7 @@ from .fuse_fold import (
     sign_threshold,
     through_norms,
 )
-from .packed import PackedConv2d, PackedLayer
+from .packed import PackedConv2d, PackedLayer, memory_format
 
 
 class Broadcast(Exception):
@@ -334,6 +334,22 @@ class Tail:
         if self.kind == 'relu':
             return x.relu_()
         return x.clamp_(-1, 1) if self.kind == 'hardtanh' else x
+
+
+class FormatStep(Step):
+    """A value in the memory format that ``like`` has, the input of the graph: hosts call ``view`` on what they get."""
+
+    def layers(self) -> list[nn.Module]:
+        return []
+
+    def prepare(self) -> None:
+        pass
+
+    def forward(self, x, like: Tensor):
+        plain = isinstance(x, Tensor) and x.dim() == 4 and not x.is_contiguous()
+        if not plain or not x.is_contiguous(memory_format=torch.channels_last):
+            return x
+        return x if like.dim() == 4 and memory_format(like) is torch.channels_last else x.contiguous()
 
 
 class CastStep(Step):

@@ -4,18 +4,21 @@ import operator
 from typing import NamedTuple
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ..layers.base import input_copies
 from .fuse_fold import depends_on_input
 from .fuse_match import Chain, Matcher
-from .fuse_ops import AffineStep, BlockStep, CastStep, ConvStep, DownsampleStep, PackStep, Step
+from .fuse_ops import AffineStep, BlockStep, CastStep, ConvStep, DownsampleStep, FormatStep, PackStep, Step
 from .fuse_segments import join_steps
 from .fuse_stem import Stem, StemStep
-from .graph import constants_of, graph_module
-from .packed import PackedConv2d
+from .graph import LEAVES, constants_of, graph_module, module_of, name_of
+from .packed import PackedConv2d, PackedModule
 
 FRESH = (BlockStep, DownsampleStep, AffineStep, ConvStep, StemStep)  # steps whose stream is theirs and channels-last
+
+
+VIEWS = ('view', 'view_as', 'as_strided')  # what is an error, or another thing, in another memory format
 
 
 class Place(NamedTuple):
@@ -47,6 +50,7 @@ class Rewriter:
         self.values: dict[fx.Node, fx.Node] = {}
         self.words: dict[tuple, fx.Node] = {}
         self.casts: dict[fx.Node, fx.Node] = {}
+        self.formatted: dict[fx.Node, fx.Node] = {}
         self.steps: dict[str, Step] = {}
         self.made: dict[fx.Node, Step] = {}  # by the old node whose stream it writes
         self.rows: dict[str, str] = {}
@@ -76,7 +80,8 @@ class Rewriter:
                 self.made[node] = step
                 self.places.append(Place(step, source.name, None, node.name))
             else:
-                self.values[node] = self.graph.node_copy(node, self.host)
+                strict = minds_strides(self.root, node)
+                self.values[node] = self.graph.node_copy(node, self.as_given if strict else self.host)
             if node not in self.m.changed:
                 for reader in self.readers.get(node, ()):
                     self.pack(reader)
@@ -95,6 +100,17 @@ class Rewriter:
         if node not in self.casts:
             self.casts[node] = self.call(CastStep(), f'cast of {node.name}', self.values[node])
         return self.casts[node]
+
+    def as_given(self, node: fx.Node) -> fx.Node:
+        """The value as the host knows it, in the memory format in which the model gives it."""
+        if node.op == 'placeholder':
+            return self.values[node]
+        if node not in self.formatted:
+            given = next(self.values[n] for n in self.m.graph.nodes if n.op == 'placeholder')
+            self.formatted[node] = self.call(FormatStep(), f'format of {node.name}', self.host(node), given)
+            if node in self.m.changed:  # what changes in place is one value
+                self.values[node] = self.formatted[node]
+        return self.formatted[node]
 
     def pack(self, chain: Chain) -> None:
         key = sign_key(chain)
@@ -161,6 +177,14 @@ class Rewriter:
             notes.append(f'{unserved} other reader(s) with other thresholds pack the stream themselves')
         step.text = text
         self.rows[chain.name] = text + ''.join(f'; {note}' for note in notes)
+
+
+def minds_strides(root: nn.Module, node: fx.Node) -> bool:
+    """Whether a node may ask in which order its inputs lie in memory: what leaves the graph, views, modules of a host."""
+    module = module_of(root, node)
+    if module is not None:
+        return not isinstance(module, (PackedModule, *LEAVES)) and not type(module).__module__.startswith('torch.')
+    return node.op == 'output' or isinstance(node.target, type) or name_of(node) in VIEWS
 
 
 def name_of_step(nodes: list[fx.Node]) -> str:

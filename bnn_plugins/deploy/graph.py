@@ -4,12 +4,14 @@ A *region* is a module whose forward could be traced. What cannot be (control fl
 the graph around it, and is searched for smaller regions itself.
 """
 
+import dataclasses
 import inspect
 import operator
 import threading
 from collections.abc import Callable
 
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict
 from torch.nn import functional as F
 
 from ..layers import RPReLU
@@ -102,6 +104,15 @@ class Tracer(fx.Tracer):
         proxy = self.create_proxy('placeholder', name, (), {})
         proxy.node.meta['channels'] = channels
         return proxy
+
+    def create_arg(self, a):
+        """Results of a class of their own, such as a dict with attributes, are made anew of what they hold."""
+        if dataclasses.is_dataclass(a) and not isinstance(a, type):
+            made = {field.name: self.create_arg(getattr(a, field.name)) for field in dataclasses.fields(a)}
+            return self.create_node('call_function', type(a), (), made)
+        if isinstance(a, dict) and type(a) not in (dict, immutable_dict):
+            return self.create_node('call_function', type(a), (super().create_arg(dict(a)),), {})
+        return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Value(node, self)

@@ -54,6 +54,16 @@ class PackedModule(nn.Module):
         """What must be the same for two packed modules to compute the same with the same bits."""
         raise NotImplementedError
 
+    def _apply(self, fn, recurse=True):
+        """Bits have one order in memory: the memory format that ``.to()`` gives to 4 or 5 dimensions is not for them."""
+        def on_values(tensor: Tensor) -> Tensor:
+            if tensor.is_floating_point() or tensor.dim() < 2:
+                return fn(tensor)
+            out = fn(values := tensor.flatten())
+            return tensor if out is values else out.view(tensor.shape)
+
+        return super()._apply(on_values, recurse)
+
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if hasattr(destination, '_metadata'):  # torch's own, which a saved state dict keeps

@@ -16,8 +16,8 @@ class PreparedOp:
     The first call with inputs of some shapes, dtypes, devices and strides is checked and dispatched as any other; later ones
     go straight to the backend that was chosen, until `set_backend` changes the choice: in eager code checks and dispatch cost
     more than the arithmetic of a small layer. Bound tensors may change their values, not their shapes or where they lie. Use
-    it where `direct` is True; else call the public function, which torch.compile, torch.export and dispatch modes can see.
-    Copies and unpickled ones choose anew, for the tensors that they have.
+    it where `direct` is True; else call the public function, which torch.compile, torch.export, torch.jit.trace and dispatch
+    modes can see. Copies and unpickled ones choose anew, for the tensors that they have.
 
     Raises, when called, what the public function raises.
     """
@@ -32,8 +32,8 @@ class PreparedOp:
 
     @staticmethod
     def direct(x: Tensor) -> bool:
-        """Whether `x` is a plain tensor of eager code: no subclass, not being compiled, no dispatch mode active."""
-        return (type(x) is Tensor and not x.is_meta and not torch.compiler.is_compiling()
+        """Whether `x` is a plain tensor of eager code: no subclass, not being compiled or traced, no dispatch mode active."""
+        return (type(x) is Tensor and not x.is_meta and not torch.compiler.is_compiling() and not torch._C._is_tracing()
                 and not torch._C._len_torch_dispatch_stack())
 
     def __call__(self, **inputs) -> Any:
