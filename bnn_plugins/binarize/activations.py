@@ -89,7 +89,7 @@ class BinaryInput(ActivationBinarizer):
 
 def deviation(centred: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Root of the unbiased variance of centred numbers over ``dims``, which stay; 1 where they do not deviate."""
-    count = math.prod(centred.shape[dim] for dim in dims)
+    count = math.prod([centred.shape[dim] for dim in dims])  # a list: torch.compile
     variance = centred.square().sum(dims, keepdim=True) / max(count - 1, 1)
     return torch.where(variance > 0, variance, 1.0).sqrt()
 
