@@ -16,20 +16,20 @@ class Run:
     """One training.
 
     Attributes:
-        network: a key of the grid's ``networks``. method, expand: as a config takes them.
+        network: a key of the grid's ``networks``. method, expand: as a config takes them; method ``None``: the float twin.
         epochs: length of the training, which the schedules span. seed: of everything.
     """
 
     grid: str
     network: str
-    method: dict
+    method: dict | None
     expand: dict | None
     epochs: int
     seed: int
 
     @property
     def method_name(self) -> str:
-        return spelled(self.method, self.method['type'])
+        return 'float' if self.method is None else spelled(self.method, self.method['type'])
 
     @property
     def expand_name(self) -> str:
@@ -50,7 +50,7 @@ class Run:
             'train_cfg.max_epochs': epochs,
             'train_cfg.val_interval': max(1, epochs // grid.get('validations', 10)),
             'default_hooks.checkpoint.interval': 1,
-            'default_hooks.checkpoint.max_keep_ckpts': 1,
+            'default_hooks.checkpoint.max_keep_ckpts': 2,  # the oldest is deleted before the next is written
         }
         if 'peak_lr' in grid:
             overrides['param_scheduler'] = [dict(type='OneCycleLR', eta_max=grid.peak_lr, total_steps=epochs, pct_start=0.25,
@@ -83,7 +83,7 @@ def runs(grid: Config, name: str) -> Iterator[Run]:
     for block in grid.blocks:
         for network, method, expand, epochs, seed in product(*(block[axis] for axis in ('networks', 'methods', 'expansions',
                                                                                         'epochs', 'seeds'))):
-            method = dict(type=method) if isinstance(method, str) else dict(method)
+            method = dict(type=method) if isinstance(method, str) else method and dict(method)
             run = Run(name, network, method, None if expand is None else dict(expand), epochs, seed)
             found.setdefault(run.key, run)
     return iter(sorted(found.values(), key=lambda run: (run.seed, run.epochs)))

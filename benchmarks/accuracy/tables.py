@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 def spread(rows: list[dict], name: str) -> str:
     """Mean and, for several rows, standard deviation; '' where it was not measured."""
-    numbers = [float(row[name]) for row in rows if row[name]]
+    numbers = [float(row[name]) for row in rows if row.get(name)]
     if not numbers:
         return ''
     return f'{mean(numbers):.1f}' + (f' ± {stdev(numbers):.1f}' if len(numbers) > 1 else '')
@@ -25,13 +25,13 @@ def table(grid: str) -> str:
         groups[row['network'], row['method'], row['expand'], int(row['epochs'])].append(row)
     if not groups:
         return f'No results yet: `python -m benchmarks.accuracy.run {grid}`.\n'
-    lines = ['| network | method | expand | epochs | seeds | test (%) | validation (%) | training (%) | best test epoch (%) | '
-             'published (%) | OPs (M) | multiplies (M) | packed kB | minutes |',
-             '|---|---|---|---|---|---|---|---|---|---|---|---|---|---|']
+    lines = ['| network | method | expand | epochs | seeds | test (%) | last epoch (%) | validation (%) | training (%) | '
+             'best test epoch (%) | published (%) | OPs (M) | multiplies (M) | packed kB | minutes |', '|---' * 15 + '|']
     for key, rows in sorted(groups.items(), key=lambda item: (item[0][3], -mean(float(r['test_top1']) for r in item[1]))):
         network, method, expand, epochs = key
         cells = [network, method, '' if expand == 'none' else expand, str(epochs), str(len(rows)), spread(rows, 'test_top1'),
-                 spread(rows, 'val_top1'), spread(rows, 'train_top1'), spread(rows, 'best_test_top1'),
+                 spread(rows, 'last_test_top1'), spread(rows, 'val_top1'), spread(rows, 'train_top1'),
+                 spread(rows, 'best_test_top1'),
                  published.get((network, method, expand), ''), f'{float(rows[0]["ops"]) / 1e6:.2f}',
                  f'{int(rows[0]["multiplies"]) / 1e6:.2f}', f'{int(rows[0]["bytes_packed"]) / 1e3:.1f}',
                  spread(rows, 'minutes')]

@@ -32,8 +32,8 @@ class LayerFactory:
     """Builds the layers of a network. ``W(C)`` is the width of the stream where the base network has ``C`` channels.
 
     Attributes:
-        method: see :func:`bnn_plugins.list_methods`.
-        act: non-linearity of the units; ``'auto'``: the method's own.
+        method: see :func:`bnn_plugins.list_methods`; ``None``: real layers, the float twin of the network.
+        act: non-linearity of the units; ``'auto'``: the method's own, ReLU without a method.
         pad_value: what stands outside of the image after the sign: 0, -1 or 1.
         norm_cfg: norm of the units; default batch norm.
         expand: :class:`bnn_plugins.layers.Expansion` (``dict(tau=2, groups=1, style='es', spread=0.0)``), or the control
@@ -42,19 +42,22 @@ class LayerFactory:
 
     Raises:
         ValueError: for an unknown method, act or key; for a width that tau does not divide; for layers inside of which the
-            expansion would have to be repeated (``style='drop_in'``).
+            expansion would have to be repeated (``style='drop_in'``); for an expansion without a method.
     """
 
-    method: str | dict = 'reactnet'
+    method: str | dict | None = 'reactnet'
     act: str = 'auto'
     pad_value: int = 0
     norm_cfg: dict | None = None
     expand: dict | Expansion | None = None
 
     def __post_init__(self):
-        bundle = build_method(self.method)
+        if self.method is None and self.expand is not None:
+            raise ValueError('expand is for binary networks: name a method, or leave expand out')
+        bundle = None if self.method is None else build_method(self.method)
         self.norm_cfg = self.norm_cfg or dict(type='BN', requires_grad=True)
-        self.act = bundle.act if self.act == 'auto' else self.act
+        if self.act == 'auto':
+            self.act = 'relu' if bundle is None else bundle.act
         control = isinstance(self.expand, dict) and self.expand.get('style') == 'thresholds'
         self.thresholds = MultiThreshold.of(self.expand) if control else MultiThreshold()
         self.expand = None if control else Expansion.of(self.expand)
@@ -76,7 +79,10 @@ class LayerFactory:
              groups: int = 1) -> nn.Module:
         """A binary convolution without bias, 'same' padding: ``W(in)`` -> ``W(out)`` channels."""
         common = dict(kernel_size=kernel_size, stride=stride, padding=dilation * (kernel_size // 2), dilation=dilation,
-                      bias=False, method=self.method, pad_value=self.pad_value)
+                      bias=False)
+        if self.method is None:
+            return nn.Conv2d(in_channels, out_channels, groups=groups, **common)
+        common.update(method=self.method, pad_value=self.pad_value)
         tau = self.thresholds.tau
         if tau > 1:
             self._check(out_channels // groups, tau)
@@ -90,8 +96,10 @@ class LayerFactory:
             return nn.Sequential(conv, Tile(self.expand.replicas))
         return BinaryConv2d(self.wide(in_channels), self.wide(out_channels), groups=groups, expand=self.expand, **common)
 
-    def linear(self, in_features: int, out_features: int) -> BinaryLinear:
+    def linear(self, in_features: int, out_features: int) -> nn.Linear:
         """A binary linear layer without bias: ``W(in)`` -> ``W(out)`` features."""
+        if self.method is None:
+            return nn.Linear(in_features, out_features, bias=False)
         if self.thresholds.tau > 1:
             raise ValueError("expand=dict(style='thresholds') needs groups, which binary linear layers do not have")
         return BinaryLinear(self.wide(in_features), self.wide(out_features), bias=False, method=self.method,

@@ -23,7 +23,6 @@ options = {'train_dataloader.dataset.size': 200, 'val_dataloader.dataset.size': 
            'log_level': 'WARNING'}
 peak_lr = 1e-2
 validations = 2
-track_test = True
 blocks = [dict(networks=['tiny'], methods=['bireal', dict(type='recu', tau_min=0.8)], expansions=[None, dict(tau=2)],
                epochs=[4], seeds=[0])]
 """
@@ -43,16 +42,19 @@ def test_a_grid_is_interrupted_resumed_and_done_once(grid, tmp_path, monkeypatch
     assert [r.key for r in wanted] == ['tiny-bireal-none-4-0', 'tiny-bireal-es_tau=2-4-0', 'tiny-recu_tau_min=0.8-none-4-0',
                                        'tiny-recu_tau_min=0.8-es_tau=2-4-0']
     first = wanted[1]
-    assert run.train(first, cfg, work_dir / first.key, deadline=0.0) is None, 'the time is over after one epoch'
+    assert run.train(first, cfg, work_dir / first.key, deadline=0.0)[0] is None, 'the time is over after one epoch'
     assert (work_dir / first.key / 'last_checkpoint').read_text().endswith('epoch_1.pth')
-    run.work('tiny', cfg, work_dir, out, float('inf'))
+    run.work('tiny', cfg, work_dir, out, tmp_path / 'state', float('inf'))
+    assert not any((tmp_path / 'state').glob('*')), 'finished runs leave no state'
     rows = read_rows(out)
     assert [row['key'] for row in rows] == sorted(r.key for r in wanted)
     assert len(list((work_dir / first.key).glob('2*/'))) == 2, 'two stretches of one training'
     for row in rows:
         assert (row['steps'], row['epochs'], row['seed']) == ('8', '4', '0')
-        assert float(row['best_test_top1']) >= 0
+        assert row['best_test_top1'] == ''
         assert 0 <= float(row['test_top1']) <= 100
+        if row['epoch'] == '4':
+            assert row['last_test_top1'] == row['test_top1']
         assert int(row['epoch']) in (2, 4)
     base, wide = rows[1], rows[0]
     assert base['expand'] == 'none'
@@ -63,7 +65,7 @@ def test_a_grid_is_interrupted_resumed_and_done_once(grid, tmp_path, monkeypatch
         raise AssertionError('it was done already')
 
     monkeypatch.setattr(run, 'train', refuse)
-    run.work('tiny', cfg, work_dir, out, float('inf'))
+    run.work('tiny', cfg, work_dir, out, tmp_path / 'state', float('inf'))
 
     monkeypatch.setattr(tables, 'HERE', tmp_path)
     (tmp_path / 'results').mkdir()
@@ -74,7 +76,8 @@ def test_a_grid_is_interrupted_resumed_and_done_once(grid, tmp_path, monkeypatch
     cells = [cell.strip() for cell in line.split('|')]
     assert cells[5] == '1'
     assert cells[6] == f'{float(base["test_top1"]):.1f}'
-    assert cells[10] == '99.9'
+    assert cells[7] == f'{float(base["last_test_top1"]):.1f}'
+    assert cells[11] == '99.9'
 
 
 def test_a_locked_run_is_left_alone(grid, tmp_path, monkeypatch):
@@ -82,7 +85,7 @@ def test_a_locked_run_is_left_alone(grid, tmp_path, monkeypatch):
     monkeypatch.setattr(run, 'train', lambda *args: pytest.fail('another process does this one'))
     with locked(tmp_path / next(iter(runs(cfg, 'tiny'))).key / 'lock'):
         cfg.blocks[0].update(methods=['bireal'], expansions=[None])
-        run.work('tiny', cfg, tmp_path, tmp_path / 'out.csv', float('inf'))
+        run.work('tiny', cfg, tmp_path, tmp_path / 'out.csv', tmp_path / 'state', float('inf'))
     assert not (tmp_path / 'out.csv').exists()
 
 
@@ -103,7 +106,7 @@ def test_no_seed_is_second_before_all_are_first():
 
 
 def test_an_unknown_grid_is_named():
-    with pytest.raises(FileNotFoundError, match=r"no grid 'cpu_method'; there are cpu_methods, cpu_tau"):
+    with pytest.raises(FileNotFoundError, match=r"no grid 'cpu_method'; there are cpu_methods, cpu_resnet20, cpu_tau"):
         load_grid('cpu_method')
 
 

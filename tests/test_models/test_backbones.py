@@ -197,6 +197,16 @@ def test_every_method(name, method):
     assert all(m.weight.grad.any() for m in model.modules() if isinstance(m, BinaryLayer))
 
 
+@pytest.mark.parametrize('name', sorted(SMALL.keys() - {'mlp', 'convnet'}))  # in those of BinaryNet the first layer is binary
+def test_without_a_method_it_is_the_float_twin(name):
+    twin, binary = SMALL[name](method=None), SMALL[name](method='binarynet')
+    assert not any(isinstance(module, BinaryLayer) for module in twin.modules())
+    assert twin.factory.act == ('prelu' if name == 'bnext' else 'relu')
+    shapes = [[m.weight.shape for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)] for model in (twin, binary)]
+    assert shapes[0] == shapes[1]
+    assert twin(images())[-1].shape == binary(images())[-1].shape
+
+
 @pytest.mark.parametrize(('build', 'error', 'sentence'), [
     (lambda: BNNCifarResNet(21), ValueError, r'depth 18 or 6n \+ 2 .* but got 21'),
     (lambda: BNNCifarResNet(20, shortcut='padd'), ValueError, "did you mean 'pad'"),
@@ -207,6 +217,7 @@ def test_every_method(name, method):
     (lambda: BNNMoBiNet(5), ValueError, 'k channels per group must divide the 32 channels'),
     (lambda: BNNMoBiNet(1, expand=dict(tau=2)), ValueError, 'tau=2 must divide the 1 output channels of each group'),
     (lambda: BNNSSDVGG(depth=19), ValueError, 'is the VGG16 of SSD'),
+    (lambda: BNNCifarResNet(20, None, expand=dict(tau=2)), ValueError, 'expand is for binary networks'),
     (lambda: BNNCifarResNet(20, expand=dict(tau=3)), ValueError, 'must be divisible by'),
     (lambda: BNNCifarResNet(20, expand=dict(taus=2)), ValueError, "did you mean 'tau'"),
     (lambda: BNNCifarResNet(20, expand=dict(tau=2, style='drop_in')), ValueError, "styles 'es', 'rep', 'thresholds'"),

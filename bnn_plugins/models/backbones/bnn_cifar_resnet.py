@@ -99,7 +99,7 @@ class BNNCifarResNet(BinaryBackbone):
     """
 
     @checked_arguments
-    def __init__(self, depth: int = 20, method: str | dict = 'reactnet', act: str = 'auto', pad_value: int = 0,
+    def __init__(self, depth: int = 20, method: str | dict | None = 'reactnet', act: str = 'auto', pad_value: int = 0,
                  expand: dict | None = None, shortcut: str | None = None, skips: str = 'double', in_channels: int = 3,
                  base_channels: int | None = None, out_indices: Sequence[int] | None = None, residual_init: float = 1.0,
                  norm_cfg: dict | None = None, with_cp: bool = False, init_cfg: dict | list | None = None):

@@ -198,6 +198,13 @@ class TestAccuracy:
         assert set(result) == {'top1', 'top2', 'loss'}, 'of three classes, the right one is always among three'
         assert result['loss'] == pytest.approx(-np.log([0.7, 0.3, 0.4, 1.0]).mean())
 
+    def test_folds_are_every_other_image_of_all_batches(self):
+        metric = Accuracy(topk=(1,), folds=2)
+        metric.process(None, [dict(scores=torch.eye(3), labels=torch.tensor([0, 0, 2]))])
+        metric.process(None, [dict(scores=torch.eye(3), labels=torch.tensor([0, 1, 0]))])
+        result = metric.evaluate(6)
+        assert (result['top1'], result['top1_fold0'], result['top1_fold1']) == pytest.approx((400 / 6, 300 / 3, 100 / 3))
+
     def test_images_that_were_dealt_twice_do_not_count(self):
         metric = Accuracy(topk=(1,))
         metric.process(None, [dict(scores=torch.eye(3), labels=torch.tensor([0, 1, 0]))])

@@ -14,13 +14,14 @@ class Accuracy(BaseMetric):
 
     Args:
         topk: the k; those that are not below the number of classes are left out (100 % would be no news).
+        folds: with more than one, ``top1_fold0``, ... too: of every ``folds``-th image, from image 0, 1, ... on.
     """
 
     default_prefix = None
 
-    def __init__(self, topk: Sequence[int] = (1, 5), **kwargs):
+    def __init__(self, topk: Sequence[int] = (1, 5), folds: int = 1, **kwargs):
         super().__init__(**kwargs)
-        self.topk = tuple(topk)
+        self.topk, self.folds = tuple(topk), folds
 
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
@@ -35,4 +36,7 @@ class Accuracy(BaseMetric):
     def compute_metrics(self, results: list[tuple[int, float, int]]) -> dict[str, float]:
         ranks, losses, classes = zip(*results, strict=True)
         metrics = {f'top{k}': 100 * sum(rank <= k for rank in ranks) / len(ranks) for k in self.topk if k < classes[0]}
+        if self.folds > 1:
+            parts = [ranks[fold::self.folds] for fold in range(self.folds)]
+            metrics |= {f'top1_fold{fold}': 100 * part.count(1) / len(part) for fold, part in enumerate(parts)}
         return dict(metrics, loss=sum(losses) / len(losses))
