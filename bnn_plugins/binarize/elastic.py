@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .activations import ActivationBinarizer, per_channel, round_ste
 from .estimators import Estimator, _Sign
-from .weights import SignWeight, WeightBinarizer
+from .weights import SignWeight
 
 __all__ = ['CenteredSignWeight', 'ElasticActivation', 'positive']
 
@@ -60,28 +60,25 @@ class ElasticActivation(ActivationBinarizer):
         return f'channels={self.shift.numel()}, signed={self.signed}'
 
 
-class CenteredSignWeight(WeightBinarizer):
-    r"""Sign of centred weights with the mean magnitude as scale.
+class CenteredSignWeight(SignWeight):
+    r"""Sign of centred weights; the scale is the mean magnitude of the weights as they are.
 
-    Forward: :math:`\hat W = W - \bar W`, :math:`W_b = \alpha\,\mathrm{sign}(\hat W)`, :math:`\alpha = \overline{|\hat W|}`,
-    both means over each filter (``scale='channel'``, BiBERT and BinaryViT) or over the layer (``'layer'``, BiT);
-    :math:`\alpha` is a constant for the gradient. Convolutions are not centred (BinaryViT).
+    Forward: :math:`W_b = \alpha\,\mathrm{sign}(\hat W)`, :math:`\hat W = W - \bar W`, :math:`\alpha = \overline{|W|}`,
+    both means over each filter (``scale='channel'``, BinaryViT) or over the layer (``'layer'``, BiT); :math:`\alpha` is a
+    constant for the gradient. Convolutions are not centred (BinaryViT).
 
     Gradient: :math:`d\hat W = g \cdot \partial(\hat W)` with the estimator's :math:`\partial`, not multiplied by
-    :math:`\alpha`, then exactly through the mean.
-    Sources: Qin et al. 2022 (BiBERT), arXiv 2203.06390; Le, Li 2023 (BinaryViT), arXiv 2306.16678; BiT, arXiv 2205.13016.
+    :math:`\alpha`, then exactly through the mean, as in BinaryViT; BiT's released code leaves the mean out of the gradient.
+    Sources: Le, Li 2023 (BinaryViT), arXiv 2306.16678; Liu et al. 2022 (BiT), arXiv 2205.13016; their released codes.
     """
 
     def __init__(self, estimator: str | dict | Estimator = 'clipped_ste', scale: str = 'channel'):
-        super().__init__()
         if scale not in ('channel', 'layer'):
             raise ValueError(f"scale must be 'channel' or 'layer', but got {scale!r}")
-        self.sign, self.scale = SignWeight(estimator, scale), scale
+        super().__init__(estimator, scale)
 
-    def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        if weight.ndim == 2:
-            weight = weight - (weight.mean(1, keepdim=True) if self.scale == 'channel' else weight.mean())
-        return self.sign(weight)
-
-    def extra_repr(self) -> str:
-        return f'scale={self.scale!r}'
+    def forward(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        if weight.ndim > 2:
+            return super().forward(weight)
+        mean = weight.mean(1, keepdim=True) if self.scale == 'channel' else weight.mean()
+        return self.scaled(self.estimator(weight - mean), weight)

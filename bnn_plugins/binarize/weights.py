@@ -98,7 +98,10 @@ class SignWeight(WeightBinarizer):
         self.scale = scale
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        levels = self.estimator(weight)
+        return self.scaled(self.estimator(weight), weight)
+
+    def scaled(self, levels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Levels, through whose gradient the scale is not multiplied, and the scale of ``weight``."""
         if self.scale == 'none':
             return levels, None
         magnitude = weight.detach().abs()

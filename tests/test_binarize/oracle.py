@@ -193,17 +193,18 @@ def bnfree(w, g, gain):
 
 
 def centred_rows(w, g):
-    """BinaryViT: HardBinaryConv on w minus the mean of its filter; convolutions are not centred."""
+    """BinaryViT: the sign of w minus the mean of its filter, the scale of w itself; convolutions are not centred."""
     if w.ndim > 2:
         return hard_binary(w, g)
-    levels, alpha, d = hard_binary(w - w.mean(1, keepdims=True), g)
-    return levels, alpha, d - d.mean(1, keepdims=True)
+    levels, _, d = hard_binary(w - w.mean(1, keepdims=True), g)
+    return levels, np.abs(w).mean(1), d - d.mean(1, keepdims=True)
 
 
 def centred_layer(w, g):
-    """BiT: the sign with the identity as gradient, of w minus the mean of the layer; convolutions are not centred."""
+    """BiT: the sign of w minus the mean of the layer, the identity as gradient, the scale of w itself; convolutions are not
+    centred."""
     mean = w.mean() if w.ndim == 2 else 0.0
-    return sign(w - mean), np.abs(w - mean).mean().reshape(1), g - (g.mean() if w.ndim == 2 else 0.0)
+    return sign(w - mean), np.abs(w).mean().reshape(1), g - (g.mean() if w.ndim == 2 else 0.0)
 
 
 def two_bases(w, g, gains):

@@ -9,15 +9,18 @@ import torch
 
 from bnn_plugins import pack_, set_progress
 from bnn_plugins.binarize import RSign, build_estimator, build_probability
-from bnn_plugins.layers import BinaryAttention, BinaryConv2d, RPReLU, SqueezeExcite
+from bnn_plugins.layers import BinaryAttention, BinaryConv2d, BinaryLinear, BinaryTransformerBlock, RPReLU, SqueezeExcite
 
 FOLDER = Path(__file__).parents[1] / 'golden'
-CONVOLUTIONS = {
+LAYERS = {
     'reactnet_conv_3x3_stride2_odd': dict(method='reactnet'),
     'adambnn_conv_1x1_odd': dict(method='adambnn'),
     'bireal_conv_3x3_stride2_odd': dict(method='bireal'),
     'bnext_conv_stride2_odd': dict(method='bnext'),
     'binaryvit_conv_2x2_stride2': dict(method='binaryvit'),
+    'binaryvit_linear_mean0.1': dict(method='binaryvit'),
+    'bit_linear_signed': dict(method='bit'),
+    'bit_linear_unsigned': dict(method=dict(type='bit', signed=False)),
     'bidet_conv_stride2_odd': dict(method='bireal', pad_value=-1),
     # The second has latents so small (deviation 0.002) that the epsilon of the deviation decides the gradient.
     'recu_conv_stride2_odd': dict(method='recu'),
@@ -59,13 +62,16 @@ class Golden:
         for name, parameter in parameters.items():
             parameter.copy_(self['param.' + name].view(parameter.shape) * (factors or {}).get(name, 1.0))
 
-    def check(self, module, parameters, factors=None, run=None, packed=False, differs=(), rounded=()) -> None:
+    def check(self, module, parameters, factors=None, run=None, packed=False, differs=(), rounded=(), buffers=None) -> None:
         """Outputs in both modes, all gradients but those in ``differs``, and the outputs of the packed module in float32.
 
-        ``rounded``: the release computed these gradients in float32.
+        ``factors``: what the official numbers are multiplied by. ``rounded``: the release computed these gradients in float32.
+        ``buffers``: names to ``(module, attribute)``; filled before, and compared after the step in training.
         """
         run, module = run or (lambda module, *inputs: module(*inputs)), module.double()
         self.fill(parameters, factors)
+        for name, (owner, attribute) in (buffers or {}).items():
+            getattr(owner, attribute).copy_(self['buffer.' + name])
         inputs = [x.clone().requires_grad_() for x in self.named('input.').values()]
         with torch.no_grad():
             torch.testing.assert_close(run(module.eval(), *inputs), self['eval.out'], rtol=1e-9, atol=1e-9)
@@ -77,6 +83,9 @@ class Golden:
         out.backward(self['upstream'])
         found = dict(zip(self.named('input.'), (x.grad for x in inputs), strict=True))
         found |= {name: p.grad * (factors or {}).get(name, 1.0) for name, p in parameters.items()}
+        for name, (owner, attribute) in (buffers or {}).items():
+            torch.testing.assert_close(getattr(owner, attribute), self.arrays.get('train.after.' + name, self['buffer.' + name]),
+                                       rtol=1e-9, atol=1e-9)
         expected = self.named('train.grad.')
         assert found.keys() == expected.keys()
         for name in found.keys() - set(differs):
@@ -95,24 +104,29 @@ def progress(data: Golden, layer) -> float:
     return 1.0
 
 
-@pytest.mark.parametrize('name', CONVOLUTIONS)
-def test_convolutions(name):
+@pytest.mark.parametrize('name', LAYERS)
+def test_layers(name):
     data = Golden(name)
-    outputs, channels, kernel, _ = data['param.weight'].shape
-    layer = BinaryConv2d(channels, outputs, kernel, data.number('stride'), data.number('padding'),
-                         bias='param.bias' in data.arrays, **CONVOLUTIONS[name])
+    outputs, channels, *kernel = data['param.weight'].shape
+    options = dict(bias='param.bias' in data.arrays, **LAYERS[name])
+    if kernel:
+        layer = BinaryConv2d(channels, outputs, kernel[0], data.number('stride'), data.number('padding'), **options)
+    else:
+        layer = BinaryLinear(channels, outputs, **options)
     set_progress(layer, progress(data, layer))
     parameters = {name: p for name, p in (('weight', layer.weight), ('bias', layer.bias)) if p is not None}
-    if 'param.threshold' in data.arrays:
-        parameters['threshold'] = layer.activation.shift
-    for official, attribute in (('scale', 'alpha'), ('gain', 'gain'), ('angle', 'theta')):
+    for official, owner, attribute in (('threshold', layer.activation, 'shift'), ('step', layer.activation, 'size'),
+                                       ('scale', layer.weight_binarizer, 'alpha'), ('gain', layer.weight_binarizer, 'gain'),
+                                       ('angle', layer.weight_binarizer, 'theta')):
         if f'param.{official}' in data.arrays:
-            parameters[official] = getattr(layer.weight_binarizer, attribute)
-    for side, rotation in data.named('buffer.rotation_').items():
-        layer.double().weight_binarizer.get_buffer(side).copy_(rotation)
-    # BiDet differentiates the scale of its weights, which is a constant in Bi-Real Net.
-    data.check(layer, parameters, packed=True, differs=('weight',) if name.startswith('bidet') else (),
-               rounded=('x',) if name.startswith('rbnn') else ())  # a square root, where t < 1
+            parameters[official] = getattr(owner, attribute)
+    if 'step' in parameters:  # BiT divides its gradient by the root of the number of elements, see ElasticActivation
+        data.arrays['train.grad.step'] *= data['setting.numel'].sqrt()
+    buffers = {f'rotation_{side}': (layer.weight_binarizer, side) for side in data.named('buffer.rotation_')}
+    # BiDet differentiates the scale of its weights, which is a constant in Bi-Real Net; BiT leaves out the mean of its.
+    data.check(layer, parameters, packed=True, differs=('weight',) if name.startswith(('bidet', 'bit')) else (),
+               rounded=('x',) if name.startswith('rbnn') else (),  # a square root, where t < 1
+               buffers=buffers)
 
 
 @pytest.mark.parametrize('name', ['binaryvit_attention_core', 'binaryvit_attention_core_1head'])
@@ -121,6 +135,39 @@ def test_attention(name):
     layer = BinaryAttention(data['input.query'].shape[-1], data.number('heads'), 'binaryvit', 'elastic')
     parameters = {f'{part}_threshold': getattr(layer, part).shift for part in ('query', 'key', 'value')}
     data.check(layer, parameters | dict(step=layer.probability.size), packed=True)
+
+
+def transformer_parameters(block) -> tuple[dict, dict]:
+    """BinaryViT's names to the parameters of a block, and to the buffers of its norms."""
+    parts, attention = {}, block.attention
+    norms = {'norm1': block.norm1, 'norm2': block.norm2, 'context_norm': attention.norm}
+    acts = {'context_act': attention.act}
+    units = {name: getattr(attention, name) for name in ('reduction', 'query', 'key', 'value', 'out')}
+    units |= {name: getattr(block.feed_forward, name) for name in ('grow', 'shrink')}
+    for name, unit in units.items():
+        parts |= {f'{name}_threshold': unit.linear.activation.shift, f'{name}_weight': unit.linear.weight}
+        norms[f'{name}_norm'], acts[f'{name}_act'] = unit.norm, unit.act
+    for name in ('query', 'key', 'value'):
+        parts[f'{name}_sign_threshold'] = getattr(attention.attention, name).shift
+    scales = {'branch': block.scale1, 'feed_forward': block.scale2}
+    for (height, width), scale in zip(block.branches.windows, block.branches.scales, strict=True):
+        scales[f'pool_h{height}' if height > 1 else f'pool_w{width}'] = scale
+    for name, scale in scales.items():
+        parts |= {f'{name}_scale': scale.scale, f'{name}_shift': scale.shift}
+    for name, norm in norms.items():
+        parts |= {f'{name}_weight': norm.norm.weight, f'{name}_bias': norm.norm.bias}
+    for name, act in acts.items():
+        parts |= {f'{name}_subtract_before': act.gamma, f'{name}_slope': act.slope, f'{name}_add_after': act.zeta}
+    buffers = {f'{name}_{part}': (norm.norm, f'running_{part}') for name, norm in norms.items() for part in ('mean', 'var')}
+    return parts | dict(probability_step=attention.attention.probability.size), buffers
+
+
+def test_transformer_block():
+    data = Golden('binaryvit_block_pool2')
+    size = data.number('height'), data.number('width')
+    block = BinaryTransformerBlock(8, data.number('heads'), data.number('hidden'), data.number('pool'))
+    parameters, buffers = transformer_parameters(block)
+    data.check(block, parameters, buffers=buffers, run=lambda block, x: block(x.unflatten(1, size)).flatten(1, 2))
 
 
 def test_probability():
