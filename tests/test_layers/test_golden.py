@@ -84,8 +84,8 @@ class Golden:
         found = dict(zip(self.named('input.'), (x.grad for x in inputs), strict=True))
         found |= {name: p.grad * (factors or {}).get(name, 1.0) for name, p in parameters.items()}
         for name, (owner, attribute) in (buffers or {}).items():
-            torch.testing.assert_close(getattr(owner, attribute), self.arrays.get('train.after.' + name, self['buffer.' + name]),
-                                       rtol=1e-9, atol=1e-9)
+            after = self.arrays.get('train.after.' + name, self['buffer.' + name])
+            torch.testing.assert_close(getattr(owner, attribute), after, rtol=1e-9, atol=1e-9)
         expected = self.named('train.grad.')
         assert found.keys() == expected.keys()
         for name in found.keys() - set(differs):

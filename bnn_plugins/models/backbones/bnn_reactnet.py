@@ -16,8 +16,8 @@ from .mobile import MobileBackbone
 class ReActBlock(BaseModule):
     """A 3x3 unit, then a 1x1 unit; where the width doubles, two 1x1 convolutions on the same input, concatenated.
 
-    Each of the two has thresholds of its own, as the paper's RSign belongs to a convolution; the released code shares one RSign
-    between them (ReActNet-A: 992 parameters fewer). Published thresholds are imported into both.
+    Each of the two has thresholds of its own, as the paper's RSign belongs to a convolution; the released code shares one
+    RSign between them (ReActNet-A: 992 parameters fewer). Published thresholds are imported into both.
 
     ``[N, W(C), H, W]`` -> ``[N, W(C) or W(2C), H/stride, W/stride]`` (rounded up).
     """
