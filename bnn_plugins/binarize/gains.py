@@ -5,6 +5,8 @@ accumulators (``[N, O, H', W']`` or ``[..., O]``), the factor broadcasts over ``
 layer and is applied to the integers, so the packed layer computes the same.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,18 +67,20 @@ class DataDrivenGain(nn.Module):
 
 
 class SpatialGain(nn.Module):
-    r"""XNOR-Net's scale of the input, made trainable: :math:`k \circledast \overline{|x|}` with one learned filter :math:`k`.
+    r"""XNOR-Net's scale of the input, made trainable: :math:`k \circledast \overline{|x|} + b`, one learned filter and bias.
 
-    The mean runs over the channels, the filter starts as the box filter, ``1 / kernel_size**2``; where the convolution
-    strides, the map is averaged down to its size. ``[N, C, H, W]`` -> ``[N, 1, H', W']``. Source: Zheng et al. 2024 (BiDM),
-    arXiv 2412.05926, sec. 3.2; the untrained scale is Rastegari et al. 2016 (XNOR-Net), arXiv 1603.05279, sec. 3.2.
+    The mean runs over the channels; the filter has the size, stride, padding and dilation of the layer and starts as the box
+    filter with :math:`b = 0`. ``[N, C, H, W]`` -> ``[N, 1, H', W']``. Source: Zheng et al. 2024 (BiDM), arXiv 2412.05926,
+    sec. 3.2, and its released code; the untrained scale is Rastegari et al. 2016 (XNOR-Net), arXiv 1603.05279, sec. 3.2.
     """
 
-    def __init__(self, kernel_size: int):
+    def __init__(self, kernel_size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int] | str,
+                 dilation: tuple[int, int]):
         super().__init__()
-        self.filter = nn.Parameter(torch.full((1, 1, kernel_size, kernel_size), kernel_size ** -2.0))
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.filter = nn.Parameter(torch.full((1, 1, *kernel_size), 1 / math.prod(kernel_size)))
+        self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, acc: Tensor) -> Tensor:
         mean = x.abs().mean(1, keepdim=True).to(self.filter.dtype)
-        gain = F.conv2d(mean, self.filter, padding=self.filter.shape[2] // 2)
-        return gain if gain.shape[2:] == acc.shape[2:] else F.adaptive_avg_pool2d(gain, (acc.shape[2], acc.shape[3]))
+        return F.conv2d(mean, self.filter, self.bias, self.stride, self.padding, self.dilation)

@@ -52,10 +52,12 @@ class LayerSpec(InputSpec):
     Attributes:
         out_channels: filters.
         fan_in: weights of one filter.
+        window: ``kernel_size``, ``stride``, ``padding`` and ``dilation`` of a convolution; ``None`` for a linear layer.
     """
 
     out_channels: int
     fan_in: int
+    window: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -195,13 +197,14 @@ def reactnet(estimator='approx_sign') -> Method:
 
 
 @register_method('bidm')
-def bidm(kernel_size=3, estimator='approx_sign') -> Method:
+def bidm(estimator='approx_sign') -> Method:
     """BiDM, arXiv 2412.05926: ReActNet's thresholds and weights, and a trained spatial scale of convolutions.
 
-    Options: ``kernel_size`` of the filter of that scale. The cross-timestep connection and the patched distillation belong to
-    the training of a diffusion model, see :mod:`bnn_plugins.integrations.diffusers`.
+    The forward sign of the released linear layer leaves out the threshold, which its gradient has; here both have it. The
+    cross-timestep connection and the patched distillation belong to the training of a diffusion model, see
+    :mod:`bnn_plugins.integrations.diffusers`.
     """
-    return replace(reactnet(estimator), gain=lambda layer: SpatialGain(kernel_size) if layer.channel_dim == 1 else None)
+    return replace(reactnet(estimator), gain=lambda layer: SpatialGain(**layer.window) if layer.window else None)
 
 
 @register_method('binarydm')

@@ -34,12 +34,12 @@ class BinaryLayer(nn.Module):
 
     channel_dim: int
 
-    def _init_binary(self, in_channels: int, method: str | dict, expand: Expansion | None) -> None:
+    def _init_binary(self, in_channels: int, method: str | dict, expand: Expansion | None, window: dict | None = None) -> None:
         bundle = build_method(method)
         self.method, self.expand = method, expand
         self.fan_in = self.weight[0].numel()
         layer = LayerSpec(in_channels=in_channels, out_channels=len(self.weight), fan_in=self.fan_in,
-                          channel_dim=self.channel_dim)
+                          channel_dim=self.channel_dim, window=window)
         self.activation: ActivationBinarizer = bundle.activation(replace(layer, in_channels=in_channels * input_copies(self)))
         self.weight_binarizer = bundle.weight(layer)
         self.gain = bundle.gain and bundle.gain(layer)

@@ -66,7 +66,8 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         super().__init__(inputs, filters, kernel_size, stride, padding, dilation, groups if expand is None else expand.groups,
                          bias, padding_mode, device, dtype)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self._init_binary(in_channels, method, expand)
+        self._init_binary(in_channels, method, expand, dict(kernel_size=self.kernel_size, stride=self.stride,
+                                                            padding=self.padding, dilation=self.dilation))
         if pad_value not in PAD_VALUES:
             raise ValueError(f'pad_value must be -1, 0 or 1, but got {pad_value!r}')
         if pad_value != 0 and not (self.activation.signed and self.activation.bits == 1):

@@ -107,14 +107,20 @@ class TestGradient:
         assert cosine > 0.3
 
 
-def test_a_spatial_gain_sees_the_window_of_the_convolution():
-    """Without a stride: the mean magnitude of each pixel's 3x3 neighbourhood, zeros outside of the image."""
-    from bnn_plugins.binarize.gains import SpatialGain
-    gain, x = SpatialGain(3), torch.randn(1, 4, 3, 3)
-    with torch.no_grad():
-        result = gain(x, torch.zeros(1, 8, 3, 3))
+def test_a_spatial_gain_moves_as_its_layer():
+    """3x3, padded: the mean magnitude of each pixel's neighbourhood, zeros outside; with a stride, every second of these."""
+    from bnn_plugins.layers import BinaryConv2d
+    x = torch.randn(1, 4, 5, 4)
     mean = x.abs().mean(1)[0]
-    assert result.shape == (1, 1, 3, 3)
-    torch.testing.assert_close(result[0, 0, 1, 1], mean.mean())
-    torch.testing.assert_close(result[0, 0, 0, 0], mean[:2, :2].sum() / 9)
-    torch.testing.assert_close(result[0, 0, 2, 1], mean[1:].sum() / 9)
+    near, far = (BinaryConv2d(4, 8, 3, stride, 1, method='bidm').gain for stride in (1, 2))
+    with torch.no_grad():
+        result = near(x, None)
+        assert result.shape == (1, 1, 5, 4)
+        torch.testing.assert_close(result[0, 0, 1, 1], mean[:3, :3].mean())
+        torch.testing.assert_close(result[0, 0, 0, 0], mean[:2, :2].sum() / 9)
+        torch.testing.assert_close(result[0, 0, 4, 1], mean[3:, :3].sum() / 9)
+        torch.testing.assert_close(far(x, None), result[:, :, ::2, ::2])
+        far.bias.fill_(0.5)
+        torch.testing.assert_close(far(x, None), result[:, :, ::2, ::2] + 0.5)
+    pointwise = BinaryConv2d(4, 8, 1, method='bidm').gain
+    torch.testing.assert_close(pointwise(x, None)[0, 0].detach(), mean)

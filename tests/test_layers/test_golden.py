@@ -22,6 +22,8 @@ LAYERS = {
     'bit_linear_signed': dict(method='bit'),
     'bit_linear_unsigned': dict(method=dict(type='bit', signed=False)),
     'bidet_conv_stride2_odd': dict(method='bireal', pad_value=-1),
+    'bidm_conv_stride2': dict(method='bidm'),
+    'bidm_conv_1x1': dict(method='bidm'),
     # The second has latents so small (deviation 0.002) that the epsilon of the deviation decides the gradient.
     'recu_conv_stride2_odd': dict(method='recu'),
     'recu_conv_tau0.85_std0.002': dict(method='recu'),
@@ -117,7 +119,8 @@ def test_layers(name):
     parameters = {name: p for name, p in (('weight', layer.weight), ('bias', layer.bias)) if p is not None}
     for official, owner, attribute in (('threshold', layer.activation, 'shift'), ('step', layer.activation, 'size'),
                                        ('scale', layer.weight_binarizer, 'alpha'), ('gain', layer.weight_binarizer, 'gain'),
-                                       ('angle', layer.weight_binarizer, 'theta')):
+                                       ('angle', layer.weight_binarizer, 'theta'),
+                                       ('filter', layer.gain, 'filter'), ('filter_bias', layer.gain, 'bias')):
         if f'param.{official}' in data.arrays:
             parameters[official] = getattr(owner, attribute)
     if 'step' in parameters:  # BiT divides its gradient by the root of the number of elements, see ElasticActivation

@@ -23,15 +23,15 @@ class CifarBlock(CheckpointedModule):
                  with_cp: bool):
         super().__init__()
         self.with_cp = with_cp
-        self.double = skips == 'double'
-        self.unit1 = BinaryUnit(factory, in_channels, out_channels, 3, stride, residual=self.double)
+        self.both = skips == 'double'
+        self.unit1 = BinaryUnit(factory, in_channels, out_channels, 3, stride, residual=self.both)
         self.unit2 = BinaryUnit(factory, out_channels, out_channels, 3)
         same = stride == 1 and in_channels == out_channels
         self.shortcut = nn.Identity() if same else SHORTCUTS[shortcut](factory, in_channels, out_channels, stride)
 
     def run(self, x: Tensor) -> Tensor:
         shortcut = self.shortcut(x)
-        if self.double:
+        if self.both:
             out = self.unit1(x, shortcut)
             return self.unit2(out, out)
         return self.unit2(self.unit1(x), shortcut)
