@@ -27,7 +27,7 @@ thread_local Configuration configuration;
 thread_local int8_t tiles[8][16][64];
 
 // In the order of `names` in amx_trap.py.
-enum Operation { LDTILECFG, STTILECFG, TILEZERO, TILELOADD, TILESTORED, TDPBSSD, TDPBF16PS, OPERATIONS };
+enum Operation { LDTILECFG, STTILECFG, TILEZERO, TILELOADD, TILESTORED, TDPBSSD, TDPBUSD, TDPBF16PS, OPERATIONS };
 uint64_t executed[OPERATIONS] = {};
 
 // Subnormal numbers count as zero, as operands and as results; the processor asks no rounding mode.
@@ -125,9 +125,10 @@ struct Instruction {
       }
   }
 
+  template <class Byte>
   static int32_t add_bytes(int32_t sum, int depth, const int8_t* row, const int8_t* column) {
     for (int k = 0; k < depth; k++)
-      for (int i = 0; i < 4; i++) sum += row[4 * k + i] * column[64 * k + i];
+      for (int i = 0; i < 4; i++) sum += static_cast<Byte>(row[4 * k + i]) * column[64 * k + i];
     return sum;
   }
 
@@ -161,14 +162,18 @@ struct Instruction {
       return prefix == xf2 ? TILELOADD : TILESTORED;
     }
     if (opcode == 0x5e && prefix == xf2 && !memory) {
-      multiply_add<int32_t>(reg, rm, vvvv, add_bytes);
+      multiply_add<int32_t>(reg, rm, vvvv, add_bytes<int8_t>);
       return TDPBSSD;
+    }
+    if (opcode == 0x5e && prefix == x66 && !memory) {
+      multiply_add<int32_t>(reg, rm, vvvv, add_bytes<uint8_t>);
+      return TDPBUSD;
     }
     if (opcode == 0x5c && prefix == xf3 && !memory) {
       multiply_add<float>(reg, rm, vvvv, add_bfloat16);
       return TDPBF16PS;
     }
-    fault("not one of the seven tile instructions", at);
+    fault("not one of the eight tile instructions", at);
   }
 };
 

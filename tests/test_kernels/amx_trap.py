@@ -14,9 +14,9 @@ from bnn_kernels.cpu import engine
 from bnn_kernels.cpu.backend import Cpu
 from bnn_kernels.reference import Reference
 
-from . import cases
+from . import cases, int8_cases
 
-OPERATIONS = ('ldtilecfg', 'sttilecfg', 'tilezero', 'tileloadd', 'tilestored', 'tdpbssd', 'tdpbf16ps')
+OPERATIONS = ('ldtilecfg', 'sttilecfg', 'tilezero', 'tileloadd', 'tilestored', 'tdpbssd', 'tdpbusd', 'tdpbf16ps')
 SMALL = cases.convolutions(outputs=st.integers(1, 33), batch=1)
 
 
@@ -51,7 +51,13 @@ def main(library: str, examples: int) -> None:
         cases.check_downsample(cpu.downsample2d(**call), call)
         assert given_back()
 
-    sums(), epilogues(), downsamples()
+    @some
+    @given(call=int8_cases.convolutions())
+    def int8(call):
+        assert all(map(torch.equal, cpu.int8_conv2d(**call), reference.int8_conv2d(**call)))
+        assert given_back()
+
+    sums(), epilogues(), downsamples(), int8()
     print(*(f'{name}={trap.amx_trap_executed(number)}' for number, name in enumerate(OPERATIONS)))
 
 

@@ -14,10 +14,10 @@
 extern "C" {
 int64_t bnn_has(int64_t isa);
 int64_t bnn_prepared_bytes(const bnn::Conv*);
-void bnn_prepare(const bnn::Conv*, const uint32_t* weight, void* prepared);
-const char* bnn_conv2d(const bnn::Conv*, const uint32_t* x, const void* prepared, int32_t* y);
-const char* bnn_conv2d_sign(const bnn::Conv*, const uint32_t* x, const void* prepared, const bnn::Signs*);
-const char* bnn_block2d(const bnn::Conv*, const uint32_t* x, const void* prepared, const bnn::Fused*);
+void bnn_prepare(const bnn::Conv*, const uint32_t* weight, const uint8_t* zeros, void* prepared);
+const char* bnn_conv2d(const bnn::Conv*, const void* x, const void* prepared, int32_t* y);
+const char* bnn_conv2d_sign(const bnn::Conv*, const void* x, const void* prepared, const bnn::Signs*);
+const char* bnn_block2d(const bnn::Conv*, const void* x, const void* prepared, const bnn::Fused*);
 const char* bnn_pack(int64_t isa, int64_t threads, const bnn::Packing*);
 }
 
@@ -123,10 +123,35 @@ void check_counters(int64_t isa, int64_t words) {
   const std::vector<uint32_t> x(5 * words, ~0U), w(20 * words, 0);
   const int64_t bytes = bnn::round_up(bnn_prepared_bytes(&c), bnn::ALIGNMENT);
   void* prepared = std::memset(std::aligned_alloc(bnn::ALIGNMENT, bytes), 0, bytes);
-  bnn_prepare(&c, w.data(), prepared);
+  bnn_prepare(&c, w.data(), nullptr, prepared);
   std::vector<int32_t> y(5 * 20);
   succeed(bnn_conv2d(&c, x.data(), prepared, y.data()));
   expect(y == std::vector<int32_t>(y.size(), static_cast<int32_t>(-c.channels)), isa, "counters", c);
+  std::free(prepared);
+}
+
+// Bytes, signed or not, against the same loops.
+void check_bytes(int64_t isa, bool transposed) {
+  Conv c = draw_conv(transposed);
+  c.isa = isa, c.pad_value = 0, c.bytes = 1, c.is_signed = draw(0, 1);
+  const int64_t count = c.batch * c.height * c.width * c.channels, low = c.is_signed ? -128 : 0, zero = low + draw(0, 255);
+  const bool ends = draw(0, 3) == 0;
+  std::vector<int> x(count), w(c.outputs * c.taps() * c.group_channels());
+  for (int& v : x) v = static_cast<int>(low + (ends ? 255 * draw(0, 1) : draw(0, 255)));
+  for (int& v : w) v = static_cast<int>(ends ? 255 * draw(0, 1) - 128 : draw(-128, 127));
+  std::vector<uint8_t> bytes(count), zeros(c.groups * c.words() * bnn::WORD_BYTES, static_cast<uint8_t>(zero - low));
+  for (int64_t i = 0; i < count; i++) bytes[i] = static_cast<uint8_t>(x[i]), x[i] -= static_cast<int>(zero);
+  std::vector<uint32_t> words(c.outputs * c.taps() * c.words(), 0);
+  for (size_t i = 0; i < w.size(); i++)
+    reinterpret_cast<int8_t*>(words.data())[static_cast<int64_t>(i) / c.group_channels() * c.words() * bnn::WORD_BYTES +
+                                            static_cast<int64_t>(i) % c.group_channels()] = static_cast<int8_t>(w[i]);
+  const int64_t size = bnn::round_up(bnn_prepared_bytes(&c), bnn::ALIGNMENT);
+  void* prepared = std::memset(std::aligned_alloc(bnn::ALIGNMENT, size), 0, size);
+  bnn_prepare(&c, words.data(), zeros.data(), prepared);
+  const auto sums = convolve(c, x, w);
+  std::vector<int32_t> y(sums.size());
+  succeed(bnn_conv2d(&c, bytes.data(), prepared, y.data()));
+  expect(y == sums, isa, "sums of bytes", c);
   std::free(prepared);
 }
 
@@ -140,7 +165,7 @@ void check_convolution(int64_t isa, bool transposed) {
                             [&](int64_t row, int64_t k) { return w[row * c.group_channels() + k] > 0; });
   const int64_t bytes = bnn::round_up(bnn_prepared_bytes(&c), bnn::ALIGNMENT);
   void* prepared = std::memset(std::aligned_alloc(bnn::ALIGNMENT, bytes), 0, bytes);
-  bnn_prepare(&c, w_words.data(), prepared);
+  bnn_prepare(&c, w_words.data(), nullptr, prepared);
   const auto sums = convolve(c, x, w);
   const int64_t pixels = c.batch * c.out_h * c.out_w, width = c.outputs;
 
@@ -200,7 +225,7 @@ int main() {
   for (int64_t isa = 0; isa < bnn::ISAS; isa++) {
     if (!bnn_has(isa)) continue;
     for (int64_t words = 1; words < 70; words++) check_counters(isa, words);
-    for (int i = 0; i < cases; i++) check_convolution(isa, i % 4 == 0), check_packing(isa);
+    for (int i = 0; i < cases; i++) check_convolution(isa, i % 4 == 0), check_bytes(isa, i % 4 == 0), check_packing(isa);
     std::printf("instruction set %d: %d convolutions exact\n", static_cast<int>(isa), cases);
   }
 }

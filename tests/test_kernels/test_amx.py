@@ -24,7 +24,7 @@ pytestmark = pytest.mark.sanitize
 SOURCES, TESTS = Path(engine.__file__).with_name('src'), Path(__file__).parent
 COMPILER = os.environ.get('CXX') or shutil.which('c++') or shutil.which('g++')
 CPU, REFERENCE = Cpu(), Reference()
-INSTRUCTIONS = {'ldtilecfg', 'sttilecfg', 'tilezero', 'tileloadd', 'tilestored', 'tdpbssd', 'tdpbf16ps'}
+INSTRUCTIONS = {'ldtilecfg', 'sttilecfg', 'tilezero', 'tileloadd', 'tilestored', 'tdpbssd', 'tdpbusd', 'tdpbf16ps'}
 try:
     AVAILABLE = engine.available_isas()
 except RuntimeError as error:

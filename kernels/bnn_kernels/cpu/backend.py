@@ -9,11 +9,13 @@ from torch import Tensor
 from .. import checks
 from ..dispatch import Backend, OpIO
 from ..epilogue import Epilogue
-from . import engine
+from . import engine, int8_lowering, lowering
 from .calls import Call, Program
 from .engine import DTYPES, dense
-from .lowering import LOWERINGS, is_image
+from .lowering import is_image
 from .sequence import MOST_FEATURES, SequenceOperators
+
+LOWERINGS = lowering.LOWERINGS | int8_lowering.LOWERINGS
 
 
 def wherever(op: str) -> Callable:
@@ -47,7 +49,8 @@ def readable(op: str, name: str, tensor: Tensor | Epilogue | None, call: dict) -
     if op == 'stem2d' and name == 'x':  # in any order
         return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
     images = name in ('shortcut', 'out') or (name == 'x' and (
-        op == 'downsample2d' or (op == 'pack_activations' and is_image(tensor))))
+        op in ('downsample2d', 'int8_conv2d') or (op == 'quantize' and tensor.dim() == 4)
+        or (op == 'pack_activations' and is_image(tensor))))
     return dense(tensor, torch.channels_last if images else torch.contiguous_format)
 
 
@@ -93,6 +96,8 @@ class Cpu(SequenceOperators, Backend):
     binary_block2d = wherever('binary_block2d')
     downsample2d = wherever('downsample2d')
     stem2d = wherever('stem2d')
+    quantize = wherever('quantize')
+    int8_conv2d = wherever('int8_conv2d')
     _linear = wherever('binary_linear')
 
     def binary_linear(self, x_words: Tensor, w_words: Tensor, features: int) -> Tensor:

@@ -16,18 +16,19 @@ from pathlib import Path
 import torch
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
 
-VERSION = 10  # of the C interface, as in src/api.cpp
+VERSION = 11  # of the C interface, as in src/api.cpp
 # From slow to fast; their places are enum Isa of src/engine.hpp.
 ISAS = ('portable', 'neon', 'avx2', 'avx512', 'amx', 'amx-emulated')
 EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself
 VARIABLE = 'BNN_KERNELS_CPU_ISA'
 LIBRARY = Path(os.environ.get('BNN_KERNELS_CPU_LIBRARY') or Path(__file__).with_name('_engine.so'))
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype of src/engine.hpp
+STREAMS = DTYPES | {torch.uint8: 3, torch.int8: 4}  # of it, what a stream may be
 FUNCTIONS = {
     'bnn_has': (c_int64, [c_int64]),
     'bnn_struct_layout': (c_char_p, [c_char_p]),
     'bnn_prepared_bytes': (c_int64, [c_void_p]),
-    'bnn_prepare': (None, [c_void_p] * 3),
+    'bnn_prepare': (None, [c_void_p] * 4),
     'bnn_downsample_bytes': (c_int64, [c_int64] * 3),
     'bnn_prepare_downsample': (None, [c_int64] * 3 + [c_void_p] * 2),
     'bnn_run': (c_char_p, [c_void_p, c_int64, c_void_p, c_int64, c_void_p]),

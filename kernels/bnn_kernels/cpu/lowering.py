@@ -22,7 +22,7 @@ from ..epilogue import Epilogue
 from ..geometry import Conv2dGeometry, Pair, Stem2dGeometry, linear_geometry
 from . import engine
 from .calls import BLOCK2D, CONV2D, CONV2D_SIGN, DOWNSAMPLE, PACK, STEM, Call, Made
-from .engine import DTYPES, ISAS, address, dense, fields, struct
+from .engine import DTYPES, ISAS, STREAMS, address, dense, fields, struct
 
 ACTS = {'identity': 0, 'relu': 1, 'hardtanh': 2, 'prelu': 3}  # enum Act of src/engine.hpp
 NO_SHORTCUT = -1
@@ -123,8 +123,9 @@ def packing(cpu, op: str, fixed: dict, inputs: dict, channels: int, pixels: int,
 # --- convolutions ------------------------------------------------------------------------------------------------------------
 
 @lru_cache(4096)
-def conv_struct(geometry: Conv2dGeometry, batch: int, image: Pair, isa: int, threads: int) -> array:
-    """A convolution as the engine sees it; calls of one shape share it."""
+def conv_struct(geometry: Conv2dGeometry, batch: int, image: Pair, isa: int, threads: int,
+                kind: torch.dtype | None = None) -> array:
+    """A convolution as the engine sees it, of signs or of the values of a dtype; calls of one shape share it."""
     size = geometry.size(image)
     if isa == AMX and batch * prod(size) < FEW_PIXELS:
         isa = AVX512
@@ -132,7 +133,7 @@ def conv_struct(geometry: Conv2dGeometry, batch: int, image: Pair, isa: int, thr
     sides = {f'{name}_{axis}': side for name, both in pairs.items() for axis, side in zip('hw', both, strict=True)}
     return struct('Conv', isa=isa, threads=threads, batch=batch, height=image[0], width=image[1], channels=geometry.channels,
                   groups=geometry.groups, outputs=geometry.outputs, pad_value=geometry.pad_value,
-                  transposed=geometry.transposed, **sides)
+                  transposed=geometry.transposed, bytes=kind is not None, is_signed=kind == torch.int8, **sides)
 
 
 def convolution(geometry: Conv2dGeometry, batch: int, image: Sequence[int], fixed: dict, inputs: dict) -> dict | None:
@@ -216,20 +217,24 @@ def lower_block2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
 
 
 def fused_fields(fixed: dict, inputs: dict, dtype: torch.dtype, shortcut: Tensor | None,
-                 stream: str) -> tuple[list[int | str] | None, list[Tensor]]:
+                 stream: str | int) -> tuple[list[int | str] | None, list[Tensor]]:
     """The struct of an epilogue, and what keeps its memory; None as in `vectors`."""
     epilogue = (fixed | inputs)['epilogue']
     places, held = vectors(spread(fixed), spread(inputs), *VECTORS)
-    return None if places is None else fields(
-        'Fused', width=epilogue.width, out_groups=epilogue.out_groups, act=ACTS[epilogue.act], dtype=DTYPES[dtype],
+    codes, kept = dict(out_scale=0, out_zero=0), []
+    if dtype in checks.BYTES:
+        codes, kept = vectors(fixed, inputs, 'out_scale', 'out_zero')
+    return None if places is None or codes is None else fields(
+        'Fused', width=epilogue.width, out_groups=epilogue.out_groups, act=ACTS[epilogue.act], dtype=STREAMS[dtype],
         shortcut_dtype=NO_SHORTCUT if shortcut is None else DTYPES[shortcut.dtype],
-        shortcut=0 if shortcut is None else 'shortcut', stream=stream, words='words', stream_first=0, **places), held
+        shortcut=0 if shortcut is None else 'shortcut', stream=stream, words='words', stream_first=0,
+        **codes, **places), held + kept
 
 
 def prepare(words: Tensor, conv: array) -> Tensor:
     library, words, at = engine.library(), dense(words), conv.buffer_info()[0]
     made = torch.zeros(library.bnn_prepared_bytes(at), dtype=torch.uint8)
-    library.bnn_prepare(at, words.data_ptr(), made.data_ptr())
+    library.bnn_prepare(at, words.data_ptr(), 0, made.data_ptr())
     return made
 
 

@@ -54,7 +54,7 @@ class Stopwatch {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 10; }
+BNN_API int64_t bnn_version() { return 11; }
 
 // "Name:<bytes> field:<offset> ..." of a struct that Python fills in, empty for another name; valid until the thread asks again.
 BNN_API const char* bnn_struct_layout(const char* name) {
@@ -66,22 +66,22 @@ BNN_API const char* bnn_struct_layout(const char* name) {
 // 1 where this processor has the instruction set.
 BNN_API int64_t bnn_has(int64_t isa) { return bnn::kernel(isa) != nullptr; }
 
-BNN_API int64_t bnn_prepared_bytes(const bnn::Conv* conv) { return bnn::kernel(conv->isa)->prepared_bytes(*conv); }
+BNN_API int64_t bnn_prepared_bytes(const bnn::Conv* conv) { return bnn::kernel(conv->isa)->accumulator(*conv).prepared_bytes(*conv); }
 
-BNN_API void bnn_prepare(const bnn::Conv* conv, const uint32_t* weight, void* prepared) {
-  bnn::kernel(conv->isa)->prepare(*conv, weight, prepared);
+BNN_API void bnn_prepare(const bnn::Conv* conv, const uint32_t* weight, const uint8_t* zeros, void* prepared) {
+  bnn::kernel(conv->isa)->accumulator(*conv).prepare(*conv, weight, zeros, prepared);
 }
 
 // Operators one by one, for programs in C++ (tests/test_kernels/exactness.cpp); Python runs them by bnn_run.
-BNN_API const char* bnn_conv2d(const bnn::Conv* conv, const uint32_t* x, const void* prepared, int32_t* y) {
+BNN_API const char* bnn_conv2d(const bnn::Conv* conv, const void* x, const void* prepared, int32_t* y) {
   return guarded([&] { bnn::conv2d(*conv, x, prepared, y); });
 }
 
-BNN_API const char* bnn_conv2d_sign(const bnn::Conv* conv, const uint32_t* x, const void* prepared, const bnn::Signs* signs) {
+BNN_API const char* bnn_conv2d_sign(const bnn::Conv* conv, const void* x, const void* prepared, const bnn::Signs* signs) {
   return guarded([&] { bnn::conv2d_sign(*conv, x, prepared, *signs); });
 }
 
-BNN_API const char* bnn_block2d(const bnn::Conv* conv, const uint32_t* x, const void* prepared, const bnn::Fused* fused) {
+BNN_API const char* bnn_block2d(const bnn::Conv* conv, const void* x, const void* prepared, const bnn::Fused* fused) {
   return guarded([&] { bnn::block2d(*conv, x, prepared, *fused); });
 }
 

@@ -66,19 +66,20 @@ struct Work {
   const Plan& plan;
   Block block;
   int64_t pixel;  // its first one, of the whole batch
-  const uint32_t* image;
-  const void *prepared, *staged;
+  const Accumulator& accumulator;
+  const void *image, *prepared, *staged;
 
   void accumulate(const Chunk& chunk, int32_t* tile, int64_t stride) const {
-    kernel.accumulate(plan, block, chunk, image, prepared, staged, tile, stride);
+    accumulator.accumulate(plan, block, chunk, image, prepared, staged, tile, stride);
   }
 };
 
 // Runs all blocks and chunks. `run(work, first, last)` computes the chunks from `first` to `last` - 1 of a block in this thread;
 // with `whole_blocks` they are all of them.
 template <class Run>
-void convolve(const Conv& c, const uint32_t* x, const void* prepared, bool whole_blocks, const Run& run) {
+void convolve(const Conv& c, const void* x, const void* prepared, bool whole_blocks, const Run& run) {
   const Kernel& kernel = *bnn::kernel(c.isa);
+  const Accumulator& accumulator = kernel.accumulator(c);
   const Plan& plan = remembered<Plan>(c);
   const Blocks blocks(c, kernel.block_pixels);
   const int64_t plane = c.out_h * c.out_w, chunks = c.groups * c.chunks(), unit = whole_blocks ? chunks : 1;
@@ -86,14 +87,15 @@ void convolve(const Conv& c, const uint32_t* x, const void* prepared, bool whole
   const bool serial = c.batch * plane * c.outputs * c.taps() * c.group_channels() < SERIAL_WORK;
   if (items == 0) return;
   parallel(items / unit, serial ? 1 : c.threads, [&](int64_t first, int64_t last) {
-    void* staged = kernel.scratch_bytes ? scratch(STAGE, kernel.scratch_bytes(plan)) : nullptr;
-    if (kernel.begin) kernel.begin(plan, prepared, staged);
+    void* staged = accumulator.scratch_bytes ? scratch(STAGE, accumulator.scratch_bytes(plan)) : nullptr;
+    if (accumulator.begin) accumulator.begin(plan, prepared, staged);
     for (int64_t item = first * unit; item < last * unit;) {
       const Block block = blocks.at(item / chunks);
-      const uint32_t* image = x + block.image * c.height * c.width * c.pixel_words();
-      if (kernel.stage) kernel.stage(plan, block, image, staged);
+      const void* image = static_cast<const char*>(x) + block.image * c.height * c.width * c.pixel_bytes();
+      if (accumulator.stage) accumulator.stage(plan, block, image, staged);
       const int64_t from = item % chunks, to = std::min(chunks, from + last * unit - item);
-      run(Work{kernel, plan, block, block.image * plane + block.y0 * c.out_w + block.x0, image, prepared, staged}, from, to);
+      run(Work{kernel, plan, block, block.image * plane + block.y0 * c.out_w + block.x0, accumulator, image, prepared, staged},
+          from, to);
       item += to - from;
     }
   });
@@ -117,14 +119,14 @@ void pack_rows(const Work& work, const void* rows, int64_t width, int64_t groups
   work.kernel.pack(packing, 0, pixels);
 }
 
-bool streams(const Work& work) { return work.kernel.stream && !work.plan.conv.transposed; }
+bool streams(const Work& work) { return work.accumulator.stream && !work.plan.conv.transposed; }
 
 // Hands all sums of a block's chunks to a sink.
 void pour(const Work& work, int64_t first, int64_t last, const Sink& sink) {
   int32_t* tile = tile_of(work.kernel);
   const Conv& c = work.plan.conv;
   if (streams(work))
-    return work.kernel.stream(work.plan, work.block, first, last, work.prepared, work.staged, tile, sink);
+    return work.accumulator.stream(work.plan, work.block, first, last, work.prepared, work.staged, tile, sink);
   for (int64_t number = first; number < last; number++) {
     const Chunk chunk = chunk_at(c, number);
     work.accumulate(chunk, tile, CHUNK);
@@ -195,38 +197,46 @@ class Values : public Sink {
 
 bool forked() { return in_child; }
 
-void conv2d(const Conv& c, const uint32_t* x, const void* prepared, int32_t* y) {
+void conv2d(const Conv& c, const void* x, const void* prepared, int32_t* y) {
   convolve(c, x, prepared, false, [&](const Work& work, int64_t first, int64_t last) {
     int32_t* target = y + work.pixel * c.outputs;
     const Sums sums(c, target);
     if (streams(work)) return pour(work, first, last, sums);
     for (int64_t number = first; number < last; number++) {
       const Chunk chunk = chunk_at(c, number);
-      if (chunk.count % work.kernel.lanes != 0) pour(work, number, number + 1, sums);
+      if (chunk.count % work.accumulator.lanes != 0) pour(work, number, number + 1, sums);
       else work.accumulate(chunk, target + chunk.group * c.group_outputs() + chunk.first, c.outputs);
     }
   });
 }
 
-void block2d(const Conv& c, const uint32_t* x, const void* prepared, const Fused& fused) {
+void block2d(const Conv& c, const void* x, const void* prepared, const Fused& fused) {
   const bool direct = !fused.words || chunks_are_words(c, fused.width, fused.out_groups);
-  const int64_t element = fused.dtype == FLOAT32 ? 4 : 2;
-  const Epilogue<Fused> run = bnn::kernel(c.isa)->fused(fused);
+  // Where they do not, words are made of rows: of the stream, or of floats where the stream is bytes.
+  const bool bytes = fused.dtype >= UINT8;
+  Fused floats = fused;
+  if (!direct && bytes) floats.dtype = FLOAT32, floats.stream = nullptr;
+  const int64_t element = element_bytes(floats.dtype);
+  const Epilogue<Fused> run = bnn::kernel(c.isa)->fused(floats);
   convolve(c, x, prepared, !direct, [&](const Work& work, int64_t first, int64_t last) {
     if (direct) return pour(work, first, last, Epilogues(c, work.pixel, run, fused));
-    Fused values = fused;
+    Fused values = floats;
     values.words = nullptr;
-    if (!fused.stream) {
+    if (!values.stream) {
       values.stream = scratch(STREAM, work.kernel.block_pixels * fused.width * element);
       values.stream_first = work.pixel;
     }
     pour(work, first, last, Epilogues(c, work.pixel, run, values));
     const char* rows = static_cast<const char*>(values.stream) + (work.pixel - values.stream_first) * fused.width * element;
-    pack_rows(work, rows, fused.width, fused.out_groups, fused.dtype, fused.threshold, fused.words);
+    pack_rows(work, rows, fused.width, fused.out_groups, values.dtype, fused.threshold, fused.words);
+    if (bytes && fused.stream)
+      work.kernel.quantize({work.block.pixels() * fused.width, FLOAT32, fused.dtype, rows, fused.out_scale, fused.out_zero,
+                            static_cast<char*>(fused.stream) + work.pixel * fused.width},
+                           0, work.block.pixels() * fused.width);
   });
 }
 
-void conv2d_sign(const Conv& c, const uint32_t* x, const void* prepared, const Signs& signs) {
+void conv2d_sign(const Conv& c, const void* x, const void* prepared, const Signs& signs) {
   const bool direct = chunks_are_words(c, signs.width, signs.out_groups);
   const Epilogue<Signs> run = bnn::kernel(c.isa)->signs;
   convolve(c, x, prepared, !direct, [&](const Work& work, int64_t first, int64_t last) {
@@ -254,6 +264,13 @@ void downsample(const Kernel& kernel, const Downsample& d, int64_t threads) {
     float* pooled = static_cast<float*>(scratch(POOLED, room));
     for (int64_t i = first; i < last; i++)
       kernel.downsample(d, pixels * i / blocks, pixels * (i + 1) / blocks - pixels * i / blocks, pooled);
+  });
+}
+
+void quantize(const Kernel& kernel, const Quantizing& q, int64_t threads) {
+  constexpr int64_t STEP = 4096;
+  parallel(divide_up(q.count, STEP), q.count < SERIAL_WORK / 32 ? 1 : threads, [&](int64_t first, int64_t last) {
+    kernel.quantize(q, first * STEP, std::min(q.count, last * STEP));
   });
 }
 

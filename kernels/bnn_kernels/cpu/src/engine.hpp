@@ -6,6 +6,10 @@
 // for the next. To add an instruction set, fill a `Kernel` and list it in isa.cpp.
 //
 // Words are uint32, as in bnn_kernels/layout.py: activations [N][H][W][groups * words], weights [O][kH][kW][words].
+//
+// Real layers in int8 (bnn_kernels/int8_reference.py) take the same way. A word is then four values of eight bits: activations
+// come as bytes [N][H][W][C], weights in words, and `Kernel` has an `Accumulator` for them beside that for signs. Kernels see
+// unsigned activations q, int8 ones plus 128, and sum (q - zero) * weight over the taps inside the image.
 #pragma once
 
 #include <algorithm>
@@ -20,6 +24,7 @@
 namespace bnn {
 
 constexpr int64_t WORD_BITS = 32;
+constexpr int64_t WORD_BYTES = 4;
 constexpr int64_t CHUNK = 64;  // output channels that one accumulate call computes at most, all of one group
 constexpr int64_t ALIGNMENT = 64;  // bytes; of prepared weights, scratch and tiles
 
@@ -40,11 +45,14 @@ struct Conv {
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t pad_value;  // what taps outside the image hold: -1, 0 (they do not count) or +1
   int64_t transposed;  // 1: transposed convolution
+  int64_t bytes;  // 1: activations are bytes, weights int8; 0: signs
+  int64_t is_signed;  // of bytes: int8, not uint8
 
   int64_t group_channels() const { return channels / groups; }
   int64_t group_outputs() const { return outputs / groups; }
-  int64_t words() const { return divide_up(group_channels(), WORD_BITS); }
+  int64_t words() const { return divide_up(group_channels(), bytes ? WORD_BYTES : WORD_BITS); }
   int64_t pixel_words() const { return groups * words(); }
+  int64_t pixel_bytes() const { return bytes ? channels : pixel_words() * WORD_BYTES; }  // as it comes
   int64_t taps() const { return kernel_h * kernel_w; }
   int64_t chunks() const { return divide_up(group_outputs(), CHUNK); }  // of one group
 };
@@ -115,10 +123,12 @@ class Sink {
 };
 
 enum Act : int64_t { IDENTITY, RELU, HARDTANH, PRELU };
-enum Dtype : int64_t { NONE = -1, FLOAT32, BFLOAT16, FLOAT16 };
+enum Dtype : int64_t { NONE = -1, FLOAT32, BFLOAT16, FLOAT16, UINT8, INT8 };
 
-// Float epilogue of bnn_kernels/epilogue.py. Vectors hold `width` = replicas * O elements, one per output channel.
-//
+inline int64_t element_bytes(int64_t dtype) { return dtype == FLOAT32 ? 4 : dtype < UINT8 ? 2 : 1; }
+
+// Float epilogue of bnn_kernels/epilogue.py and int8_reference.py. Vectors hold `width` = replicas * O elements, one per output
+// channel.
 struct Fused {
   int64_t width, out_groups, act, dtype, shortcut_dtype;  // shortcut_dtype NONE: no shortcut
   const float *scale, *bias, *gamma, *slope, *zeta, *threshold;  // null where there is none
@@ -126,6 +136,17 @@ struct Fused {
   void* stream;  // [pixels][width] of dtype, or null where it is not kept; may be the shortcut
   uint32_t* words;  // [pixels][out_groups * words], or null
   int64_t stream_first;  // pixel of the batch that is row 0 of `stream`: 0, or that of a scratch row
+  const float* out_scale = nullptr;  // [1], and the stored value that means 0: where dtype is UINT8 or INT8
+  const void* out_zero = nullptr;
+};
+
+// Floats to bytes as in int8_reference.py.
+struct Quantizing {
+  int64_t count, dtype, out_dtype;
+  const void* x;
+  const float* scale;  // [1]
+  const void* zero;  // [1] of out_dtype
+  void* y;
 };
 
 // Integer epilogue: bit = (sum >= threshold) != flip.
@@ -177,32 +198,41 @@ template <class Parameters, class Sum = int32_t>
 using Epilogue = void (*)(const Parameters&, const Sum* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel,
                           int64_t count);
 
-// What one instruction set contributes.
-struct Kernel {
-  const char* name;
-  int64_t block_pixels;  // pixels of a block at most: the tile holds block_pixels * CHUNK int32
+// How an instruction set sums up, signs or bytes.
+struct Accumulator {
   int64_t lanes;  // accumulate writes whole multiples of `lanes` channels: the tile's rows have room for them
 
-  // Weights as this instruction set wants them, made once per weight. `prepared` is aligned and zero-filled.
+  // Weights as this instruction set wants them, made once per weight. `prepared` is aligned and zero-filled. `zeros`: of bytes,
+  // the activation that means 0, [groups][words * 4].
   int64_t (*prepared_bytes)(const Conv&);
-  void (*prepare)(const Conv&, const uint32_t* weight, void* prepared);
+  void (*prepare)(const Conv&, const uint32_t* weight, const uint8_t* zeros, void* prepared);
 
   // Optional (null): input pixels that the block reads, as this instruction set wants them, into scratch of the thread.
   int64_t (*scratch_bytes)(const Plan&) = nullptr;
   void (*begin)(const Plan&, const void* prepared, void* scratch) = nullptr;  // once for all blocks of the thread
-  void (*stage)(const Plan&, const Block&, const uint32_t* image, void* scratch) = nullptr;
+  void (*stage)(const Plan&, const Block&, const void* image, void* scratch) = nullptr;
 
   // tile[pixel * stride + channel] = the exact sum, padding included. `image` points to pixel (0, 0) of the block's image.
-  void (*accumulate)(const Plan&, const Block&, const Chunk&, const uint32_t* image, const void* prepared, const void* scratch,
+  void (*accumulate)(const Plan&, const Block&, const Chunk&, const void* image, const void* prepared, const void* scratch,
                      int32_t* tile, int64_t stride);
 
   // Optional (null), not for transposed convolutions: the chunks from `first` to `last` - 1 of all groups, with the work of the
   // sink between the multiplications. `tile` has room for block_pixels * CHUNK int32.
   void (*stream)(const Plan&, const Block&, int64_t first, int64_t last, const void* prepared, const void* scratch, int32_t* tile,
                  const Sink& sink) = nullptr;
+};
+
+// What one instruction set contributes.
+struct Kernel {
+  const char* name;
+  int64_t block_pixels;  // pixels of a block at most: the tile holds block_pixels * CHUNK int32
+  Accumulator binary, int8;
+  const Accumulator& accumulator(const Conv& c) const { return c.bytes ? int8 : binary; }
 
   Epilogue<Fused> (*fused)(const Fused&);  // the one for these parameters
   Epilogue<Signs> signs;
+
+  void (*quantize)(const Quantizing&, int64_t first, int64_t last);
 
   // Both take output pixels `pixel` ... pixel + pixels - 1 of the batch. The downsample takes `downsample_pixels` at most, its
   // weights [outputs][channels] as this instruction set wants them, zero-filled before, and room for DOWNSAMPLE_ROOM floats per

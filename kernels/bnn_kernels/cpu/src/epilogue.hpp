@@ -33,6 +33,23 @@ typename S::Float store(void* y, int64_t i, typename S::Float v) {
   }
 }
 
+// Floats as bytes.
+template <class S>
+struct Codes {
+  int32_t zero;
+  typename S::Float inverse, low, high;
+
+  Codes(int64_t dtype, const float* scale, const void* zero_point)
+      : zero(dtype == UINT8 ? *static_cast<const uint8_t*>(zero_point) : *static_cast<const int8_t*>(zero_point)),
+        inverse(S::set(1.0F / *scale)),
+        low(S::set(static_cast<float>((dtype == UINT8 ? 0 : -128) - zero))),
+        high(S::set(static_cast<float>((dtype == UINT8 ? 255 : 127) - zero))) {}
+
+  void store(void* y, int64_t i, typename S::Float v) const {
+    S::store_bytes(static_cast<uint8_t*>(y) + i, S::cut(low, S::mul(v, inverse), high), zero);
+  }
+};
+
 template <class S>
 typename S::Float as_float(const int32_t* sum) { return S::from_int(sum); }
 template <class S>
@@ -59,6 +76,10 @@ void fuse(const Fused& f, const Sum* tile, int64_t stride, int64_t pixel, int64_
   const int64_t width = f.width, words = packed_words(width, f.out_groups);
   const void* shortcut = f.shortcut;
   void* stream = f.stream;
+  const auto codes = [&] {
+    if constexpr (DTYPE == UINT8) return Codes<S>(f.dtype, f.out_scale, f.out_zero);
+    else return 0;
+  }();
   uint32_t* word = f.words ? f.words + pixel * words + channel / WORD_BITS : nullptr;
   int64_t from = pixel * width + channel, to = (pixel - f.stream_first) * width + channel;
   for (int64_t p = 0; p < pixels; p++, tile += stride, from += width, to += width) {
@@ -81,7 +102,8 @@ void fuse(const Fused& f, const Sum* tile, int64_t stride, int64_t pixel, int64_
     } else if constexpr (ACT == HARDTANH) {
       each([&](int v) { x[v] = S::at_most(1.0F, S::at_least(-1.0F, x[v])); });
     }
-    each([&](int v) { x[v] = store<S, DTYPE>(stream, to + v * S::lanes, x[v]); });
+    if constexpr (DTYPE != UINT8) each([&](int v) { x[v] = store<S, DTYPE>(stream, to + v * S::lanes, x[v]); });
+    else if (stream) each([&](int v) { codes.store(stream, to + v * S::lanes, x[v]); });
     if (!word) continue;
     if constexpr (S::lanes == 16) {  // half a word per vector, from the mask register to memory
       each([&](int v) {
@@ -120,6 +142,7 @@ template <class S, int64_t ACT>
 Epilogue<Fused> choose_dtype(int64_t dtype, int64_t shortcut) {
   if (dtype == FLOAT32) return choose_shortcut<S, ACT, FLOAT32>(shortcut);
   if (dtype == BFLOAT16) return choose_shortcut<S, ACT, BFLOAT16>(shortcut);
+  if (dtype >= UINT8) return choose_shortcut<S, ACT, UINT8>(shortcut);
   return choose_shortcut<S, ACT, FLOAT16>(shortcut);
 }
 
@@ -144,6 +167,23 @@ Epilogue<Fused, float> fused_floats(const Fused& f) {
   if (f.act == RELU) return choose_dtype_of_floats<S, RELU>(f.dtype);
   if (f.act == HARDTANH) return choose_dtype_of_floats<S, HARDTANH>(f.dtype);
   return choose_dtype_of_floats<S, IDENTITY>(f.dtype);
+}
+
+template <class S, int64_t DTYPE>
+void quantize_floats(const Quantizing& q, int64_t first, int64_t last) {
+  const Codes<S> codes(q.out_dtype, q.scale, q.zero);
+  void* y = q.y;
+  int64_t i = first;
+  for (; i + S::lanes <= last; i += S::lanes) codes.store(y, i, load<S>(DTYPE, q.x, i));
+  const Codes<Scalar> rest(q.out_dtype, q.scale, q.zero);
+  for (; i < last; i++) rest.store(y, i, load<Scalar>(DTYPE, q.x, i));
+}
+
+template <class S>
+void quantize(const Quantizing& q, int64_t first, int64_t last) {
+  if (q.dtype == FLOAT32) quantize_floats<S, FLOAT32>(q, first, last);
+  else if (q.dtype == BFLOAT16) quantize_floats<S, BFLOAT16>(q, first, last);
+  else quantize_floats<S, FLOAT16>(q, first, last);
 }
 
 template <class S>

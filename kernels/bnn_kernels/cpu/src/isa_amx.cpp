@@ -66,6 +66,10 @@ struct Tiles {
   static void multiply_add() {
     asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(A), "i"(B));
   }
+  template <int SUMS, int A, int B>
+  static void multiply_add_unsigned() {  // A
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(A), "i"(B));
+  }
 
   template <int SUMS, int A, int B>
   static void multiply_add_bfloat16() {
@@ -78,8 +82,6 @@ struct Tiles {
     _mm512_store_si512(bytes, _mm512_maskz_mov_epi8(channels, signs));
   }
 };
-
-using Convolution = Amx<Tiles>;
 
 // With signs in the tiles: the processor multiplies zeros faster.
 double binary_ceiling() {
@@ -130,16 +132,11 @@ bool has_amx() {
 const Kernel amx = {
     .name = "amx",
     .block_pixels = BLOCK_PIXELS,
-    .lanes = ROWS,
-    .prepared_bytes = Convolution::prepared_bytes,
-    .prepare = Convolution::prepare,
-    .scratch_bytes = Convolution::scratch_bytes,
-    .begin = Convolution::begin,
-    .stage = Convolution::stage,
-    .accumulate = Convolution::accumulate,
-    .stream = Convolution::stream,
+    .binary = amx_accumulator<Tiles, AmxSigns>,
+    .int8 = amx_accumulator<Tiles, AmxBytes>,
     .fused = avx512.fused,
     .signs = avx512.signs,
+    .quantize = avx512.quantize,
     .pack = avx512.pack,
     .downsample_pixels = DOWNSAMPLE_PIXELS,
     .downsample_bytes = amx_downsample_bytes,

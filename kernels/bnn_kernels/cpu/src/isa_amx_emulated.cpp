@@ -50,13 +50,21 @@ struct EmulatedTiles {
   // sums[m][n] += the products of four bytes each, A[m][4 k ...] and B[k][4 n ...], over all k.
   template <int SUMS, int A, int B>
   static void multiply_add() {
+    multiply_add_as<int8_t, SUMS, A, B>();
+  }
+  template <int SUMS, int A, int B>
+  static void multiply_add_unsigned() {
+    multiply_add_as<uint8_t, SUMS, A, B>();
+  }
+  template <class Byte, int SUMS, int A, int B>
+  static void multiply_add_as() {
     const auto &a = tile(A), &b = tile(B);
     for (int m = 0; m < 16; m++) {
-      int32_t sums[16];
+      uint32_t sums[16];  // modulo 2^32
       std::memcpy(sums, tile(SUMS)[m], sizeof(sums));
       for (int k = 0; k < 16; k++)
         for (int n = 0; n < 16; n++)
-          for (int i = 0; i < 4; i++) sums[n] += a[m][4 * k + i] * b[k][4 * n + i];
+          for (int i = 0; i < 4; i++) sums[n] += static_cast<uint32_t>(static_cast<Byte>(a[m][4 * k + i]) * b[k][4 * n + i]);
       std::memcpy(tile(SUMS)[m], sums, sizeof(sums));
     }
   }
@@ -91,23 +99,16 @@ struct EmulatedTiles {
   }
 };
 
-using Convolution = Amx<EmulatedTiles>;
-
 }  // namespace
 
 const Kernel amx_emulated = {
     .name = "amx-emulated",
     .block_pixels = BLOCK_PIXELS,
-    .lanes = ROWS,
-    .prepared_bytes = Convolution::prepared_bytes,
-    .prepare = Convolution::prepare,
-    .scratch_bytes = Convolution::scratch_bytes,
-    .begin = Convolution::begin,
-    .stage = Convolution::stage,
-    .accumulate = Convolution::accumulate,
-    .stream = Convolution::stream,
+    .binary = amx_accumulator<EmulatedTiles, AmxSigns>,
+    .int8 = amx_accumulator<EmulatedTiles, AmxBytes>,
     .fused = portable.fused,
     .signs = portable.signs,
+    .quantize = portable.quantize,
     .pack = portable.pack,
     .downsample_pixels = DOWNSAMPLE_PIXELS,
     .downsample_bytes = amx_downsample_bytes,

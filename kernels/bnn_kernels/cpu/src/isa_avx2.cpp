@@ -14,7 +14,7 @@
 
 BNN_TARGET("avx2,fma,f16c,popcnt")
 
-#include "accumulate.hpp"
+#include "bytes.hpp"
 #include "ceiling.hpp"
 #include "downsample.hpp"
 #include "epilogue.hpp"
@@ -24,7 +24,7 @@ BNN_TARGET("avx2,fma,f16c,popcnt")
 namespace bnn {
 namespace {
 
-struct Avx2Count {
+struct Avx2Count : SignsBase {
   using Tile = bnn::Tile<Avx2Count>;
   using Word = uint64_t;  // eight bytes, each 16 times four signs: the place of a table row
   using Weight = uint8_t;  // four signs
@@ -36,28 +36,16 @@ struct Avx2Count {
     for (int i = 0; i < 8; i++) weight[i * row] = word >> 4 * i & 15;
   }
 
-  struct Region {
-    Span rows, columns;
-    int64_t pitch;
-  };
-  static Region region(const Plan& plan, const Block& block) {
-    const Span columns = reach(plan.columns, block.x0, block.x1);
-    return {reach(plan.rows, block.y0, block.y1), columns, (columns.last - columns.first) * plan.conv.pixel_words()};
-  }
+  static int64_t scratch_bytes(const Plan& plan) { return staged_words(plan) * static_cast<int64_t>(sizeof(Word)); }
 
-  static int64_t scratch_bytes(const Plan& plan) {
+  static void stage(const Plan& plan, const Block& block, const void* image, void* scratch) {
     const Conv& c = plan.conv;
-    return c.height * c.width * c.pixel_words() * static_cast<int64_t>(sizeof(Word));
-  }
-
-  static void stage(const Plan& plan, const Block& block, const uint32_t* image, void* scratch) {
-    const Conv& c = plan.conv;
-    const Region r = region(plan, block);
+    const Staged r(plan, block);
     const __m256i spread = _mm256_setr_epi8(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6,
                                             6, 7, 7);
     const __m256i even = _mm256_set1_epi16(0x00ff), high = _mm256_set1_epi8(static_cast<char>(0xf0));
     for (int64_t y = r.rows.first; y < r.rows.last; y++) {
-      const uint32_t* source = image + (y * c.width + r.columns.first) * c.pixel_words();
+      const uint32_t* source = static_cast<const uint32_t*>(image) + (y * c.width + r.columns.first) * c.pixel_words();
       Word* target = static_cast<Word*>(scratch) + (y - r.rows.first) * r.pitch;
       int64_t i = 0;
       for (; i + 4 <= r.pitch; i += 4) {
@@ -74,10 +62,8 @@ struct Avx2Count {
     }
   }
 
-  static Source<Word> source(const Plan& plan, const Block& block, const uint32_t*, const void* scratch) {
-    const Region r = region(plan, block);
-    const int64_t first = r.rows.first * r.pitch + r.columns.first * plan.conv.pixel_words();
-    return {static_cast<const Word*>(scratch) - first, r.pitch};
+  static Source<Word> source(const Plan& plan, const Block& block, const void*, const void* scratch) {
+    return Staged(plan, block).source(static_cast<const Word*>(scratch));
   }
 
   template <int PIXELS, int VECTORS>
@@ -176,6 +162,74 @@ struct Avx2Count {
   }
 };
 
+// In 16 bits: the instruction that multiplies bytes saturates the sum of two products.
+struct Avx2Bytes : BytesBase<Avx2Bytes, uint64_t> {
+  using Tile = bnn::Tile<Avx2Bytes>;
+  using Weight = uint32_t;  // two channels
+  static constexpr int64_t per_word = 2;
+  static constexpr int lanes = 16, pixels = 4;
+
+  static void put(uint32_t word, uint32_t* weight, int64_t row) {
+    const auto wide = [&](int i) { return static_cast<uint32_t>(static_cast<int8_t>(word >> 8 * i)) & 0xffff; };
+    for (int pair = 0; pair < 2; pair++) weight[pair * row] = wide(2 * pair) | wide(2 * pair + 1) << 16;
+  }
+
+  static void widen(const uint8_t* from, uint8_t flip, int64_t words, uint64_t* to) {
+    uint16_t* values = reinterpret_cast<uint16_t*>(to);
+    const __m128i flips = _mm_set1_epi8(static_cast<char>(flip));
+    int64_t i = 0;
+    for (; i + 16 <= words * WORD_BYTES; i += 16) {
+      const __m128i bytes = _mm_xor_si128(_mm_loadu_si128((const __m128i*)(from + i)), flips);
+      _mm256_storeu_si256((__m256i*)(values + i), _mm256_cvtepu8_epi16(bytes));
+    }
+    for (; i < words * WORD_BYTES; i++) values[i] = from[i] ^ flip;
+  }
+
+  // Two vectors of channels from `first` on.
+  template <int PIXELS>
+  static void multiply(const Tile& t, int64_t first) {
+    __m256i sum[PIXELS][2];
+    const char* x[PIXELS];
+#pragma GCC unroll 4
+    for (int p = 0; p < PIXELS; p++)
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; v++) sum[p][v] = _mm256_loadu_si256((const __m256i*)(t.base + first + 8 * v));
+    for (const Segment& segment : t.segments) {
+      const uint32_t* w = t.w + segment.w + first;
+      for (int p = 0; p < PIXELS; p++) x[p] = reinterpret_cast<const char*>(t.x + segment.x + t.offsets[p]);
+      for (int64_t k = 0; k < segment.length * static_cast<int64_t>(sizeof(Word)); k += 4, w += t.row) {
+        const __m256i weight[] = {_mm256_loadu_si256((const __m256i*)w), _mm256_loadu_si256((const __m256i*)(w + 8))};
+#pragma GCC unroll 4
+        for (int p = 0; p < PIXELS; p++) {
+          int32_t two;
+          std::memcpy(&two, x[p] + k, sizeof(two));
+          const __m256i values = _mm256_set1_epi32(two);
+#pragma GCC unroll 2
+          for (int v = 0; v < 2; v++) sum[p][v] = _mm256_add_epi32(sum[p][v], _mm256_madd_epi16(values, weight[v]));
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < PIXELS; p++)
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; v++) _mm256_storeu_si256((__m256i*)(t.out[p] + first + 8 * v), sum[p][v]);
+  }
+
+  template <int PIXELS>
+  static void channels(const Tile& t) {
+    for (int64_t first = 0; first < t.row; first += lanes) multiply<PIXELS>(t, first);
+  }
+
+  static void tile(const Tile& t) {
+    switch (t.pixels) {
+      case 1: return channels<1>(t);
+      case 2: return channels<2>(t);
+      case 3: return channels<3>(t);
+      default: return channels<4>(t);
+    }
+  }
+};
+
 double binary_ceiling() {
   constexpr int CHAINS = 12;
   return rate(CHAINS * 32 * 4, [](int64_t steps) {
@@ -201,14 +255,16 @@ using Count = Counting<Avx2Count>;
 const Kernel avx2 = {
     .name = "avx2",
     .block_pixels = 64,
-    .lanes = Avx2Count::lanes,
-    .prepared_bytes = Count::prepared_bytes,
-    .prepare = Count::prepare,
-    .scratch_bytes = Avx2Count::scratch_bytes,
-    .stage = Avx2Count::stage,
-    .accumulate = Count::accumulate,
+    .binary = {.lanes = Avx2Count::lanes,
+               .prepared_bytes = Count::prepared_bytes,
+               .prepare = Count::prepare,
+               .scratch_bytes = Avx2Count::scratch_bytes,
+               .stage = Avx2Count::stage,
+               .accumulate = Count::accumulate},
+    .int8 = bytes_accumulator<Avx2Bytes>,
     .fused = fused<Avx2>,
     .signs = signs<Avx2>,
+    .quantize = quantize<Avx2>,
     .pack = pack<Avx2>,
     .downsample_pixels = 64,
     .downsample_bytes = downsample_bytes,

@@ -11,9 +11,9 @@
 #include "isa.hpp"
 #include "target.hpp"
 
-BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq")
+BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq,avx512vnni")
 
-#include "accumulate.hpp"
+#include "bytes.hpp"
 #include "ceiling.hpp"
 #include "downsample.hpp"
 #include "epilogue.hpp"
@@ -84,6 +84,68 @@ struct Avx512Count : PlainWords {
   }
 };
 
+// Four products of a channel in one instruction, without saturation.
+struct Avx512Bytes : BytesInWords<Avx512Bytes> {
+  using Tile = bnn::Tile<Avx512Bytes>;
+  using Weight = uint32_t;
+  static constexpr int64_t per_word = 1;
+  static constexpr int lanes = 16, pixels = 6;
+
+  static void put(uint32_t word, uint32_t* weight, int64_t) { *weight = word; }
+
+  template <int PIXELS, int VECTORS>
+  static void multiply(const Tile& t) {
+    __m512i sum[PIXELS][VECTORS];
+    int64_t offsets[PIXELS];
+#pragma GCC unroll 8
+    for (int p = 0; p < PIXELS; p++) {
+      offsets[p] = t.offsets[p];
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; v++) sum[p][v] = _mm512_load_si512(t.base + v * lanes);
+    }
+    for (const Segment& segment : t.segments) {
+      const uint32_t* w = t.w + segment.w;
+      const uint32_t* x = t.x + segment.x;
+      for (const uint32_t* end = x + segment.length; x != end; x++, w += VECTORS * lanes) {
+        __m512i weight[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) weight[v] = _mm512_load_si512(w + v * lanes);
+#pragma GCC unroll 8
+        for (int p = 0; p < PIXELS; p++) {
+          const __m512i word = _mm512_set1_epi32(static_cast<int32_t>(x[offsets[p]]));
+#pragma GCC unroll 4
+          for (int v = 0; v < VECTORS; v++) sum[p][v] = _mm512_dpbusd_epi32(sum[p][v], word, weight[v]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++)
+#pragma GCC unroll 8
+      for (int p = 0; p < PIXELS; p++) _mm512_storeu_si512(t.out[p] + v * lanes, sum[p][v]);
+  }
+
+  template <int PIXELS>
+  static void vectors(const Tile& t) {
+    switch (t.row / lanes) {
+      case 1: return multiply<PIXELS, 1>(t);
+      case 2: return multiply<PIXELS, 2>(t);
+      case 3: return multiply<PIXELS, 3>(t);
+      default: return multiply<PIXELS, 4>(t);
+    }
+  }
+
+  static void tile(const Tile& t) {
+    switch (t.pixels) {
+      case 1: return vectors<1>(t);
+      case 2: return vectors<2>(t);
+      case 3: return vectors<3>(t);
+      case 4: return vectors<4>(t);
+      case 5: return vectors<5>(t);
+      default: return vectors<6>(t);
+    }
+  }
+};
+
 double binary_ceiling() {
   constexpr int CHAINS = 12;
   return rate(CHAINS * 512, [](int64_t steps) {
@@ -109,12 +171,14 @@ using Count = Counting<Avx512Count>;
 const Kernel avx512 = {
     .name = "avx512",
     .block_pixels = 128,
-    .lanes = Avx512Count::lanes,
-    .prepared_bytes = Count::prepared_bytes,
-    .prepare = Count::prepare,
-    .accumulate = Count::accumulate,
+    .binary = {.lanes = Avx512Count::lanes,
+               .prepared_bytes = Count::prepared_bytes,
+               .prepare = Count::prepare,
+               .accumulate = Count::accumulate},
+    .int8 = bytes_accumulator<Avx512Bytes>,
     .fused = fused<Avx512>,
     .signs = signs<Avx512>,
+    .quantize = quantize<Avx512>,
     .pack = pack<Avx512>,
     .downsample_pixels = 64,
     .downsample_bytes = downsample_bytes,

@@ -3,7 +3,7 @@
 
 #include <arm_neon.h>
 
-#include "accumulate.hpp"
+#include "bytes.hpp"
 #include "ceiling.hpp"
 #include "downsample.hpp"
 #include "epilogue.hpp"
@@ -109,12 +109,14 @@ using Count = Counting<NeonCount>;
 const Kernel neon = {
     .name = "neon",
     .block_pixels = 64,
-    .lanes = NeonCount::lanes,
-    .prepared_bytes = Count::prepared_bytes,
-    .prepare = Count::prepare,
-    .accumulate = Count::accumulate,
+    .binary = {.lanes = NeonCount::lanes,
+               .prepared_bytes = Count::prepared_bytes,
+               .prepare = Count::prepare,
+               .accumulate = Count::accumulate},
+    .int8 = bytes_accumulator<PortableBytes>,
     .fused = fused<Portable>,
     .signs = signs<Portable>,
+    .quantize = quantize<Portable>,
     .pack = pack<Portable>,
     .downsample_pixels = 64,
     .downsample_bytes = downsample_bytes,

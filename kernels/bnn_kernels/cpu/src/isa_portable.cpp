@@ -1,6 +1,6 @@
 // Any processor.
 
-#include "accumulate.hpp"
+#include "bytes.hpp"
 #include "ceiling.hpp"
 #include "downsample.hpp"
 #include "epilogue.hpp"
@@ -59,12 +59,14 @@ using Count = Counting<PortableCount>;
 const Kernel portable = {
     .name = "portable",
     .block_pixels = 64,
-    .lanes = PortableCount::lanes,
-    .prepared_bytes = Count::prepared_bytes,
-    .prepare = Count::prepare,
-    .accumulate = Count::accumulate,
+    .binary = {.lanes = PortableCount::lanes,
+               .prepared_bytes = Count::prepared_bytes,
+               .prepare = Count::prepare,
+               .accumulate = Count::accumulate},
+    .int8 = bytes_accumulator<PortableBytes>,
     .fused = fused<Portable>,
     .signs = signs<Portable>,
+    .quantize = quantize<Portable>,
     .pack = pack<Portable>,
     .downsample_pixels = 64,
     .downsample_bytes = downsample_bytes,

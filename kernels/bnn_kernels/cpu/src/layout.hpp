@@ -24,9 +24,10 @@ namespace bnn {
 // Empty for a struct that is not known.
 inline std::string layout(std::string_view name) {
   BNN_FIELDS(Conv, isa, threads, batch, height, width, channels, groups, outputs, kernel_h, kernel_w, out_h, out_w, stride_h,
-             stride_w, pad_h, pad_w, dilation_h, dilation_w, pad_value, transposed);
+             stride_w, pad_h, pad_w, dilation_h, dilation_w, pad_value, transposed, bytes, is_signed);
   BNN_FIELDS(Fused, width, out_groups, act, dtype, shortcut_dtype, scale, bias, gamma, slope, zeta, threshold, shortcut, stream,
-             words, stream_first);
+             words, stream_first, out_scale, out_zero);
+  BNN_FIELDS(Quantizing, count, dtype, out_dtype, x, scale, zero, y);
   BNN_FIELDS(Signs, width, out_groups, threshold, flip, words);
   BNN_FIELDS(Packing, pixels, channels, groups, dtype, plane, x, threshold, words);
   BNN_FIELDS(Downsample, batch, height, width, channels, outputs, pool, dtype, x, weight, bias, y);

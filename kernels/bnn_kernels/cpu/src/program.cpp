@@ -35,11 +35,10 @@ class Arguments {
 // A convolution's first three arguments.
 struct Convolution {
   const Conv& conv;
-  const uint32_t* x;
-  const void* prepared;
+  const void *x, *prepared;
 
   explicit Convolution(Arguments& from)
-      : conv(*from.pointer<const Conv>()), x(from.pointer<const uint32_t>()), prepared(from.pointer<const void>()) {}
+      : conv(*from.pointer<const Conv>()), x(from.pointer<const void>()), prepared(from.pointer<const void>()) {}
 };
 
 void call(Operation operation, Arguments from) {
@@ -63,6 +62,10 @@ void call(Operation operation, Arguments from) {
     case DOWNSAMPLE: {
       const int64_t isa = from.number(), threads = from.number();
       return downsample(*kernel(isa), from.fields<Downsample>(), threads);
+    }
+    case QUANTIZE: {
+      const int64_t isa = from.number(), threads = from.number();
+      return quantize(*kernel(isa), from.fields<Quantizing>(), threads);
     }
     case STEM: {
       const int64_t isa = from.number(), threads = from.number();

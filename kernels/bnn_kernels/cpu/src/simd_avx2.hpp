@@ -40,6 +40,14 @@ struct Avx2 {
     return _mm256_cvtph_ps(half);
   }
 
+  // Whole numbers nearest to v, plus zero, in one byte each.
+  static void store_bytes(uint8_t* p, Float v, int32_t zero) {
+    const __m256i numbers = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(zero));
+    const __m256i low = _mm256_set1_epi32(0x0c080400);
+    const __m256i fours = _mm256_shuffle_epi8(numbers, low);
+    _mm_storel_epi64((__m128i*)p, _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1)));
+  }
+
   static void keep(Float& v) { asm volatile("" : "+x"(v)); }  // as if v were used and changed
 
   static Float set(float v) { return _mm256_set1_ps(v); }
@@ -53,6 +61,7 @@ struct Avx2 {
   static Float scale_unless_positive(Float v, Float factor) { return positive(v, mul(factor, v)); }
   static Float at_least(float low, Float v) { return _mm256_max_ps(set(low), v); }  // the second operand where one is NaN
   static Float at_most(float high, Float v) { return _mm256_min_ps(set(high), v); }
+  static Float cut(Float low, Float v, Float high) { return _mm256_min_ps(_mm256_max_ps(v, low), high); }  // NaN becomes low
   static Float larger(Float most, Float v) {  // NaN stays, in whichever it is
     return _mm256_blendv_ps(_mm256_max_ps(most, v), most, _mm256_cmp_ps(most, most, _CMP_UNORD_Q));
   }

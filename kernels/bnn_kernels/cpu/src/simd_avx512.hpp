@@ -36,6 +36,12 @@ struct Avx512 {
     return _mm512_cvtph_ps(half);
   }
 
+  // Whole numbers nearest to v, plus zero, in one byte each.
+  static void store_bytes(uint8_t* p, Float v, int32_t zero) {
+    const __m512i numbers = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(zero));
+    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(numbers));
+  }
+
   static void keep(Float& v) { asm volatile("" : "+v"(v)); }  // as if v were used and changed
 
   static Float set(float v) { return _mm512_set1_ps(v); }
@@ -48,6 +54,7 @@ struct Avx512 {
   }
   static Float at_least(float low, Float v) { return _mm512_max_ps(set(low), v); }  // the second operand where one is NaN
   static Float at_most(float high, Float v) { return _mm512_min_ps(set(high), v); }
+  static Float cut(Float low, Float v, Float high) { return _mm512_min_ps(_mm512_max_ps(v, low), high); }  // NaN becomes low
   static Float larger(Float most, Float v) {  // NaN stays, in whichever it is
     return _mm512_mask_max_ps(most, _mm512_cmp_ps_mask(most, most, _CMP_ORD_Q), most, v);
   }

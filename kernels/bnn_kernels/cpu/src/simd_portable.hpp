@@ -51,6 +51,11 @@ struct Scalar {
   static Float store_bfloat16(uint16_t* p, Float v) { return bfloat16_to_float(*p = float_to_bfloat16(v)); }
   static Float store_float16(uint16_t* p, Float v) { return float16_to_float(*p = float_to_float16(v)); }
 
+  // The whole number nearest to v, plus zero, in a byte: adding 1.5 * 2^23 rounds what is smaller than 2^22.
+  static void store_bytes(uint8_t* p, Float v, int32_t zero) {
+    *p = static_cast<uint8_t>(static_cast<int32_t>((v + 0x1.8p23F) - 0x1.8p23F) + zero);
+  }
+
   static Float set(float v) { return v; }
   static Float add(Float a, Float b) { return a + b; }
   static Float sub(Float a, Float b) { return a - b; }
@@ -60,6 +65,7 @@ struct Scalar {
   static Float scale_unless_positive(Float v, Float factor) { return positive(v, mul(factor, v)); }
   static Float at_least(float low, Float v) { return v < low ? low : v; }  // NaN stays
   static Float at_most(float high, Float v) { return v > high ? high : v; }
+  static Float cut(Float low, Float v, Float high) { return at_most(high, v > low ? v : low); }  // NaN becomes low
   static uint32_t mask_ge(Float a, Float b) { return a >= b; }  // bit of each lane
   static uint32_t mask_ge(const int32_t* a, const int32_t* b) { return *a >= *b; }
 
@@ -98,6 +104,10 @@ struct Portable {
     for (int i = 0; i < lanes; i++) v[i] = Scalar::store_float16(p + i, v[i]);
     return v;
   }
+  static void store_bytes(uint8_t* p, Float v, int32_t zero) {
+    const Int numbers = __builtin_convertvector((v + 0x1.8p23F) - 0x1.8p23F, Int) + zero;
+    for (int i = 0; i < lanes; i++) p[i] = static_cast<uint8_t>(numbers[i]);
+  }
 
 #if defined(__x86_64__)
   static void keep(Float& v) { asm volatile("" : "+x"(v)); }  // as if v were used and changed
@@ -116,6 +126,10 @@ struct Portable {
   static Float scale_unless_positive(Float v, Float factor) { return positive(v, mul(factor, v)); }
   static Float at_least(float low, Float v) { return v < low ? set(low) : v; }
   static Float at_most(float high, Float v) { return v > high ? set(high) : v; }
+  static Float cut(Float low, Float v, Float high) {  // NaN becomes low
+    v = v > low ? v : low;
+    return v < high ? v : high;
+  }
   static Float larger(Float most, Float v) { return (most >= v) | (most != most) ? most : v; }  // NaN stays
   static uint32_t bits(Int mask) {
     mask &= Int{1, 2, 4, 8};

@@ -1,0 +1,80 @@
+"""The calls of the engine for real layers in int8, as those of lowering.py."""
+
+from array import array
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import checks
+from ..derived import Derived
+from ..geometry import Int8Conv2dGeometry
+from . import engine
+from .calls import BLOCK2D, QUANTIZE
+from .engine import DTYPES, STREAMS, fields
+from .lowering import AMX, AVX512, conv_struct, fused_fields, image, is_image, lowered, rows, vectors, weight
+
+WORD = 4  # bytes of a word of the engine
+TILE = 64, 16  # terms and channels of an AMX tile
+LEAST_USED = 0.2  # of the products of its tiles: below, AVX-512 is faster
+
+
+def lower_quantize(cpu, fixed: dict, inputs: dict) -> Callable | None:
+    call = fixed | inputs
+    x, kind = call['x'], call['zero_point'].dtype
+    places, held = vectors(fixed, inputs, 'scale', 'zero_point')
+    if places is None or 'x' not in inputs or not (is_image(x) if x.dim() == 4 else x.is_contiguous()):
+        return None
+    record = fields('Quantizing', count=x.numel(), dtype=DTYPES[x.dtype], out_dtype=STREAMS[kind], x='x', y='y',
+                    scale=places['scale'], zero=places['zero_point'])
+    made = dict(y=(image if x.dim() == 4 else rows)(checks.quantize(**call), kind))
+    return lowered(cpu, 'quantize', QUANTIZE, ['isa', 'threads', *record], fixed, inputs, made, ['y'], holds=held)
+
+
+def lower_int8_conv2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
+    call = fixed | inputs
+    x, geometry, shortcut, dtype = (call[name] for name in ('x', 'geometry', 'shortcut', 'dtype'))
+    fused, held = fused_fields(fixed, inputs, dtype, shortcut, 'stream' if call['keep'] else 0)
+    if fused is None or 'x' not in inputs or not (is_image(x) and is_image(shortcut)) or fixed.get('shortcut') is not None:
+        return None
+    batch, _, *size = x.shape
+
+    def derive(kernels: Tensor, zero: Tensor, isa: int, threads: int) -> tuple:
+        isa = AVX512 if isa == AMX and used(geometry) < LEAST_USED else isa
+        conv = conv_struct(geometry, batch, tuple(size), isa, threads, x.dtype)
+        # Tiles of AMX have an order of their own where taps follow each other, and in a transposed convolution.
+        order = (geometry.stride, geometry.padding) if geometry.transposed else ()
+        prepared = prepared_weights([kernels, zero], (conv[0], geometry.groups, geometry.dilation, order), kernels, zero, conv,
+                                    geometry.groups)
+        return conv.buffer_info()[0], prepared.data_ptr(), (conv, prepared)
+
+    words, stream = checks.int8_conv2d(**call)
+    made = dict(words=rows(words), stream=(image if call['keep'] else rows)(stream, dtype))
+    return lowered(cpu, 'int8_conv2d', BLOCK2D, ['geometry', 'x', 'kernels', *fused], fixed, inputs, made, ['words', 'stream'],
+                   holds=held, derived=('geometry', 'kernels'), derive=derive,
+                   weights=[weight(fixed, inputs, 'weight'), weight(fixed, inputs, 'x_zero')])
+
+
+def used(geometry: Int8Conv2dGeometry) -> float:
+    """Share of the products of AMX tiles that belong to the convolution."""
+    depth, width = TILE
+    taps, channels = geometry.kernel[1], geometry.group_channels
+    row = taps * -(-channels // depth) * depth
+    if geometry.groups == 1 and geometry.dilation[1] == 1 and not geometry.transposed:
+        row = min(row, -(-taps * channels // depth) * depth)
+    return taps * channels / row * geometry.group_outputs / (-(-geometry.group_outputs // width) * width)
+
+
+def prepare(kernels: Tensor, zero: Tensor, conv: array, groups: int) -> Tensor:
+    library, at, channels = engine.library(), conv.buffer_info()[0], kernels.shape[1]
+    filled = F.pad(kernels.movedim(1, -1), (0, -channels % WORD)).contiguous()
+    unsigned = (zero.to(torch.int32) + (128 if zero.dtype == torch.int8 else 0)).to(torch.uint8)
+    zeros = F.pad(unsigned.expand(groups * channels).unflatten(0, (groups, channels)), (0, -channels % WORD)).contiguous()
+    made = torch.zeros(library.bnn_prepared_bytes(at), dtype=torch.uint8)
+    library.bnn_prepare(at, filled.data_ptr(), zeros.data_ptr(), made.data_ptr())
+    return made
+
+
+prepared_weights = Derived(prepare)
+LOWERINGS: dict[str, Callable[..., Callable | None]] = {'quantize': lower_quantize, 'int8_conv2d': lower_int8_conv2d}
