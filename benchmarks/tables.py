@@ -16,6 +16,7 @@ from .cpu import tables as cpu
 from .diffusion.tables import TABLES as DIFFUSION
 from .gpu import tables as gpu
 from .sequence.tables import TABLES as SEQUENCE
+from .training import tables as training
 
 ROOT = Path(__file__).parents[1]
 PLACE = re.compile(r'(<!-- table: (\w+) -->\n).*?(<!-- end -->)', re.DOTALL)
@@ -49,7 +50,7 @@ def bccd() -> str:
 TABLES = {**ACCURACY, **DIFFUSION, **SEQUENCE, 'bccd': bccd, 'cpu_networks': cpu.networks,
           'cpu_convolutions': cpu.convolutions,
           'cpu_sequences': cpu.sequences,
-          'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions}
+          'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions, 'training': training.table}
 
 
 def filled(text: str) -> str:

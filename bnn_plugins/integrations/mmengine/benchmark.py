@@ -24,6 +24,9 @@ from .run import load_config
 from .summarize import MIN_WIDTH
 
 BINARY_SCOPE = 'bnn_plugins.'
+# Types of bnn_plugins whose float twin is the same type without a method.
+NATIVE = ('BNNCifarResNet', 'BNNVGGSmall', 'BNNSSDVGG', 'BNNReActNet', 'BNNBNext', 'BNNMoBiNet')
+NEUTRAL = ('BinaryClassifier', 'ClassifierHead', 'ImagePreprocessor', 'CrossEntropy', 'SquaredHinge')  # nothing binary in them
 ONLY_BINARY = ('method', 'act', 'pad_value', 'expand')  # arguments of native models that float ones do not have
 
 
@@ -31,7 +34,7 @@ def float_config(model: object) -> object:
     """The config of the float twin: the binary pieces of ``model`` taken out, everything else as it is.
 
     ``BNNResNet`` becomes mmdet's ``ResNet(avg_down=True)``, whose parameters have the same names; ``BNNFPN`` its ``FPN`` with
-    a norm; ``binarized`` the float module that it wraps; a binary ``conv_cfg`` goes.
+    a norm; ``binarized`` the float module that it wraps; a binary ``conv_cfg`` goes; other native backbones lose their method.
 
     Raises:
         ValueError: for a type of bnn_plugins without a known twin.
@@ -47,7 +50,10 @@ def float_config(model: object) -> object:
     if not isinstance(kind, str) or not kind.startswith(BINARY_SCOPE):
         return twin
     norm = dict(type='BN', requires_grad=True)
-    changes = {'BNNResNet': dict(type='mmdet.ResNet', avg_down=True), 'BNNFPN': dict(type='mmdet.FPN', norm_cfg=norm)}
+    changes = {**{native: dict(type=kind, method=None) for native in NATIVE},
+               **{neutral: dict(type=kind) for neutral in NEUTRAL},
+               'BNNResNet': dict(type='mmdet.ResNet', avg_down=True, norm_eval=False),
+               'BNNFPN': dict(type='mmdet.FPN', norm_cfg=norm)}
     name = kind.removeprefix(BINARY_SCOPE)
     if name not in changes:
         raise ValueError(f'no float twin is known for {kind}: name its config with --float-config')

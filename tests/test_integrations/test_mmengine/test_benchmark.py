@@ -15,6 +15,7 @@ from bnn_plugins.integrations.mmengine import benchmark as tool
 from bnn_plugins.integrations.mmengine import pack_checkpoint
 from bnn_plugins.integrations.mmengine.pack import build_model
 from bnn_plugins.integrations.mmengine.run import load_config
+from bnn_plugins.layers import BinaryLayer
 
 from ..conftest import CONFIG, REPOSITORY
 
@@ -126,6 +127,17 @@ def test_twins_of_the_other_ways_in():
         dict(type='FPN', num_outs=2), dict(type='FPN', conv_cfg=dict(type='DCN'))])
     assert tool.float_config(dict(type='bnn_plugins.BNNFPN', method='xnor', norm_cfg=dict(type='GN')))['norm_cfg'] == dict(
         type='GN')
+
+
+def test_twin_of_a_classifier_is_the_same_network_without_a_method():
+    cfg = load_config('configs/classification/resnet20_es-recu-tau2_cifar10.py')
+    twin = tool.float_config(cfg.model.to_dict())
+    assert twin['type'] == 'bnn_plugins.BinaryClassifier'
+    assert twin['backbone'] == dict(type='bnn_plugins.BNNCifarResNet', depth=20, method=None)
+    cfg.model = Config(dict(model=twin)).model
+    assert not any(isinstance(module, BinaryLayer) for module in build_model(cfg).modules())
+    imagenet = tool.float_config(load_config('configs/classification/resnet18_recu_imagenet.py').model.to_dict())
+    assert imagenet['backbone']['norm_eval'] is False, 'in training, the statistics are those of the batch'
 
 
 def test_no_twin_is_known():
