@@ -51,13 +51,13 @@ class DataDrivenGain(nn.Module):
 
     For maps :math:`\bar x` is the mean over the positions and the scale ``[N, O, 1, 1]``; features ``[..., C]`` are taken as
     they are, each row has its own. Source: Martinez et al. 2020 (Real-to-Binary), arXiv 2003.11535, sec. 4.3; as in larq's
-    models, which are never that narrow, there are ``in_channels // reduction`` hidden units, but at least 4, and no biases.
+    models, which are never that narrow, there are ``in_channels // reduction`` hidden units, but at least 8, and no biases.
     """
 
     def __init__(self, in_channels: int, out_channels: int, channel_dim: int, reduction: int = 8):
         super().__init__()
         self.channel_dim = channel_dim
-        self.squeeze = nn.Linear(in_channels, max(in_channels // reduction, 4), bias=False)
+        self.squeeze = nn.Linear(in_channels, max(in_channels // reduction, 8), bias=False)
         self.excite = nn.Linear(self.squeeze.out_features, out_channels, bias=False)
 
     def forward(self, x: Tensor, acc: Tensor) -> Tensor:

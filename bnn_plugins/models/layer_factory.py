@@ -105,10 +105,11 @@ class LayerFactory:
         return BinaryLinear(self.wide(in_features), self.wide(out_features), bias=False, method=self.method,
                             expand=self.expand)
 
-    def real_conv(self, in_channels: int, out_channels: int) -> nn.Conv2d:
+    def real_conv(self, in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
         """A real 1x1 convolution between streams, as cheap as the base network's: ``W(in)`` -> ``W(out)`` channels."""
         kind = dict(expand=self.expand) if self.expand is not None else {}
-        return (ExpandedConv2d if kind else nn.Conv2d)(self.wide(in_channels), self.wide(out_channels), 1, bias=False, **kind)
+        return (ExpandedConv2d if kind else nn.Conv2d)(self.wide(in_channels), self.wide(out_channels), 1, stride, bias=False,
+                                                       **kind)
 
     def squeeze_excite(self, channels: int, reduction: int) -> SqueezeExcite:
         """``[N, W(channels), H, W]`` -> ``[N, W(channels), 1, 1]`` in [0, 1]."""

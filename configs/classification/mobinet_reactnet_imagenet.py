@@ -1,4 +1,4 @@
-# Binary depthwise-separable convolutions, after MoBiNet (arXiv 1907.12629). Published: 54.4.
+# Binary depthwise-separable convolutions, after MoBiNet (arXiv 1907.12629).
 _base_ = [
     '../_base_/datasets/imagenet.py', '../_base_/schedules/adam_linear_imagenet.py', '../_base_/classification_runtime.py'
 ]

@@ -5,6 +5,6 @@ _base_ = [
 model = dict(
     type='bnn_plugins.BinaryClassifier',
     data_preprocessor=_base_.data_preprocessor,
-    backbone=dict(type='bnn_plugins.BNNResNet', depth=18, out_indices=(3,), method='bireal'),
+    backbone=dict(type='bnn_plugins.BNNResNet', depth=18, out_indices=(3,), method='bireal', pool_last=True),
     head=dict(num_classes=_base_.num_classes, loss=dict(type='bnn_plugins.CrossEntropy', label_smoothing=0.1)))
 train_dataloader = dict(batch_size=512)

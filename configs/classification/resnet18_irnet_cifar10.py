@@ -5,7 +5,8 @@ _base_ = [
 model = dict(
     type='bnn_plugins.BinaryClassifier',
     data_preprocessor=_base_.data_preprocessor,
-    backbone=dict(type='bnn_plugins.BNNCifarResNet', depth=18, method='irnet', skips='single'),
+    backbone=dict(type='bnn_plugins.BNNCifarResNet', depth=18, method='irnet', skips='single', shortcut='strided',
+                  stem_act=False),
     head=dict(num_classes=_base_.num_classes, norm=True))
 max_epochs = 400
 train_cfg = dict(max_epochs=max_epochs)

@@ -5,7 +5,8 @@ _base_ = [
 model = dict(
     type='bnn_plugins.BinaryClassifier',
     data_preprocessor=_base_.data_preprocessor,
-    backbone=dict(type='bnn_plugins.BNNResNet', depth=18, out_indices=(3,), method=dict(type='reactnet')),
+    backbone=dict(type='bnn_plugins.BNNResNet', depth=18, out_indices=(3,), method=dict(type='reactnet'), stem_act=False,
+                  pool_last=True),
     head=dict(num_classes=_base_.num_classes),
     distill=dict(
         teacher=dict(model=dict(type='timm', model_name='resnet34', pretrained=True)),

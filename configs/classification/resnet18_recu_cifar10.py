@@ -5,5 +5,6 @@ _base_ = [
 model = dict(
     type='bnn_plugins.BinaryClassifier',
     data_preprocessor=_base_.data_preprocessor,
-    backbone=dict(type='bnn_plugins.BNNCifarResNet', depth=18, method='recu', skips='single', shortcut='pad'),
+    backbone=dict(type='bnn_plugins.BNNCifarResNet', depth=18, method='recu', skips='single', shortcut='pad',
+                  stem_act=False),
     head=dict(num_classes=_base_.num_classes, norm=True))

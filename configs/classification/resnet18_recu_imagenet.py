@@ -1,11 +1,13 @@
-# ReCU (arXiv 2103.12369), one stage: SGD, 200 epochs, batch 512. Published: 61.0.
+# ReCU (arXiv 2103.12369), one stage: SGD, 200 epochs, batch 512; norms start at 1e-8, as released. Published: 61.0.
 _base_ = [
     '../_base_/datasets/imagenet.py', '../_base_/schedules/sgd_cosine_cifar.py', '../_base_/classification_runtime.py'
 ]
 model = dict(
     type='bnn_plugins.BinaryClassifier',
     data_preprocessor=_base_.data_preprocessor,
-    backbone=dict(type='bnn_plugins.BNNResNet', depth=18, out_indices=(3,), method='recu'),
+    backbone=dict(type='bnn_plugins.BNNResNet', depth=18, out_indices=(3,), method='recu', pool_last=True, avg_down=False,
+                  init_cfg=[dict(type='Kaiming', layer='Conv2d', mode='fan_in'),
+                            dict(type='Constant', val=1e-8, layer='BatchNorm2d')]),
     head=dict(num_classes=_base_.num_classes, norm=True))
 max_epochs = 200
 train_cfg = dict(max_epochs=max_epochs)

@@ -1,11 +1,13 @@
-# RBNN (arXiv 2009.13055): 1000 epochs. Published: 87.8.
+# RBNN (arXiv 2009.13055): Bi-Real form, 1000 epochs; norms start at 1e-8, as released. Published: 87.8.
 _base_ = [
     '../_base_/datasets/cifar10.py', '../_base_/schedules/sgd_cosine_cifar.py', '../_base_/classification_runtime.py'
 ]
 model = dict(
     type='bnn_plugins.BinaryClassifier',
     data_preprocessor=_base_.data_preprocessor,
-    backbone=dict(type='bnn_plugins.BNNCifarResNet', depth=20, method='rbnn', shortcut='slice'),
+    backbone=dict(type='bnn_plugins.BNNCifarResNet', depth=20, method='rbnn', shortcut='slice',
+                  init_cfg=[dict(type='Kaiming', layer='Conv2d', mode='fan_in'),
+                            dict(type='Constant', val=1e-8, layer='BatchNorm2d')]),
     head=dict(num_classes=_base_.num_classes, norm=True))
 max_epochs = 1000
 train_cfg = dict(max_epochs=max_epochs)

@@ -1,4 +1,5 @@
-# Bi-Real Net (arXiv 1808.00278). Published: 62.6.
+# Bi-Real Net (arXiv 1808.00278) with mmdet's bottlenecks. The published Bi-Real-50 is another network: a second stream passes
+# the bottlenecks, and its first convolution is real.
 _base_ = [
     '../_base_/datasets/imagenet.py', '../_base_/schedules/adam_linear_imagenet.py', '../_base_/classification_runtime.py'
 ]

@@ -53,7 +53,7 @@ class TestDataDriven:
         w1, w2 = (p.detach().numpy() for p in gain.parameters())
         expected = 1 / (1 + np.exp(-np.maximum(mean @ w1.T, 0) @ w2.T))
         np.testing.assert_allclose(out, expected[:, :, None, None] if channel_dim == 1 else expected, rtol=1e-5)
-        assert w1.shape == (4, 6)
+        assert w1.shape == (8, 6)
 
     def test_hidden_units(self):
         assert DataDrivenGain(80, 3, 1).squeeze.out_features == 10

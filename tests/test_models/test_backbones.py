@@ -22,7 +22,7 @@ from bnn_plugins.models.backbones import (
     BNNVGGSmall,
 )
 from bnn_plugins.models.backbones.bnn_bnext import Processor
-from bnn_plugins.models.backbones.bnn_cifar_resnet import CifarBlock, PadShortcut, SliceShortcut
+from bnn_plugins.models.backbones.bnn_cifar_resnet import SHORTCUTS, CifarBlock
 from bnn_plugins.models.backbones.bnn_reactnet import ReActBlock
 from bnn_plugins.models.layer_factory import LayerFactory
 from bnn_plugins.models.thresholds import UntiedThresholds
@@ -315,10 +315,10 @@ class TestArithmetic:
     @pytest.mark.parametrize('expand', [None, dict(tau=2)], ids=str)
     @pytest.mark.parametrize('average', [True, False])
     def test_pad_shortcut(self, average, expand):
-        cls, factory = (PadShortcut if average else SliceShortcut), LayerFactory(expand=expand)
+        factory = LayerFactory(expand=expand)
         wide = 1 if expand is None else 2
         x = torch.randn(2, 4 * wide, 6, 6)
-        out = cls(factory, 4, 8, 2)(x)
+        out = SHORTCUTS['pad' if average else 'slice'](factory, 4, 8, 2)(x)
         assert out.shape == (2, 8 * wide, 3, 3)
         inner = x.unflatten(3, (3, 2)).unflatten(2, (3, 2)).mean((3, 5)) if average else x[:, :, ::2, ::2]
         torch.testing.assert_close(out[:, 2 * wide:6 * wide], inner)

@@ -43,8 +43,9 @@ class BlockOptions:
     groups: int
     eps: float
 
-    def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> BinaryConv2d:
-        return BinaryConv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, method=self.method,
+    def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1,
+             bias: bool = True) -> BinaryConv2d:
+        return BinaryConv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=bias, method=self.method,
                             pad_value=self.pad_value, expand=self.expand)
 
     def linear(self, layer: nn.Linear) -> BinaryLinear:

@@ -1,6 +1,7 @@
 """Binary ResNets for images of 32x32."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -53,27 +54,28 @@ class PadShortcut(nn.Module):
         return F.pad(x, (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
 
 
-class SliceShortcut(PadShortcut):
-    """:class:`PadShortcut` that takes every stride-th pixel."""
-
-    def __init__(self, factory: LayerFactory, in_channels: int, out_channels: int, stride: int):
-        super().__init__(factory, in_channels, out_channels, stride, average=False)
-
-
 class ConvShortcut(BaseModule):
-    """Average pooling, real 1x1 convolution, norm."""
+    """Average pooling (``average=False``: the stride of the convolution instead), real 1x1 convolution, norm."""
 
-    def __init__(self, factory: LayerFactory, in_channels: int, out_channels: int, stride: int):
+    def __init__(self, factory: LayerFactory, in_channels: int, out_channels: int, stride: int, average: bool = True):
         super().__init__()
-        self.stride = stride
-        self.conv = factory.real_conv(in_channels, out_channels)
+        self.pool = stride if average else 1
+        self.conv = factory.real_conv(in_channels, out_channels, 1 if average else stride)
         self.norm = factory.norm(out_channels, spread=True)[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(pool(x, self.stride)))
+        return self.norm(self.conv(pool(x, self.pool)))
 
 
-SHORTCUTS = {'pad': PadShortcut, 'slice': SliceShortcut, 'conv': ConvShortcut}
+def binary_shortcut(factory: LayerFactory, in_channels: int, out_channels: int, stride: int) -> BinaryUnit:
+    """A strided binary 1x1 convolution and a norm (RBNN's ResNet-18)."""
+    return BinaryUnit(factory, in_channels, out_channels, 1, stride, act=False, residual=False)
+
+
+SHORTCUTS = {
+    'pad': PadShortcut, 'slice': partial(PadShortcut, average=False), 'conv': ConvShortcut,
+    'strided': partial(ConvShortcut, average=False), 'binary': binary_shortcut,
+}
 
 
 @MODELS.register_module()
@@ -87,8 +89,10 @@ class BNNCifarResNet(BinaryBackbone):
         depth (int): 18, or 6n + 2.
         method, act, pad_value, expand: see :class:`.LayerFactory`.
         shortcut (str): where the shape changes: ``'pad'`` (average pooling, new channels are zero), ``'slice'`` (every other
-            pixel, new channels are zero) or ``'conv'`` (average pooling, real 1x1 convolution, norm). Default: ``'conv'`` for
-            ResNet-18, ``'pad'`` for the others.
+            pixel, new channels are zero), ``'conv'`` (average pooling, real 1x1 convolution, norm), ``'strided'`` (the same
+            without pooling) or ``'binary'`` (binary 1x1 convolution, norm). Default: ``'conv'`` for ResNet-18, ``'pad'`` for
+            the others.
+        stem_act (bool): whether the stem has a non-linearity (not in the ResNet-18 of IR-Net, RBNN and ReCU).
         skips (str): ``'double'`` (around each convolution) or ``'single'`` (around two).
         in_channels, base_channels, out_indices, norm_cfg, with_cp, init_cfg: as in ``mmdet.ResNet``; by default the last map.
         residual_init (float): where the weights of the norms behind binary convolutions start; well below 1, gradients do not
@@ -100,9 +104,10 @@ class BNNCifarResNet(BinaryBackbone):
 
     @checked_arguments
     def __init__(self, depth: int = 20, method: str | dict | None = 'reactnet', act: str = 'auto', pad_value: int = 0,
-                 expand: dict | None = None, shortcut: str | None = None, skips: str = 'double', in_channels: int = 3,
-                 base_channels: int | None = None, out_indices: Sequence[int] | None = None, residual_init: float = 1.0,
-                 norm_cfg: dict | None = None, with_cp: bool = False, init_cfg: dict | list | None = None):
+                 expand: dict | None = None, shortcut: str | None = None, skips: str = 'double', stem_act: bool = True,
+                 in_channels: int = 3, base_channels: int | None = None, out_indices: Sequence[int] | None = None,
+                 residual_init: float = 1.0, norm_cfg: dict | None = None, with_cp: bool = False,
+                 init_cfg: dict | list | None = None):
         super().__init__(LayerFactory(method, act, pad_value, norm_cfg, expand), init_cfg)
         if depth != 18 and (depth < 8 or (depth - 2) % 6):
             raise ValueError(f'BNNCifarResNet has depth 18 or 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), but got {depth}')
@@ -114,7 +119,7 @@ class BNNCifarResNet(BinaryBackbone):
         stages, blocks, base = (4, 2, 64) if depth == 18 else (3, (depth - 2) // 6, 16)
         self.out_indices = check_out_indices('BNNCifarResNet', out_indices or (stages - 1,), stages)
         self.widths = [(base_channels or base) * 2**stage for stage in range(stages)]
-        self.stem = self.factory.stem(in_channels, self.widths[0])
+        self.stem = self.factory.stem(in_channels, self.widths[0], act=stem_act)
         self.stages = nn.ModuleList()
         width = self.widths[0]
         for stage, out in enumerate(self.widths):

@@ -1,6 +1,7 @@
 """Binary ResNet with a shortcut around each binary convolution."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
@@ -40,12 +41,14 @@ class BinaryBlock(CheckpointedModule):
         out = norm(getattr(self, f'conv{index}')(x))
         return getattr(self, f'act{index}')(out if shortcut is None else out + shortcut)
 
-    def add_downsample(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def add_downsample(self, in_channels: int, out_channels: int, stride: int, avg_down: bool) -> None:
         """The real-valued shortcut where the shape changes: average pooling, 1x1 convolution, norm (Bi-Real Net)."""
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
-            pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False) if stride != 1 else nn.Identity()
-            self.downsample = nn.Sequential(pool, self.factory.real_conv(in_channels, out_channels),
+            pool, step = nn.Identity(), stride
+            if avg_down and stride != 1:
+                pool, step = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False), 1
+            self.downsample = nn.Sequential(pool, self.factory.real_conv(in_channels, out_channels, step),
                                             self.factory.norm(out_channels, spread=True)[1])
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
@@ -66,11 +69,11 @@ class BinaryBasicBlock(BinaryBlock):
 
     expansion = 1
 
-    def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, **kwargs):
+    def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, avg_down: bool = True, **kwargs):
         super().__init__(**kwargs)
         self.add_unit(1, inplanes, planes, 3, stride, dilation)
         self.add_unit(2, planes, planes, 3)
-        self.add_downsample(inplanes, planes, stride)
+        self.add_downsample(inplanes, planes, stride, avg_down)
 
     def run(self, x: Tensor) -> Tensor:
         x = self.unit(1, x, self.shortcut(x))
@@ -85,12 +88,12 @@ class BinaryBottleneck(BinaryBlock):
 
     expansion = 4
 
-    def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, **kwargs):
+    def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, avg_down: bool = True, **kwargs):
         super().__init__(**kwargs)
         self.add_unit(1, inplanes, planes, 1)
         self.add_unit(2, planes, planes, 3, stride, dilation)
         self.add_unit(3, planes, planes * self.expansion, 1)
-        self.add_downsample(inplanes, planes * self.expansion, stride)
+        self.add_downsample(inplanes, planes * self.expansion, stride, avg_down)
         self.keeps_shape = stride == 1
 
     def run(self, x: Tensor) -> Tensor:
@@ -103,7 +106,7 @@ class BinaryBottleneck(BinaryBlock):
 class BNNResNet(BinaryBackbone):
     """ResNet-18/34/50 with binary 3x3 (and bottleneck 1x1) convolutions; stem and shortcuts stay real.
 
-    The stem pools before its norm, so that the first sign is balanced.
+    By default the stem pools before its norm, so that the first sign is balanced; released networks pool last.
 
     Takes the arguments of ``mmdet.ResNet`` that make sense here, so that a config changes ``type`` and adds ``method``;
     parameter names are those of mmdet's ResNet with ``avg_down=True``, so float checkpoints load as latents (those without
@@ -115,6 +118,9 @@ class BNNResNet(BinaryBackbone):
         act (str): non-linearity of the units; ``'auto'`` is the method's own (``Method.act``).
         pad_value (int): what stands outside of the image after the sign: 0, -1 or 1.
         expand (dict): expanding-and-shrinking, see :class:`.LayerFactory`.
+        stem_act (bool): whether the stem has a non-linearity (not in ReActNet's ResNet-18).
+        pool_last (bool): the stem pools behind its norm and non-linearity.
+        avg_down (bool): shortcuts pool; otherwise their 1x1 convolutions have the stride (IR-Net, RBNN, ReCU).
         in_channels, stem_channels, base_channels, num_stages, strides, dilations, out_indices, deep_stem, frozen_stages,
             norm_cfg, norm_eval, with_cp, init_cfg: as in ``mmdet.ResNet``. ``norm_eval`` defaults to False and
             ``frozen_stages`` to -1: frozen latents or statistics of a float network do not fit a binary one.
@@ -133,7 +139,8 @@ class BNNResNet(BinaryBackbone):
 
     @checked_arguments
     def __init__(self, depth: int, method: str | dict = 'reactnet', act: str = 'auto', pad_value: int = 0,
-                 expand: dict | None = None, in_channels: int = 3, stem_channels: int | None = None, base_channels: int = 64,
+                 expand: dict | None = None, stem_act: bool = True, pool_last: bool = False, avg_down: bool = True,
+                 in_channels: int = 3, stem_channels: int | None = None, base_channels: int = 64,
                  num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
                  out_indices: Sequence[int] = (0, 1, 2, 3), style: str = 'pytorch', deep_stem: bool = False,
                  frozen_stages: int = -1, norm_cfg: dict | None = None, norm_eval: bool = False, with_cp: bool = False,
@@ -152,8 +159,9 @@ class BNNResNet(BinaryBackbone):
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.pool_last = pool_last
         stem_channels = stem_channels or base_channels
-        self._add_stem(in_channels, stem_channels, deep_stem)
+        self._add_stem(in_channels, stem_channels, deep_stem, stem_act)
 
         block, blocks = self.arch_settings[depth]
         self.res_layers, self.widths = [], []
@@ -161,7 +169,7 @@ class BNNResNet(BinaryBackbone):
         for stage in range(num_stages):
             planes = base_channels * 2**stage
             layer = nn.Sequential()
-            for index, kind in enumerate(self.stage_blocks(stage, block, blocks[stage])):
+            for index, kind in enumerate(self.stage_blocks(stage, partial(block, avg_down=avg_down), blocks[stage])):
                 layer.append(kind(inplanes, planes, strides[stage] if index == 0 else 1, dilations[stage],
                                   factory=self.factory, with_cp=with_cp))
                 inplanes = planes * block.expansion
@@ -171,29 +179,33 @@ class BNNResNet(BinaryBackbone):
         self.feat_dim = self.out_width(inplanes)
         self._freeze_stages()
 
-    def stage_blocks(self, stage: int, block: type[BinaryBlock], count: int) -> list[Callable[..., BinaryBlock]]:
+    def stage_blocks(self, stage: int, block: Callable[..., BinaryBlock], count: int) -> list[Callable[..., BinaryBlock]]:
         """What builds the blocks of a stage; the first one changes stride and width."""
         return [block] * count
 
-    def _add_stem(self, in_channels: int, channels: int, deep_stem: bool) -> None:
+    def _add_stem(self, in_channels: int, channels: int, deep_stem: bool, act: bool) -> None:
         factory = self.factory
-        self.stem = make_stem(in_channels, channels, factory) if deep_stem else None
+        last = factory.nonlinearity(channels) if act else nn.Identity()
+        self.stem = make_stem(in_channels, channels, factory).append(last) if deep_stem else None
         if not deep_stem:
             self.conv1 = nn.Conv2d(in_channels, channels, 7, 2, 3, bias=False)
             self.norm1_name, norm = factory.stem_norm(channels, postfix=1)
             self.add_module(self.norm1_name, norm)
-            self.act1 = factory.nonlinearity(channels)
+            self.act1 = last
         self.maxpool = nn.MaxPool2d(3, 2, 1)
 
     def _stem_modules(self) -> list[nn.Module]:
         modules = [*self.stem] if self.stem is not None else [self.conv1, getattr(self, self.norm1_name), self.act1]
         *first, norm, act = modules
+        scaled = [*self.factory.around_norm(norm), act]
         # Pooling before the last norm, as in XNOR-Net: maxima behind a norm are nearly all positive, their sign is no news.
-        return [*first, self.maxpool, *self.factory.around_norm(norm), act]
+        return [*first, *scaled, self.maxpool] if self.pool_last else [*first, self.maxpool, *scaled]
 
     @property
-    def norm_behind_pooling(self) -> nn.Module:
+    def norm_behind_pooling(self) -> nn.Module | None:
         """The stem's last norm. A negative factor of it cannot be moved in front of the maximum, into the convolution."""
+        if self.pool_last:
+            return None
         return self.stem[-2] if self.stem is not None else getattr(self, self.norm1_name)
 
     def _freeze_stages(self) -> None:
@@ -226,7 +238,7 @@ class BNNResNet(BinaryBackbone):
 
 
 def make_stem(in_channels: int, out_channels: int, factory: LayerFactory) -> nn.Sequential:
-    """Three real 3x3 convolutions instead of the 7x7 (ResNet-D)."""
+    """Three real 3x3 convolutions instead of the 7x7 (ResNet-D), up to the last norm."""
     half = out_channels // 2
     stem = nn.Sequential()
     for inputs, outputs, stride in ((in_channels, half, 2), (half, half, 1)):
@@ -234,5 +246,4 @@ def make_stem(in_channels: int, out_channels: int, factory: LayerFactory) -> nn.
         stem.append(build_norm_layer(factory.norm_cfg, outputs)[1])
         stem.append(build_act(factory.act, outputs))
     stem.append(nn.Conv2d(half, out_channels, 3, 1, 1, bias=False))
-    stem.append(factory.stem_norm(out_channels)[1])
-    return stem.append(factory.nonlinearity(out_channels))
+    return stem.append(factory.stem_norm(out_channels)[1])

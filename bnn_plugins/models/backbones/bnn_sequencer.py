@@ -9,7 +9,7 @@ from ...layers import BinaryLSTMCell, BinaryScan2d, GatedLinearCell
 from ...registry import MODELS
 from ..blocks import CheckpointedModule
 from ..layer_factory import LayerFactory
-from .bnn_resnet import BinaryBasicBlock, BinaryBlock, BNNResNet
+from .bnn_resnet import BinaryBlock, BNNResNet
 
 
 class ScanBlock(CheckpointedModule):
@@ -55,7 +55,7 @@ class BNNSequencer(BNNResNet):
         self.scan_stages, self.lstm = tuple(scan_stages), dict(lstm or {})
         super().__init__(depth, **kwargs)
 
-    def stage_blocks(self, stage: int, block: type[BinaryBasicBlock], count: int) -> list[Callable[..., BinaryBlock]]:
+    def stage_blocks(self, stage: int, block: Callable[..., BinaryBlock], count: int) -> list[Callable[..., BinaryBlock]]:
         if stage not in self.scan_stages:
             return super().stage_blocks(stage, block, count)
         return [block, *[partial(ScanBlock, lstm=self.lstm)] * (count - 1)]

@@ -17,11 +17,7 @@ from diffusers import DDIMPipeline, DDIMScheduler
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 
-from bnn_plugins.integrations.diffusers.bi_diffsr import (
-    ChannelPreservingDown,
-    ChannelPreservingUp,
-    ChannelShuffleFusion,
-)
+from bnn_plugins.integrations.diffusers.bi_diffsr import ChannelPreservingDown, ChannelPreservingUp
 from bnn_plugins.integrations.diffusers.blocks import (
     BinaryResnetBlock2D,
     BinaryUnit2D,
@@ -187,29 +183,11 @@ def test_channel_preserving_sampling_keeps_pixels():
         down(torch.randn(1, 16, 3, 4))
 
 
-def test_fusion_mixes_decoder_and_skip():
-    fusion = ChannelShuffleFusion(16, 8, OPTIONS).eval()
-    seen = []
-    for unit in fusion.units:
-        unit.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    fusion(torch.arange(16.).view(1, 16, 1, 1).expand(1, 16, 2, 2), torch.randn(1, 12))
-    assert [part[0, :, 0, 0].tolist() for part in seen] == [[0, 8, 1, 9, 2, 10, 3, 11], [4, 12, 5, 13, 6, 14, 7, 15]]
-
-
 def silent(unit):
     """Nothing passes its non-linearity: what is left is the shortcut."""
     unit.act.slope.data.zero_()
     unit.act.gamma.data.fill_(1e6)
     return unit
-
-
-def test_parts_of_the_fusion_are_averaged():
-    fusion = ChannelShuffleFusion(16, 8, OPTIONS).eval()
-    for unit in fusion.units:
-        silent(unit)
-    x = torch.randn(1, 16, 2, 2)
-    order = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15]
-    torch.testing.assert_close(fusion(x, torch.randn(1, 12)), (x[:, order[:8]] + x[:, order[8:]]) / 2)
 
 
 def test_the_shortcut_of_a_strided_unit_is_the_mean_of_what_each_window_holds():
