@@ -1,7 +1,7 @@
 """From a trained latent model to bits: packing, the packed layers, the packed file. Needs torch and safetensors only."""
 
 from .file import PackedFile, is_packed_file, load_packed_, read_packed, save_packed
-from .fuse import FusionReport, fuse_, fused_parts, fused_steps, unfuse_
+from .fused import FusionReport, fuse_, fused_parts, fused_steps, unfuse_
 from .pack import PACKED, pack_
 from .packed import PackedConv2d, PackedLayer, PackedLinear, PackedModule, register_packed
 from .packed_attention import PackedAttention

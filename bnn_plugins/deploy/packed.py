@@ -77,6 +77,10 @@ class PackedModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
+def has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 PACKED_CLASSES: dict[type[nn.Module], type[PackedModule]] = {}
 
 

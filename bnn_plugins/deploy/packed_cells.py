@@ -14,8 +14,7 @@ from ..layers.cells import State, last
 from ..layers.conv import convolve_levels
 from ..layers.gates import GateProduct, pre_activations
 from ..layers.linear import multiply_levels
-from .graph import has_hooks
-from .packed import PackedConv2d, PackedLinear, PackedModule, register_packed
+from .packed import PackedConv2d, PackedLinear, PackedModule, has_hooks, register_packed
 
 
 class PackedGates(GateProduct):

@@ -7,26 +7,21 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
-import bnn_kernels
 from bnn_kernels.layout import unpack_bits
 
 from ..convert.tables import printed, report_table
 from ..layers import BinaryLayer
 from ..layers.base import expand_input
 from ..layers.conv import convolve_levels
-from ..layers.expand import tile
 from ..layers.linear import multiply_levels
-from .fuse import FusedForward, fused_parts
-from .fuse_fold import act_vectors, affine, folded_weight, sign_threshold, through_norms
-from .fuse_ops import AffineStep, BlockStep, ConvStep, PackStep, Step
-from .fuse_stem import StemStep
-from .fuse_write import Place
-from .graph import constants_of, graph_module, trace_region
+from .fused import fused_parts
+from .fused.fold import sign_threshold
+from .fused.graph import graph_module, trace_region
+from .fused.region import FusedForward
+from .fused.steps import Step, signs_of
+from .fused.write import Place
 from .packed import PackedConv2d, PackedLayer
-
-ROUNDINGS = 16  # of a block, in units in the last place of the largest intermediate result
 
 
 @dataclass
@@ -189,26 +184,26 @@ def compare_layer(row: LayerCheck, one: BinaryLayer, other: PackedLayer, x: Tens
 @contextmanager
 def watched(module: nn.Module, part: FusedForward, row: Callable[[str, str], LayerCheck]):
     """While the latent model runs, every call of ``module`` (a part that is fused in the packed model) is compared."""
-    part.ready()  # its constants as they are now
+    plan = part.up_to_date().plan
     if isinstance(module, BinaryLayer):
-        (place,) = part.places
+        (place,) = plan.places
         handle = module.register_forward_hook(
             lambda _, args, out: compare_step(row, part, place, {place.input: args[0], place.result: out}))
         yield
         handle.remove()
         return
-    _, graph = trace_region(module, BinaryLayer, part.method)
-    recorder = ValueRecorder(graph_module(module, graph, constants_of(graph), {}), part.places)
+    _, graph = trace_region(module, BinaryLayer, part.method, plan.traced)
+    recorder = ValueRecorder(graph_module(module, graph), plan.places)
     original = vars(module).get(part.method)
     run = getattr(module, part.method)
 
     def call(*args, **kwargs):
-        tensors = part.flatten(args, kwargs)
-        if tensors is None:
+        entry = part.entry(args, kwargs)
+        if entry is None or entry.plan is not plan:
             return run(*args, **kwargs)
         recorder.values.clear()
-        out = recorder.run(*tensors)
-        for place in part.places:
+        out = recorder.run(*entry.tensors(args, kwargs))
+        for place in plan.places:
             compare_step(row, part, place, recorder.values)
         return out
 
@@ -236,16 +231,14 @@ class ValueRecorder(fx.Interpreter):
 
 def compare_step(row: Callable[[str, str], LayerCheck], part: FusedForward, place: Place, values: dict[str, Tensor]) -> None:
     """One fused step on the values of the latent model."""
-    step, x, expected = place.step, values[place.input], values[place.result]
-    if isinstance(step, BlockStep):
-        compare_block(row(part.full(step.name), step.text), step, x, values.get(place.shortcut), expected)
-        return
-    if isinstance(step, StemStep):
-        compare_stem(row(part.full(step.label), step.text), step, x, expected)
-        return
-    check = row(part.full(step.label), type(step).__name__.removesuffix('Step').lower())
-    found, error_bound = step(x), float_error_bound(step, x)
-    compare_values(check, found, expected, error_bound)
+    step, x, shortcut, expected = place.step, values[place.input], values.get(place.shortcut), values[place.result]
+    check = row(part.plan.full(step.label), step.text)
+    error_bound = step.error_bound(x, shortcut, expected) + torch.finfo(torch.float32).tiny
+    signs, stream = step.on_values(x, shortcut)
+    if stream is not None:
+        compare_values(check, stream, expected, error_bound)
+    if signs is not None:
+        compare_signs(check, step, signs, expected, error_bound)
 
 
 def compare_values(check: LayerCheck, found: Tensor, expected: Tensor, error_bound: Tensor) -> None:
@@ -254,36 +247,9 @@ def compare_values(check: LayerCheck, found: Tensor, expected: Tensor, error_bou
     check.violations += int((distance > 1).sum())
 
 
-def compare_block(check: LayerCheck, step: BlockStep, x: Tensor, shortcut: Tensor | None, expected: Tensor) -> None:
-    layer = step.held[0]
-    packing = PackStep(layer)
-    packing.prepare()
-    words = packing(x)
-    error_bound = block_error_bound(step, words, shortcut, expected)
-    if shortcut is not None:
-        shortcut = shortcut.to(step.stream)
-        shortcut = shortcut.clone(memory_format=torch.channels_last) if step.is_conv else shortcut.clone()
-    out = step(words) if shortcut is None else step(words, shortcut)
-    signs, stream = out if step.pack and step.keep else (out, None) if step.pack else (None, out)
-    if stream is not None:
-        compare_values(check, stream, expected, error_bound)
-    if signs is not None:
-        compare_signs(check, step, signs, expected, error_bound)
-
-
-def compare_stem(check: LayerCheck, step: StemStep, x: Tensor, expected: Tensor) -> None:
-    error_bound = stem_error_bound(step, x, expected)
-    signs, stream = step(x) if step.pack else (None, step(x))
-    compare_values(check, stream, expected, error_bound)
-    if signs is not None:
-        compare_signs(check, step, signs, expected, error_bound)
-
-
-def compare_signs(check: LayerCheck, step: BlockStep | StemStep, signs: Tensor, expected: Tensor, error_bound: Tensor) -> None:
+def compare_signs(check: LayerCheck, step: Step, signs: Tensor, expected: Tensor, error_bound: Tensor) -> None:
     reader = step.consumers[0]
-    reading = PackStep(reader)
-    reading.prepare()
-    flipped = unpack_bits(signs ^ reading(expected), len(step.scale), getattr(reader, 'groups', 1))
+    flipped = unpack_bits(signs ^ signs_of(reader, expected), len(step.scale), getattr(reader, 'groups', 1))
     threshold = sign_threshold(reader)
     threshold = torch.zeros_like(step.scale) if threshold is None else threshold
     if isinstance(reader, PackedConv2d):
@@ -293,66 +259,6 @@ def compare_signs(check: LayerCheck, step: BlockStep | StemStep, signs: Tensor, 
     check.different += distance.numel()
     check.violations += int((distance > 1).sum())
     check.worst = max(check.worst, float(distance.max()) if distance.numel() else 0.0)
-
-
-def block_error_bound(step: BlockStep, words: Tensor, shortcut: Tensor | None, expected: Tensor) -> Tensor:
-    """How far the result of a block may be from the latent model's, elementwise; see :func:`verify`."""
-    layer = step.held[0]
-    scale, bias = affine(layer, step.tiles, step.norms, sizes=True)
-    if step.is_conv:
-        acc = bnn_kernels.binary_conv2d(words, step.weight, step.channels, **step.options)
-    else:
-        acc = bnn_kernels.binary_linear(words, layer.weight_bits[0], step.channels)
-    acc = tile(acc.double().abs(), len(scale) // acc.shape[layer.channel_dim], layer.channel_dim)
-    if step.is_conv:
-        scale, bias = scale.view(-1, 1, 1), bias.view(-1, 1, 1)
-    total = acc * scale + bias
-    total = through_act(total if shortcut is None else total + shortcut.double().abs(), step.acts[0], layer.channel_dim)
-    return total * rounding(expected, step) + torch.finfo(torch.float32).tiny
-
-
-def float_error_bound(step: Step, x: Tensor) -> Tensor:
-    """As :func:`block_error_bound`, for a real convolution, a downsample or a norm: every term of a sum is rounded once."""
-    size, terms = x.double().abs(), 0
-    if isinstance(step, AffineStep):
-        one = torch.ones(size.shape[1], dtype=torch.float64, device=x.device)
-        scale, bias = (v.view(-1, 1, 1) for v in through_norms(one, one * 0, step.held, sizes=True))
-        total = size * scale + bias
-    else:
-        weight, bias = folded_weight(step.held[0], step.norms, sizes=True)
-        terms = weight[0].numel()
-        if isinstance(step, ConvStep):
-            total = F.conv2d(size, weight, bias, *step.geometry)
-        else:
-            pooled = F.avg_pool2d(size, step.pool, step.pool, ceil_mode=True, count_include_pad=False)
-            total = F.conv2d(pooled, weight, bias)
-    total = through_act(total, step.tail.act if isinstance(step, AffineStep | ConvStep) else None, 1)
-    return total * (rounding(x, step) + terms * torch.finfo(torch.float32).eps) + torch.finfo(torch.float32).tiny
-
-
-def stem_error_bound(step: StemStep, x: Tensor, expected: Tensor) -> Tensor:
-    """As :func:`block_error_bound`, with each term of the convolution rounded once more."""
-    weight, where = step.held[0].weight.double().abs(), step.options
-    total = F.conv2d(x.double().abs(), weight, None, where['stride'], where['padding'])
-    total = F.max_pool2d(total, where['window'], where['window_stride'], where['window_padding'])
-    scale, bias = (v.view(-1, 1, 1) for v in step.affine(sizes=True))
-    total = through_act(tile(total, len(scale) // total.shape[1], 1) * scale + bias, step.acts[0], 1)
-    single = torch.finfo(torch.float32)
-    return total * (rounding(expected, step) + weight[0].numel() * single.eps) + single.tiny
-
-
-def through_act(total: Tensor, act: nn.Module | str | None, channel_dim: int) -> Tensor:
-    """The magnitudes behind a non-linearity."""
-    shape = (-1, *[1] * (total.dim() - 2)) if channel_dim == 1 else (-1,)
-    _, *vectors = act_vectors(act, total.shape[channel_dim])
-    gamma, slope, zeta = (v if v is None else v.to(total.device).double().abs().view(shape) for v in vectors)
-    total = total if gamma is None else total + gamma
-    total = total if slope is None else total * slope.clamp(min=1)
-    return total if zeta is None else total + zeta
-
-
-def rounding(expected: Tensor, step: Step) -> float:
-    return ROUNDINGS * max(torch.finfo(expected.dtype).eps, torch.finfo(step.stream).eps)
 
 
 def tensors_in(value) -> list[Tensor]:

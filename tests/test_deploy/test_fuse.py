@@ -13,7 +13,7 @@ import bnn_kernels
 from bnn_kernels import Epilogue
 from bnn_plugins import binarize_, fuse_, pack_, unfuse_, verify
 from bnn_plugins.deploy import PackedLayer, fused_steps
-from bnn_plugins.deploy.fuse_fold import integer_threshold
+from bnn_plugins.deploy.fused.fold import integer_threshold
 
 from .fuse_nets import ACTS, RandomNet, exact_image, make_exact_, near, resnet, run, small
 from .nets import randomise_

@@ -46,24 +46,54 @@ class TestChanges:
         self.check()
         assert near(run(self.model, self.x), run(other, self.x))
 
-    def test_a_parameter_in_place(self):
+    def test_a_parameter_is_assigned(self):
+        with torch.no_grad():
+            self.model.layer1[0].bn1.weight *= -1.5
+        self.check()
+
+    def test_in_place_and_fused_again(self):
         with torch.no_grad():
             self.model.layer1[0].bn1.weight.mul_(-1.5)
+        fuse_(self.model)
         self.check()
+
+    @pytest.mark.parametrize('name', ['conv1', 'layer1.0.bn1', 'layer2.0.downsample', 'layer3', 'layer4.1.conv2'])
+    def test_a_module_is_assigned(self, name):
+        other = pack_(resnet()).get_submodule(name)
+        owner, _, attribute = name.rpartition('.')
+        setattr(self.model.get_submodule(owner), attribute, other)
+        self.check()
+
+    def test_a_part_is_moved_or_loaded(self):
+        """Not the whole model: its parts are told by themselves."""
+        self.model.layer1.load_state_dict(pack_(resnet()).layer1.state_dict())
+        self.check()
+        self.model.layer2[0].double()
+        with pytest.raises(RuntimeError, match='Double'):
+            run(self.model, self.x)  # as the packed model says
+
+    def test_moved_to_where_it_is(self):
+        """Nothing is folded again."""
+        step = next(iter(dict(fused_steps(self.model)).values()))
+        step.prepare = None
+        self.model.to('cpu').float()
+        run(self.model, self.x)
 
     def test_constants_stay_where_they_are(self):
         """A captured CUDA graph reads them there."""
         scales = [step.scale for name, step in fused_steps(self.model) if name.startswith('layer1.0.conv')]
         assert len(scales) == 2
         before = [scale.clone() for scale in scales]
-        with torch.no_grad():
-            self.model.layer1[0].bn1.weight.mul_(-2), self.model.layer1[0].bn2.weight.mul_(-2)
+        state = self.model.state_dict()
+        self.model.load_state_dict({name: -2 * value if name in ('layer1.0.bn1.weight', 'layer1.0.bn2.weight') else value
+                                    for name, value in state.items()})
         run(self.model, self.x)
         assert all(torch.equal(scale, -2 * old) for scale, old in zip(scales, before, strict=True))
 
     def test_bits_in_place(self):
         self.model.layer4[1].conv2.weight_bits.bitwise_not_()
         self.model.layer2[1].conv2.weight_bits.bitwise_not_()
+        fuse_(self.model)
         assert near(run(self.model, self.x), run(unfuse_(copy.deepcopy(self.model)), self.x))
 
     def test_a_replaced_parameter(self):
@@ -80,7 +110,7 @@ class TestChanges:
         other = copy.deepcopy(self.model)
         assert dict(fused_parts(other))[''].module is other
         with torch.no_grad():
-            other.layer1[0].bn1.weight.mul_(-1.5)
+            other.layer1[0].bn1.weight *= -1.5
         self.check(other)
         assert near(run(self.model, self.x), self.before)
 
@@ -131,6 +161,15 @@ class TestChanges:
         assert near(run(self.model, self.x), self.before)
 
 
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.predict = pack_(resnet()).layer4[1], nn.Conv2d(64, 3, 1)
+
+    def forward(self, maps):
+        return self.predict(self.body(maps[-1]))
+
+
 class TestContexts:
     def setup_method(self):
         self.model, self.x = pack_(resnet()), torch.randn(1, 3, 64, 64)
@@ -144,7 +183,7 @@ class TestContexts:
         compiled = torch.compile(self.model, backend='eager', fullgraph=True)
         run(compiled, self.x)
         with torch.no_grad():
-            self.model.layer1[0].bn1.weight.mul_(-1.5)
+            self.model.layer1[0].bn1.weight *= -1.5
         fresh = run(self.model, self.x)
         assert not near(fresh, self.expected)
         assert equal(run(compiled, self.x), fresh)
@@ -202,8 +241,27 @@ class TestContexts:
             run(layer, torch.zeros(1, layer[0].conv1.in_channels, 4, 4, dtype=torch.int64))
         assert str(error.value).endswith('got torch.int64: convert it with x.float().')
 
-    def test_no_gradients(self):
-        assert not any(o.requires_grad for o in self.model(self.x))
+    def test_gradients(self):
+        """A fused program has none: where they are wanted, the modules run, and say so once."""
+        with pytest.warns(UserWarning, match='is called where gradients are wanted, .* it runs unfused'):
+            out = self.model(self.x)
+        assert equal([o.detach() for o in out], run(unfuse_(copy.deepcopy(self.model)), self.x))
+        sum(o.sum() for o in out).backward()
+        assert self.model.layer4[1].bn2.weight.grad.abs().sum() > 0
+        self.model.requires_grad_(False)
+        out = self.model(self.x)
+        assert not any(o.requires_grad for o in out)
+        assert equal(out, self.expected), 'fused'
+        out = self.model.layer4(torch.randn(1, 32, 4, 4, requires_grad=True))
+        assert out.requires_grad
+
+    def test_a_head_in_training(self):
+        """Its part runs as it is, with gradients; what is in evaluation mode runs fused under no_grad."""
+        model = nn.Sequential(self.model.requires_grad_(False), Head())
+        fuse_(model)
+        model[1].train()
+        model(self.x).sum().backward()
+        assert all(p.grad is not None for p in model[1].parameters() if p.requires_grad)
 
     def test_threads(self):
         results = {}

@@ -9,8 +9,8 @@ from torch import nn
 import bnn_kernels
 from bnn_plugins import fuse_, load_packed_, pack_, save_packed, unfuse_, verify
 from bnn_plugins.deploy import fused_steps
-from bnn_plugins.deploy.fuse_ops import ConvStep
-from bnn_plugins.deploy.fuse_stem import StemStep
+from bnn_plugins.deploy.fused.patterns.conv import ConvStep
+from bnn_plugins.deploy.fused.patterns.stem import StemStep
 from bnn_plugins.layers import BinaryConv2d, RPReLU
 from bnn_plugins.layers.expand import Tile
 
@@ -89,7 +89,7 @@ def test_it_follows_its_parameters():
     step = next(fused_steps(model))[1]
     with torch.no_grad():
         before = step(x)[1].clone()
-        model.conv1.weight.mul_(2)
+        model.conv1.weight *= 2
         model(x)
         assert not torch.equal(step(x)[1], before)
         model.bfloat16()

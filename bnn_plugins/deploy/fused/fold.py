@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from bnn_kernels import Epilogue
 from bnn_kernels.epilogue import stream_of
 
-from ..binarize import ActivationBinarizer
-from ..layers import RPReLU
-from .packed import PackedLayer
+from ...binarize import ActivationBinarizer
+from ...layers import RPReLU
+from ..packed import PackedLayer
 
 LOPSIDED = "padding='same' with an even kernel pads one side more than the other"
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -124,6 +124,22 @@ def act_vectors(act: nn.Module | str | None, channels: int) -> tuple[str, Tensor
 def channels_first(act: nn.Module | str | None) -> bool:
     """Whether the parameters of ``act`` belong to dimension 1, whatever the shape of its input."""
     return (isinstance(act, nn.PReLU) and act.num_parameters > 1) or (isinstance(act, RPReLU) and act.channel_dim == 1)
+
+
+def through_act(total: Tensor, act: nn.Module | str | None, channel_dim: int) -> Tensor:
+    """The magnitudes behind a non-linearity."""
+    shape = (-1, *[1] * (total.dim() - 2)) if channel_dim == 1 else (-1,)
+    _, *vectors = act_vectors(act, total.shape[channel_dim])
+    gamma, slope, zeta = (v if v is None else v.to(total.device).double().abs().view(shape) for v in vectors)
+    total = total if gamma is None else total + gamma
+    total = total if slope is None else total * slope.clamp(min=1)
+    return total if zeta is None else total + zeta
+
+
+def is_float_conv(module: nn.Module | None) -> bool:
+    """Whether a module is a real convolution that computes what ``F.conv2d`` does."""
+    return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward and module.padding_mode == 'zeros' \
+        and type(module)._conv_forward is nn.Conv2d._conv_forward and 'weight' in module._parameters
 
 
 def integer_threshold(epilogue: Epilogue, limit: int) -> tuple[Tensor, Tensor]:

@@ -7,15 +7,18 @@ the graph around it, and is searched for smaller regions itself.
 import dataclasses
 import inspect
 import operator
+import sys
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
 from torch.nn import functional as F
 
-from ..layers import RPReLU
-from ..layers.expand import Tile
+from ...layers import RPReLU
+from ...layers.expand import Tile
+from ..packed import has_hooks
 
 # fx replaces nn.Module.__call__ while it traces, for the whole process.
 TRACING = threading.RLock()
@@ -55,21 +58,90 @@ class Value(fx.Proxy):
         return self.tracer.create_proxy('call_function', operator.itruediv, (self, other), {})
 
 
+class Argument(NamedTuple):
+    """What is known of an argument of a traced method.
+
+    Attributes:
+        kind: ``'tensor'``, ``'number'``, ``'maps'`` (a list of tensors), ``'constant'``; ``'any'``: a tensor or a number.
+        rank: dimensions of a tensor; ``None``: any.
+        length: of maps.
+        value: a constant.
+    """
+
+    kind: str
+    rank: int | None = None
+    length: int | None = None
+    value: object = None
+
+    def takes(self, other: 'Argument | None') -> bool:
+        """Whether what was traced for this argument computes the same for ``other``."""
+        if other is None or (self.rank is not None and self.rank != other.rank):
+            return False
+        if self.kind == 'any':
+            return other.kind in ('tensor', 'number')
+        return (self.kind, self.length, self.value) == (other.kind, other.length, other.value)
+
+
+class Input(Value):
+    """The proxy of an argument. What a forward asks it is noted: whether it is a tensor, and of how many dimensions."""
+
+    @property
+    def given(self) -> Argument:
+        return self.tracer.given[self.node.name]
+
+    @property
+    def __class__(self) -> type:  # isinstance and torch.is_tensor ask it
+        asker = sys._getframe(1).f_globals.get('__name__', '')
+        if asker.startswith(('torch.fx', 'torch.nn.parameter', __name__)):
+            return type(self)
+        self.tracer.kind_matters.add(self.node.name)
+        return Tensor if self.given.kind == 'tensor' else type(self)
+
+    def __getattr__(self, name: str):
+        if name in ('ndim', 'shape') and (rank := self.rank()) is not None:
+            return rank if name == 'ndim' else Shape(self, name, rank)
+        return super().__getattr__(name)
+
+    def rank(self) -> int | None:
+        if self.given.rank is not None:
+            self.tracer.rank_matters.add(self.node.name)
+        return self.given.rank
+
+
+class Shape(fx.proxy.Attribute):
+    """Of a tensor of known rank."""
+
+    def __init__(self, root: fx.Proxy, name: str, rank: int):
+        super().__init__(root, name)
+        self.rank = rank
+
+    def __len__(self) -> int:
+        return self.rank
+
+
 class Tracer(fx.Tracer):
     """Traces ``method`` of a module for evaluation.
 
     Args:
         layers: classes of the binary layers.
+        given: the arguments, but for those that are left at their defaults.
         opaque: names of modules that are called as they are.
         method: name of the traced method.
-        length: of the first argument, where this is a tuple of tensors.
     """
 
-    def __init__(self, layers: type | tuple[type, ...], opaque: set[str] = frozenset(), method: str = 'forward',
-                 length: int | None = None):
+    def __init__(self, layers: type | tuple[type, ...], given: dict[str, Argument], opaque: set[str] = frozenset(),
+                 method: str = 'forward'):
         super().__init__()
-        self.layers, self.opaque, self.traced_func_name, self.length = layers, opaque, method, length
+        self.layers, self.given, self.opaque, self.traced_func_name = layers, given, opaque, method
         self.inlined: list[nn.Module] = []
+        self.kind_matters: set[str] = set()
+        self.rank_matters: set[str] = set()
+
+    def asked(self) -> dict[str, Argument]:
+        """The arguments for which the trace is right."""
+        return {name: argument if argument.kind not in ('tensor', 'number') else
+                Argument(argument.kind if name in self.kind_matters else 'any',
+                         argument.rank if name in self.rank_matters else None) for name, argument in self.given.items()}
 
     def trace(self, root: nn.Module) -> fx.Graph:
         with TRACING:
@@ -86,19 +158,22 @@ class Tracer(fx.Tracer):
         return graph
 
     def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args=None) -> tuple[Callable, list]:
-        names, defaults = arguments_of(root_fn)
-        modes = [name for name, default in defaults.items() if isinstance(default, str)]
-        if modes:
-            raise ValueError(f'its argument {modes[0]} is a str, so that what it computes depends on it')
-        # In OpenMMLab, in_channels says what the first argument has: a list where it is a tuple of maps.
-        channels = getattr(self.root, 'in_channels', None)
-        arguments = []
-        for parameter in names:
-            if self.length is None or arguments:
-                arguments.append(self.input(parameter, channels if not arguments and isinstance(channels, int) else None))
+        channels, values = input_channels(self.root), []
+        for place, (name, argument) in enumerate(self.given.items()):
+            known = channels if place == 0 else None
+            if argument.kind == 'constant':
+                values.append(argument.value)
+            elif argument.kind == 'maps':
+                if not isinstance(known, list | tuple) or len(known) != argument.length:
+                    known = [None] * argument.length
+                values.append(tuple(self.input(f'{name}_{i}', channels) for i, channels in enumerate(known)))
             else:
-                arguments.append(tuple(self.input(f'{parameter}_{i}', channels[i]) for i in range(self.length)))
-        return root_fn, [self.root, *arguments]
+                values.append(self.input(name, known if isinstance(known, int) else None))
+
+        def call(root: nn.Module, *values):
+            return root_fn(root, **dict(zip(self.given, values, strict=True)))
+
+        return call, [self.root, *values]
 
     def input(self, name: str, channels: int | None) -> fx.Proxy:
         proxy = self.create_proxy('placeholder', name, (), {})
@@ -115,7 +190,7 @@ class Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return Value(node, self)
+        return (Input if node.op == 'placeholder' and node.name in self.given else Value)(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         if obj.node.target is getattr and obj.node.args[1] == 'requires_grad':
@@ -125,6 +200,8 @@ class Tracer(fx.Tracer):
     def create_proxy(self, kind: str, target, args: tuple, kwargs: dict, *other, **more):
         """Numbers of channels are no secret: code that asks for ``x.shape[1]`` gets the number."""
         asked = None
+        if kind == 'call_method' and target == 'dim' and isinstance(args[0], Input) and (rank := args[0].rank()) is not None:
+            return rank
         if target is operator.getitem and isinstance(args[0], fx.proxy.Attribute) and args[0].attr == 'shape':
             asked = args[0].root
         elif kind == 'call_method' and target == 'size':
@@ -164,12 +241,12 @@ def arguments_of(function: Callable) -> tuple[list[str], dict[str, object]]:
     """Names of the arguments of a method without a default, and the defaults of the others.
 
     Raises:
-        ValueError: for ``*args`` and ``**kwargs``, which can be anything.
+        ValueError: for nothing but ``*args`` and ``**kwargs``, which can be anything.
     """
-    _, *parameters = inspect.signature(function).parameters.values()
-    for parameter in parameters:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ValueError(f'it takes {parameter}')
+    _, *found = inspect.signature(function).parameters.values()
+    parameters = [p for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if found and not parameters:
+        raise ValueError(f'it takes {found[0]}')
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return [p.name for p in parameters if p.name not in defaults], defaults
 
@@ -178,26 +255,26 @@ def contains(module: nn.Module, layers: type | tuple[type, ...]) -> bool:
     return any(isinstance(m, layers) for m in module.modules())
 
 
-def has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f'{type(error).__name__}: {text[0]}' if text else type(error).__name__
 
 
-def trace_region(module: nn.Module, layers: type | tuple[type, ...], method: str = 'forward') -> tuple[Tracer, fx.Graph]:
-    """Trace ``method`` of ``module``; modules inside that cannot be traced become calls.
+def input_channels(module: nn.Module) -> int | list[int] | None:
+    """What the first argument has: in OpenMMLab, ``in_channels`` is a list where it is a tuple of maps."""
+    return vars(module).get('in_channels')
+
+
+def trace_region(module: nn.Module, layers: type | tuple[type, ...], method: str,
+                 given: dict[str, Argument]) -> tuple[Tracer, fx.Graph]:
+    """Trace ``method`` of ``module`` for such arguments; modules inside that cannot be traced become calls.
 
     Raises:
         Untraceable: when the method itself cannot be.
     """
     opaque: set[str] = set()
-    channels = getattr(module, 'in_channels', None)
-    length = len(channels) if isinstance(channels, list | tuple) and method == 'forward' else None
     while True:
-        tracer = Tracer(layers, opaque, method, length)
+        tracer = Tracer(layers, given, opaque, method)
         try:
             return tracer, tracer.trace(module)
         except Untraceable as error:
@@ -285,18 +362,17 @@ def constants_of(graph: fx.Graph) -> dict[str, Tensor]:
     return vars(graph).setdefault('_made_while_tracing', {})
 
 
-def graph_module(root: nn.Module, graph: fx.Graph, constants: dict[str, Tensor],
-                 steps: dict[str, nn.Module]) -> fx.GraphModule:
-    """A graph over the modules and tensors of ``root``, and ``steps`` by their target."""
-    held = {}
+def graph_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A traced graph over the modules and tensors of ``root``."""
+    held, constants = {}, constants_of(graph)
     for node in graph.nodes:
         if node.op == 'call_module':
-            held[node.target] = steps[node.target] if node.target in steps else root.get_submodule(node.target)
+            held[node.target] = root.get_submodule(node.target)
         elif node.op == 'get_attr':
             owner, _, name = node.target.rpartition('.')
             found = node.target in constants
             held[node.target] = constants[node.target] if found else getattr(root.get_submodule(owner), name)
-    return fx.GraphModule(held, graph, 'FusedGraph')
+    return fx.GraphModule(held, graph, 'TracedGraph')
 
 
 def tensors_of(module: nn.Module) -> list[tuple[dict, str]]:

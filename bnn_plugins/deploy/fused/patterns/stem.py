@@ -1,33 +1,92 @@
-"""The real stem of a network as one step: a convolution of an image, and what lies between it and a binary convolution."""
+"""The real stem of a network: a convolution of an image, and what lies between it and a binary convolution."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 import bnn_kernels
 from bnn_kernels import OpIO, PreparedOp
 from bnn_kernels.geometry import Stem2dGeometry
 
-from ..layers.expand import Tile
-from .fuse_fold import LOPSIDED, pair, sign_modules, symmetric_padding, through_norms
-from .fuse_ops import Step, UnownedModules
-from .graph import has_hooks
-from .packed import PackedLayer
+from ....layers.expand import Tile, tile
+from ...packed import PackedConv2d, PackedLayer, has_hooks
+from ..fold import LOPSIDED, is_float_conv, pair, sign_modules, symmetric_padding, through_act, through_norms
+from ..graph import name_of
+from ..match import Match, Matcher, act_text
+from ..steps import Step, UnownedModules
 
 IMAGE_CHANNELS = 4  # at most, of a convolution that begins a stem
 
 
-@dataclass
-class Stem:
+@dataclass(eq=False)
+class Stem(Match):
     """A real convolution of an image at ``nodes[0]``, and what of its followers is fused with it."""
 
-    conv: nn.Conv2d
-    nodes: list[fx.Node]
+    conv: nn.Conv2d = None
     pool: nn.MaxPool2d | None = None
     affines: list[nn.Module] = field(default_factory=list)
     act: nn.Module | str | None = None
-    parts: list[str] = field(default_factory=lambda: ['conv'])
+
+    packs, reads_stream = True, False
+
+    def step(self, consumer, keep, in_place):
+        return StemStep(self.conv, self.pool, self.affines, self.act, consumer)
+
+
+def match(m: Matcher) -> Iterator[Stem]:
+    inputs = {reader.input for reader in m.readers if isinstance(reader.layer, PackedConv2d)}
+    for node in m.free() if m.readers else ():
+        conv = m.module(node)
+        if not is_float_conv(conv) or conv.in_channels > IMAGE_CHANNELS or len(node.args) != 1:
+            continue
+        stem, reason = Stem([node], ['conv'], node.target, conv=conv), refusal(conv)
+        while not reason and extend(m, stem):
+            pass
+        if not reason and stem.result not in inputs:
+            follower = m.next(stem.result)
+            reason = (f'{follower.target} stays as it is' if follower is not None and follower.op == 'call_module' else
+                      'no binary convolution reads what it makes')
+        if reason:
+            m.unfused[node.target] = reason
+        else:
+            yield stem
+
+
+def extend(m: Matcher, stem: Stem) -> bool:
+    """Whether what follows can be the next part of the stem; notes it. Pooling comes first: so do the native networks."""
+    reader = m.next(stem.result) or copying(m, stem.result)
+    module = None if reader is None else m.module(reader)
+    if reader is None or stem.act is not None or (module is not None and has_hooks(module)):
+        return False
+    if is_plain_pool(module) and stem.pool is None and not stem.affines:
+        stem.pool = module
+        stem.parts.append('pool')
+    elif m.is_plain_norm(reader):
+        stem.affines.append(module)
+        stem.parts.append('norm')
+    elif isinstance(module, Tile) and module.channel_dim == 1:
+        stem.affines.append(module)
+        stem.parts.append('tile')
+    elif name_of(reader) == 'cat':  # a tile that a forward has made
+        stem.affines.append(Tile(len(reader.args[0])))
+        stem.parts.append('tile')
+    elif (act := m.act_of(reader, None)) is not None:
+        stem.act = act
+        stem.parts.append(act_text(act))
+    else:
+        return False
+    stem.nodes.append(reader)
+    return True
+
+
+def copying(m: Matcher, node: fx.Node) -> fx.Node | None:
+    """The only reader of ``node``, where it repeats its channels (:func:`bnn_plugins.layers.expand.tile`)."""
+    reader = next(iter(node.users), None)
+    copies = len(node.users) == 1 and name_of(reader) == 'cat' and reader.args == ([node] * len(reader.args[0]), 1)
+    return reader if copies and reader not in m.taken else None
 
 
 class StemStep(Step):
@@ -41,7 +100,7 @@ class StemStep(Step):
         consumer: the packed layer that reads the words; ``None`` for no words.
     """
 
-    joins = True
+    joins = owns = streams = True
 
     def __init__(self, conv: nn.Conv2d, pool: nn.MaxPool2d | None, affines: list[nn.Module], act: nn.Module | str | None,
                  consumer: PackedLayer | None):
@@ -90,13 +149,16 @@ class StemStep(Step):
                                                pack=self.pack)
         return (words, stream) if self.pack else stream
 
+    def error_bound(self, x, shortcut, expected):
+        weight, where = self.held[0].weight.double().abs(), self.options
+        total = F.conv2d(x.double().abs(), weight, None, where['stride'], where['padding'])
+        total = F.max_pool2d(total, where['window'], where['window_stride'], where['window_padding'])
+        scale, bias = (v.view(-1, 1, 1) for v in self.affine(sizes=True))
+        total = through_act(tile(total, len(scale) // total.shape[1], 1) * scale + bias, self.acts[0], 1)
+        return total * self.rounding(expected, weight[0].numel())
 
-def may_begin_stem(conv: nn.Conv2d) -> bool:
-    """Whether a real convolution reads an image."""
-    return conv.in_channels <= IMAGE_CHANNELS
 
-
-def stem_refusal(conv: nn.Conv2d) -> str:
+def refusal(conv: nn.Conv2d) -> str:
     """Why a real convolution of an image cannot begin a fused stem; ''."""
     if has_hooks(conv):
         return 'has forward hooks'

@@ -1,0 +1,5 @@
+"""What is fused, one file for each pattern, in the order in which they look at a graph."""
+
+from . import affine, block, conv, downsample, stem
+
+PATTERNS = (block.match, stem.match, downsample.match, affine.match, conv.match)

@@ -1,0 +1,283 @@
+"""A packed layer and what follows it: words, shortcut -> words for the next layer, real-valued stream.
+
+It goes as far as each value has one reader and the epilogue of ``bnn_kernels`` can express it: tile, norms, one shortcut, one
+non-linearity. The sign of the layer that reads the result goes into the same step.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import bnn_kernels
+from bnn_kernels import OpIO, PreparedOp
+from bnn_kernels.geometry import Conv2dGeometry
+
+from ....layers.expand import Tile, tile
+from ...packed import PackedConv2d, PackedLayer, PackedLinear, has_hooks
+from ..fold import (
+    LOPSIDED,
+    NORMS,
+    affine,
+    channels_first,
+    integer_threshold,
+    sign_modules,
+    symmetric_padding,
+    through_act,
+)
+from ..match import Match, Matcher, act_text
+from ..steps import Step, UnownedModules, signs_of
+
+FUNCTIONS = {None: lambda x: x, 'relu': F.relu, 'hardtanh': F.hardtanh}
+
+
+@dataclass(eq=False)
+class Block(Match):
+    """A packed layer at ``nodes[0]`` and what is fused behind it; ``stop`` says why it ends there."""
+
+    layer: PackedLayer = None
+    tiles: int = 1
+    norms: list[nn.Module] = field(default_factory=list)
+    act: nn.Module | str | None = None
+    stop: str = ''
+
+    reads_words = packs = True
+
+    def step(self, consumer, keep, in_place):
+        return BlockStep(self.layer, self.tiles, self.norms, self.shortcut is not None, self.act, consumer, keep, in_place)
+
+
+def refusal(layer: PackedLayer) -> str:
+    """Why a packed layer cannot be fused at all; ''."""
+    activation = layer.activation
+    if activation.bits == 32:
+        return 'real activations: nothing is computed in bits'
+    if activation.bits > 1 or layer.w_bits > 1:
+        return f'{layer.w_bits}-bit weights, {activation.bits}-bit activations: the fused operators are 1-bit'
+    if getattr(layer, 'gain', None) is not None:
+        return 'its scale depends on the input'
+    if type(layer) not in (PackedConv2d, PackedLinear):
+        return f'a {type(layer).__name__} computes more than a convolution'
+    if isinstance(layer, PackedConv2d) and symmetric_padding(layer) is None:
+        return LOPSIDED
+    if getattr(layer, 'pre_norm', None) is not None and layer.pre_norm.training:
+        return 'its norm before the sign is in training mode'
+    if has_hooks(layer):
+        return 'has forward hooks'
+    if any(t.dtype == torch.float64 for t in (*layer.parameters(), *layer.buffers())):
+        return 'float64: the fused operators compute in float32'
+    return ''
+
+
+def match(m: Matcher) -> Iterator[Block]:
+    for node in m.free():
+        layer = m.module(node)
+        if not isinstance(layer, PackedLayer):
+            continue
+        reason = m.exclude(node.target) or refusal(layer)
+        if not reason and (len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node)):
+            reason = 'is not called with one tensor alone'
+        if reason:
+            m.refused[node.target] = reason
+            continue
+        found = Block([node], ['conv' if isinstance(layer, PackedConv2d) else 'linear'], node.target, layer=layer)
+        while (reader := m.next(found.result)) is not None and extend(m, found, reader):
+            found.nodes.append(reader)
+        yield found
+
+
+def extend(m: Matcher, block: Block, reader: fx.Node) -> bool:
+    """Whether ``reader`` can be the next part of the block; notes it."""
+    module, ended = m.module(reader), block.act is not None
+    if module is not None and has_hooks(module):
+        block.stop = f'{reader.target} has forward hooks'
+    elif isinstance(module, Tile) and module.channel_dim == block.layer.channel_dim:
+        if not (ended or block.shortcut is not None or block.norms):
+            block.tiles *= module.times
+            block.parts.append('tile')
+            return True
+    elif isinstance(module, NORMS) and not ended:
+        if block.shortcut is not None:
+            block.stop = f'the norm {reader.target} comes after the shortcut'
+        elif module.training or module.running_mean is None:
+            block.stop = f'the norm {reader.target} takes the statistics of the batch'
+        else:
+            block.norms.append(module)
+            block.parts.append('norm')
+            return True
+    elif m.is_sum(reader) and not ended and block.shortcut is None:
+        block.shortcut = next(a for a in reader.args if a is not block.result)
+        block.parts.append('shortcut')
+        return True
+    elif not ended and (act := m.act_of(reader, block.layer)) is not None:
+        block.act = act
+        block.parts.append(act_text(act))
+        return True
+    elif module is not None and not isinstance(module, PackedLayer) and not ended:
+        block.stop = f'{type(module).__name__} {reader.target} stays as it is'
+    return False
+
+
+class BlockStep(Step):
+    """Words, shortcut -> words, stream, or ``(words, stream)``.
+
+    Args:
+        layer: packed convolution or linear layer, 1-bit.
+        tiles: how often a following tile repeats its output.
+        norms, act: what follows; ``act`` is a module, the name of a parameterless one, or ``None``.
+        consumer: the packed layer that reads the words; ``None`` for no words.
+        keep: whether the stream is wanted.
+        in_place: the shortcut's memory takes the stream.
+    """
+
+    streams = True
+
+    def __init__(self, layer: PackedLayer, tiles: int, norms: list[nn.Module], has_shortcut: bool,
+                 act: nn.Module | str | None, consumer: PackedLayer | None, keep: bool, in_place: bool):
+        super().__init__()
+        self.tiles, self.act, self.keep, self.in_place = tiles, act if isinstance(act, str) else None, keep, in_place
+        self.held = UnownedModules([layer, *norms, *([act] if isinstance(act, nn.Module) else [])])
+        self.norms, self.acts = UnownedModules(norms), UnownedModules([act])
+        self.consumers = UnownedModules([] if consumer is None else [consumer])
+        self.pack, self.has_shortcut = consumer is not None, has_shortcut
+        self.is_conv = self.joins = self.owns = isinstance(layer, PackedConv2d)
+        self.wants_flat = not self.is_conv and (any(norms) or channels_first(act))
+        self.channels = layer._fan() * getattr(layer, 'groups', 1)
+        self.options = {}  # of the public functions
+        self.said = False
+        if self.is_conv:
+            padding = layer._reversed_padding_repeated_twice[::-2]
+            pad_value = layer.pad_value if layer.activation.signed else -1  # a 0 outside of the image is the bit 0
+            self.options = dict(stride=tuple(layer.stride), padding=tuple(padding), dilation=tuple(layer.dilation),
+                                groups=layer.groups, pad_value=pad_value)
+
+    def layers(self) -> list[nn.Module]:
+        return [*self.held, *(m for consumer in self.consumers for m in sign_modules(consumer))]
+
+    def prepare(self) -> None:
+        layer = self.held[0]
+        words = layer.weight_bits[0]
+        self.weight = words if self.is_conv else words[:, None, None]
+        scale, bias = affine(layer, self.tiles, self.norms)
+        self._fold_epilogue(scale, bias, self.acts[0], self.consumers[0] if self.consumers else None, layer.weight_bits.device)
+        self.width = scale.numel()
+        slope = self.epilogue.slope
+        self.by_integers = not (self.keep or self.has_shortcut) and (slope is None or bool((slope >= 0).all()))
+        if self.by_integers:
+            limit, flip = integer_threshold(self.epilogue, layer.fan_in)
+            self._set_constant('limit', limit)
+            self._set_constant('flip', flip if bool(flip.any()) else None)
+        self.bind()
+
+    def bind(self) -> None:
+        """What eager code calls: everything but words and shortcut is known."""
+        self.geometry = Conv2dGeometry.of(self.weight.shape, self.channels, **self.options)
+        if self.by_integers:
+            self.prepared_op = PreparedOp('binary_conv2d_sign', w_words=self.weight, geometry=self.geometry,
+                                          threshold=self.limit, flip=self.flip, out_groups=self.epilogue.out_groups)
+        else:
+            self.prepared_op = PreparedOp('binary_block2d', w_words=self.weight, geometry=self.geometry,
+                                          epilogue=self.epilogue, pack=self.pack, keep=self.keep,
+                                          dtype=self.stream if self.keep else torch.float32)
+
+    def io(self, out, words, shortcut=None):
+        if self.by_integers:
+            return OpIO({'x_words': words}, (out,))
+        made = out if self.pack and self.keep else (out, None) if self.pack else (None, out)
+        return OpIO({'x_words': words, 'shortcut': shortcut, 'out': shortcut if self.in_place else None}, made)
+
+    def forward(self, words: Tensor, shortcut: Tensor | None = None):
+        if not self.is_conv:
+            return self.on_features(words, shortcut)
+        if self.by_integers:
+            if PreparedOp.direct(words):
+                return self.prepared_op(x_words=words)
+            return bnn_kernels.binary_conv2d_sign(words, self.weight, self.channels, self.limit, self.flip,
+                                                  out_groups=self.epilogue.out_groups, **self.options)
+        return self.block(words, shortcut)
+
+    def block(self, words: Tensor, shortcut: Tensor | None):
+        if PreparedOp.direct(words):
+            inputs = dict(x_words=words, shortcut=shortcut, out=shortcut if self.in_place else None)
+            try:
+                call = self.prepared_op.choose(inputs)
+            except (TypeError, ValueError):
+                pass  # of the checks: the ordinary way takes other inputs, or says what is wrong
+            else:
+                return self.wanted(*call(**inputs))
+        if shortcut is not None:
+            if shortcut.shape != (words.shape[0], self.width, *self.geometry.size(words.shape[1:3])):
+                return self.in_parts(words, shortcut)
+        if self.in_place:
+            out = bnn_kernels.binary_block2d_(shortcut, words, self.weight, self.channels, self.epilogue, pack=self.pack,
+                                              **self.options)
+            return self.wanted(out, shortcut)
+        return self.wanted(*bnn_kernels.binary_block2d(words, self.weight, self.channels, self.epilogue, shortcut,
+                                                       pack=self.pack, keep=self.keep,
+                                                       dtype=self.stream if self.keep else torch.float32, **self.options))
+
+    def wanted(self, words: Tensor | None, stream: Tensor | None):
+        return ((words, stream) if self.pack else stream) if self.keep else words
+
+    def on_features(self, words: Tensor, shortcut: Tensor | None):
+        """A linear layer is a 1x1 convolution of an image of one column."""
+        lead = words.shape[:-1]
+        if self.wants_flat and len(lead) != 1:  # a norm or PReLU has its channels at dimension 1
+            return self.in_parts(words, shortcut)
+        if shortcut is not None:
+            if shortcut.shape != (*lead, self.width):
+                return self.in_parts(words, shortcut)
+            shortcut = shortcut.reshape(1, -1, 1, self.width).permute(0, 3, 1, 2)
+        image = words.reshape(1, -1, 1, words.shape[-1])
+        if self.by_integers:
+            out = bnn_kernels.binary_conv2d_sign(image, self.weight, self.channels, self.limit, self.flip)
+            return out.view(*lead, -1)
+        packed, stream = bnn_kernels.binary_block2d(image, self.weight, self.channels, self.epilogue, shortcut,
+                                                    pack=self.pack, keep=self.keep,
+                                                    dtype=self.stream if self.keep else torch.float32)
+        return self.wanted(packed.view(*lead, -1) if self.pack else None,
+                           stream.permute(0, 2, 3, 1).reshape(*lead, -1) if self.keep else None)
+
+    def in_parts(self, words: Tensor, shortcut: Tensor | None):
+        """Operator by operator, where the shortcut or the norm has another shape than one operator takes."""
+        if not self.said and not torch.compiler.is_compiling():
+            self.said = True
+            warnings.warn(f'fused {self.label} has another shape than what is added to it (or than its norm takes): what '
+                          f'follows it is left to torch', stacklevel=2)
+        (layer, *_), (scale, bias) = self.held, affine(self.held[0], 1, [])
+        scale, bias = (v.float().view(-1, 1, 1) if self.is_conv else v.float() for v in (scale, bias))
+        acc = self.accumulate(words)
+        x = tile((tile(acc, scale.shape[0] // acc.shape[layer.channel_dim], layer.channel_dim) * scale + bias), self.tiles,
+                 layer.channel_dim)
+        for norm in self.norms:
+            x = norm(x)
+        x = x if shortcut is None else x + shortcut
+        act = self.acts[0]
+        x = (act if isinstance(act, nn.Module) else FUNCTIONS[act])(x).to(self.stream)
+        return self.wanted(signs_of(self.consumers[0], x) if self.pack else None, x)
+
+    def accumulate(self, words: Tensor) -> Tensor:
+        if self.is_conv:
+            return bnn_kernels.binary_conv2d(words, self.weight, self.channels, **self.options)
+        return bnn_kernels.binary_linear(words, self.held[0].weight_bits[0], self.channels)
+
+    def on_values(self, x, shortcut):
+        if shortcut is not None:
+            shortcut = shortcut.to(self.stream)
+            shortcut = shortcut.clone(memory_format=torch.channels_last) if shortcut.dim() == 4 else shortcut.clone()
+        out = self(signs_of(self.held[0], x), shortcut)
+        return out if self.pack and self.keep else (out, None) if self.pack else (None, out)
+
+    def error_bound(self, x, shortcut, expected):
+        layer = self.held[0]
+        scale, bias = affine(layer, self.tiles, self.norms, sizes=True)
+        acc = self.accumulate(signs_of(layer, x))
+        acc = tile(acc.double().abs(), len(scale) // acc.shape[layer.channel_dim], layer.channel_dim)
+        if self.is_conv:
+            scale, bias = scale.view(-1, 1, 1), bias.view(-1, 1, 1)
+        total = acc * scale + bias
+        total = total if shortcut is None else total + shortcut.double().abs()
+        return through_act(total, self.acts[0], layer.channel_dim) * self.rounding(expected)
