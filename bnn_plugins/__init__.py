@@ -33,12 +33,13 @@ __all__ = [
 
 install()
 
-# What needs diffusers, imported when it is asked for.
-_DIFFUSERS = ('BinaryUNet2DModel', 'CrossTimestepConnection', 'export_loader_shim', 'from_config', 'register_block')
+# What needs diffusers or mmcv, imported when it is asked for.
+_LATER = dict.fromkeys(('BinaryUNet2DModel', 'CrossTimestepConnection', 'export_loader_shim', 'from_config', 'register_block'),
+                       'bnn_plugins.integrations.diffusers') | {'import_checkpoint': 'bnn_plugins.models.importing'}
 
 
 def __getattr__(name: str):
-    if name not in _DIFFUSERS:
+    if name not in _LATER:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(import_module('bnn_plugins.integrations.diffusers'), name)
+    return getattr(import_module(_LATER[name]), name)
 

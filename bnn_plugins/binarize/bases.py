@@ -22,7 +22,7 @@ class BasisWeight(WeightBinarizer):
     float checkpoint starts at the paper's initial scales (the released code overwrites the first one at every start).
 
     Gradient: :math:`dW = (\sigma_1 1_{|W| \le 1} + \sigma_2 1_{|W - \sigma_1 b_1| \le 1})\,g`; the residual moves with
-    :math:`W` only.
+    :math:`W` only (in the released code also with the first basis and its scale).
 
     Args:
         order: number of bases, 1 or 2.

@@ -73,7 +73,7 @@ class STE(Estimator):
 class ClippedSTE(Estimator):
     r"""Clipped (saturating) straight-through estimator. :math:`\partial = 1_{|x| \le c}`, ``c = 1``.
 
-    Source: Hubara et al. 2016, arXiv 1602.02830, eq. 4.
+    Source: Hubara et al. 2016, arXiv 1602.02830, eq. 4; the edges belong to it (not in a released XNOR-Net for PyTorch).
     """
 
     def __init__(self, clip: float = 1.0):

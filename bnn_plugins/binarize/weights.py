@@ -141,7 +141,8 @@ class XNORWeight(WeightBinarizer):
     (depthwise) is not centred: the difference would be zero.
 
     Gradient: :math:`d\hat W_i = \alpha\,g_i\,1_{|\hat W_i| \le 1} + \mathrm{sign}(\hat W_i)\,\frac1n \sum_j g_j
-    \mathrm{sign}(\hat W_j)`, then through the clip and the mean.
+    \mathrm{sign}(\hat W_j)`, then through the clip and the mean. The released code centres and clips the latents in place, so
+    that its gradient passes both; Adam cancels its factor :math:`n (1 - 1/C)`.
     Source: Rastegari et al. 2016 (XNOR-Net), arXiv 1603.05279, eq. 12, and its released code (centring, clip).
     """
 
@@ -336,8 +337,9 @@ class ReBNNWeight(WeightBinarizer):
     Gradient, with the loss :math:`L + \frac{\gamma_o}2 \lVert W - \alpha b \rVert^2`, :math:`b = \mathrm{sign}(W)`:
     :math:`dW = \alpha g\,1_{|W| \le 1} + \gamma_o (W - \alpha b)`, :math:`d\alpha = \sum g b - \gamma_o \sum (W - \alpha b) b`
     with :math:`\gamma_o = \mathrm{clip}(f_o \max|g_o|, 10^{-5}, 2\cdot10^{-4})` and :math:`f_o`, the share of the filter's
-    signs that the last optimizer step flipped (:meth:`after_step` counts; the released code guesses). A loss scale of float16
-    training weakens the reconstruction term; bfloat16 needs none.
+    signs that the last optimizer step flipped (:meth:`after_step` counts). These are the paper's; the released code has no
+    clip of the gradient at 1, a constant :math:`\gamma = 2\cdot10^{-4}`, and :math:`W` for :math:`b` in :math:`d\alpha`. A
+    loss scale of float16 training weakens the reconstruction term; bfloat16 needs none.
     Source: Xu et al. 2023 (ReBNN), arXiv 2302.00956.
     """
 
@@ -365,7 +367,8 @@ class BNextWeight(WeightBinarizer):
     r"""Signs at the end of a temperature schedule, without a scale.
 
     Forward in training: :math:`W_b = \mathrm{clip}(W / T, -1, 1)`, and :math:`\mathrm{sign}(W)` once :math:`T` is at its end;
-    in evaluation always :math:`\mathrm{sign}(W)`, so that what is measured is what the bits compute. Gradient: :math:`dW = g`;
+    in evaluation always :math:`\mathrm{sign}(W)`, so that what is measured is what the bits compute (the released code
+    evaluates with the weights of the temperature). Gradient: :math:`dW = g`;
     latents are to be clipped to [-1.5, 1.5].
 
     Schedule: :math:`T = 10^{-7 p / p_1}` over the progress p, the sign from :math:`p_1` on; the released code multiplies by
