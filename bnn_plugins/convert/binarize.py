@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..layers import BinaryAttention, BinaryConv2d, BinaryLayer, BinaryLinear, Expansion, build_act
 from ..layers.multihead import SplitMultiheadAttention
 from .config import BNNConfig
+from .dataflow import NON_NEGATIVE, Trace, trace
 from .report import BinarizationReport, LayerRow
-from .rules import candidates, check_rules, decide, known, walk
+from .rules import candidates, check_rules, decide, known, probe_of, walk
 
-NON_NEGATIVE = (nn.ReLU, nn.ReLU6)
 # Called with each converted model and its config, for libraries whose models carry their config.
 CONVERTED: list[Callable[[nn.Module, BNNConfig], None]] = []
 
@@ -20,8 +21,11 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
     """Make a float model binary, in place: layers are replaced, all other modules and the parameters stay.
 
     Latent weights are the float weights. An ``nn.MultiheadAttention`` is replaced by one whose projections are layers, so that
-    they can become binary. ReLUs are replaced when the method takes signs of activations: the sign of a non-negative number is
-    always +1.
+    they can become binary. When the method takes signs of activations, ReLUs before binary layers are replaced: the sign of a
+    non-negative number is always +1.
+
+    Where a rule set knows how to call the model (:attr:`RuleSet.probe`), a copy of it is called once, and the data flow
+    decides what must stay real: predictions, positions, gates, modulations and what is computed from a timestep alone.
 
     Args:
         model: any module; the convolutions and linear layers inside of it are candidates.
@@ -48,25 +52,27 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
         raise ValueError(f'binarize_ changes the children of a model; for a single {type(model).__name__} build the binary '
                          'layer itself: bnn_plugins.layers.BinaryConv2d or BinaryLinear')
     check_rules(cfg.rules, [c.name for c in found])
+    flow = trace(model, probe_of(model))
+    report.traced = flow.said
+    replaces, made = cfg.takes_signs and cfg.replacement_act != 'keep', False
 
-    takes_signs = False
     for candidate in found:
         layer: Any = candidate.module  # a convolution or a linear layer
         kind, weights = type(layer).__name__, layer.weight.numel()
         if isinstance(layer, BinaryLayer):
             binary, reason = True, 'binary already'
         else:
-            binary, reason = decide(candidate, cfg.rules, cfg.roles)
+            binary, reason = decide(candidate, cfg.rules, cfg.roles, flow, replaces)
             if binary:
                 layer, note = to_binary(layer, cfg)
                 reason += note
+                layer.path, made = candidate.name, True
                 replace_(model, candidate.module, layer)
-                takes_signs |= layer.activation.signed and layer.activation.bits == 1
         report.rows.append(LayerRow(candidate.name, kind, binary, reason, weights))
     if not report.binary:
         raise ValueError(f'nothing in this {type(model).__name__} became binary:\n{report}')
-    if takes_signs and cfg.replacement_act != 'keep':
-        replace_relus_(model, cfg.replacement_act, report)
+    if replaces and made:
+        replace_relus_(model, cfg.replacement_act, report, flow)
     for note in CONVERTED:
         note(model, cfg)
     return report
@@ -91,15 +97,18 @@ def split_attention_(model: nn.Module, cfg: BNNConfig) -> dict[str, str]:
     return said
 
 
-def to_binary(layer: nn.Conv2d | nn.Linear, cfg: BNNConfig) -> tuple[BinaryConv2d | BinaryLinear, str]:
-    """The binary layer of the same outer shape, with the same parameters (as latents), mode, device and dtype.
+def to_binary(layer: nn.Conv2d | nn.Linear, cfg: BNNConfig,
+              device: torch.device | str | None = None) -> tuple[BinaryConv2d | BinaryLinear, str]:
+    """The binary layer of the same outer shape, with the same parameters (as latents), mode and dtype; its own thresholds and
+    scales are on ``device``, by default that of the layer.
 
     An expanded layer has as many weights in another shape: new parameters with the same numbers. Also returns what the report
     says about the expansion, ``''`` without one.
     """
     expand = cfg.layer_expand
     note = '' if expand is None else obstacle(layer, expand)
-    options = dict(method=cfg.method, expand=None if note else expand, device=layer.weight.device, dtype=layer.weight.dtype)
+    options = dict(method=cfg.method, expand=None if note else expand, device=device or layer.weight.device,
+                   dtype=layer.weight.dtype)
     if isinstance(layer, nn.Linear):
         new = BinaryLinear(layer.in_features, layer.out_features, layer.bias is not None, **options)
     else:
@@ -122,13 +131,21 @@ def obstacle(layer: nn.Conv2d | nn.Linear, expand: Expansion) -> str:
     return f'not expanded: {outputs} outputs are not divisible by {expand.copies}' if outputs % expand.copies else ''
 
 
-def replace_relus_(model: nn.Module, act: str, report: BinarizationReport) -> None:
-    """Replace each ReLU that may feed a sign; channel attention keeps its own."""
-    for c in walk(model):
-        if type(c.module) in NON_NEGATIVE and not c.inside(*known('channel_attention')):
-            new = build_act(act, 1).to(next(model.parameters())).train(c.module.training)  # device and dtype of the model
-            replace_(model, c.module, new)
-            report.replaced[c.name] = f'{type(c.module).__name__} -> {type(new).__name__}: a sign behind it would always be +1'
+def replace_relus_(model: nn.Module, act: str, report: BinarizationReport, flow: Trace) -> None:
+    """Replace each ReLU that makes the input of a binary layer non-negative, as far as the forward pass of ``flow`` got; of
+    those that it did not call, all but the ones of channel attention."""
+    feeding = {relu for row in report.binary if row.name in flow.layers for relu in flow.layers[row.name].relus}
+    feeding = frozenset().union(*feeding)
+    found = {c.module: c for c in walk(model) if type(c.module) in NON_NEGATIVE}
+    for name, old in list(model.named_modules(remove_duplicate=False)):  # each place gets its own: slopes are parameters
+        owner, _, leaf = name.rpartition('.')
+        if old not in found or (owner and getattr(model.get_submodule(owner), leaf) is not old):
+            continue
+        c = found[old]
+        if c.name in feeding or (c.name not in flow.called and not c.inside(*known('channel_attention'))):
+            new = build_act(act, 1).to(next(model.parameters())).train(old.training)  # device and dtype of the model
+            setattr(model.get_submodule(owner), leaf, new)
+            report.replaced[name] = f'{type(old).__name__} -> {type(new).__name__}: a sign behind it would always be +1'
 
 
 def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -109,6 +109,12 @@ class BNNConfig:
         return json.dumps(self.to_dict(), indent=2)  # not sorted: the first rule that matches wins
 
     @property
+    def takes_signs(self) -> bool:
+        """Whether the method binarizes activations by their sign."""
+        activation = BinaryConv2d(1, 1, 1, method=self.method, device='meta').activation
+        return activation.signed and activation.bits == 1
+
+    @property
     def layer_expand(self) -> Expansion | None:
         """``expand`` of each layer; the style is ``'drop_in'`` where none is said."""
         return Expansion.of({'style': 'drop_in', **self.expand} if isinstance(self.expand, dict) else self.expand)

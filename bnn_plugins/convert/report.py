@@ -50,10 +50,12 @@ class BinarizationReport:
     Attributes:
         rows: every convolution and linear layer, in the order of the model.
         replaced: ``{name of a replaced activation: 'ReLU -> Hardtanh: reason'}``.
+        traced: whether a forward pass was traced for the structure, and how far.
     """
 
     rows: list[LayerRow] = field(default_factory=list)
     replaced: dict[str, str] = field(default_factory=dict)
+    traced: str = ''
 
     @classmethod
     def of(cls, model: nn.Module) -> 'BinarizationReport':
@@ -95,7 +97,8 @@ class BinarizationReport:
         rows += [(name, 'activation', 'replaced', what) for name, what in self.replaced.items()]
         numbers = ('MACs', '+1 share') if measured else ()
         columns = ('layer', 'type', 'bits', 'reason', *numbers)
-        return report_table('Binarization report', columns, rows, self.summary(), numbers, overflow='fold')
+        caption = '; '.join(filter(None, (self.summary(), self.traced)))
+        return report_table('Binarization report', columns, rows, caption, numbers, overflow='fold')
 
     def summary(self) -> str:
         weights = sum(row.parameters for row in self.rows)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..binarize.lookup import unknown
 from ..layers import BinaryLayer
+from .dataflow import Probe, Trace
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class RuleSet:
         roles: ``{role: function of a Candidate}``, for ``BNNConfig(roles=...)``.
         weight_readers: class names of modules that read the weight of a layer inside of them without calling the layer.
         plain_modules: names of Python modules whose subclasses of ``nn.Conv2d`` and ``nn.Linear`` compute what those do.
+        probe: says how a model of the library is called, for the data flow of a forward pass (:class:`Probe`); ``None`` for a
+            model that it does not know.
 
     Raises:
         TypeError: for a string where a set of names is expected.
@@ -79,6 +82,7 @@ class RuleSet:
     roles: dict[str, Callable[[Candidate], bool]] = field(default_factory=dict)
     weight_readers: Collection[str] = ()
     plain_modules: Collection[str] = ()
+    probe: Callable[[nn.Module], Probe | None] = lambda model: None
 
     def __post_init__(self):
         for names in (*self.classes.values(), *self.names.values(), self.shortcuts, self.channel_attention,
@@ -88,6 +92,10 @@ class RuleSet:
 
 
 RULE_SETS: dict[str, RuleSet] = {}
+UNTRACED = Trace()
+# What a layer computes that must stay real, as :class:`LayerFlow` calls it.
+USES = {'position': 'its output is positions or offsets', 'gate': 'its output is a gate of other features',
+        'modulation': 'its output modulates other features'}
 
 
 def register_rules(rules: RuleSet) -> None:
@@ -154,6 +162,33 @@ def role_of(candidate: Candidate) -> str | None:
     return next((role for rules in RULE_SETS.values() for role, fits in rules.roles.items() if fits(candidate)), None)
 
 
+def probe_of(model: nn.Module) -> Probe | None:
+    """How the first rule set that knows the model calls it."""
+    return next((probe for probe in (rules.probe(model) for rules in RULE_SETS.values()) if probe is not None), None)
+
+
+def traced_role(candidate: Candidate, trace: Trace, signs: bool) -> str | None:
+    """Why the data flow of a forward pass leaves the layer float. ``signs``: it would take signs of its input."""
+    layer = trace.layers.get(candidate.name)
+    if layer is None:
+        return None
+    if trace.predicts and 'output' in layer.uses:
+        return 'prediction: the outputs of the model, or its loss, read it (data flow)'
+    for use, reason in USES.items():
+        if use in layer.uses:
+            return f'{reason} (data flow)'
+    if layer.sources == {'position'} or (layer.vector and layer.sources and layer.sources <= {'condition', 'position'}):
+        return 'computed from a timestep, a condition or a position alone (data flow)'
+    if candidate.name in trace.modulating:
+        return 'only gates or modulations are computed from it (data flow)'
+    functions = [call for call in layer.relus if all(relu.endswith('()') for relu in call)] if signs else []
+    if functions:
+        sites = ', '.join(sorted(relu.removesuffix('()') for relu in functions[0]))
+        why = f'{sites} calls a ReLU before it as a function' if sites else 'no input is negative'
+        return f'its sign would always be +1: {why}'
+    return None
+
+
 def stays_float(candidate: Candidate) -> str | None:
     """Why the rule sets leave the layer float: structure first, then classes, then names."""
     sets, parts = RULE_SETS.values(), set(candidate.parts)
@@ -165,7 +200,7 @@ def stays_float(candidate: Candidate) -> str | None:
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def cannot_be_binary(candidate: Candidate) -> str | None:
+def cannot_be_binary(candidate: Candidate, trace: Trace) -> str | None:
     """Why no rule can make the layer binary: a binary layer in its place would not compute what it computes, or never run."""
     layer, cls = candidate.module, type(candidate.module)
     base = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
@@ -173,27 +208,38 @@ def cannot_be_binary(candidate: Candidate) -> str | None:
         return 'nn.MultiheadAttention uses its weight without calling it'
     if 'weight' not in layer._parameters:
         return 'its weight is computed (spectral norm, weight norm or another parametrization)'
-    reader = next((parent for parent in candidate.parents if type(parent).__name__ in known('weight_readers')), None)
-    if reader is not None:
-        return f'{type(reader).__name__} uses its weight without calling it'
+    readers = {type(parent).__name__ for parent in candidate.parents} & known('weight_readers')
+    if candidate.name in trace.layers:
+        readers |= trace.layers[candidate.name].weight_readers
+    if readers:
+        return f'{", ".join(sorted(readers))} uses its weight without calling it'
     if getattr(layer, 'padding_mode', 'zeros') != 'zeros':
         return f'padding_mode={layer.padding_mode!r}: only a constant can be padded after the sign'
     plain = cls.forward is base.forward and getattr(cls, '_conv_forward', None) is getattr(base, '_conv_forward', None)
     return None if plain or cls.__module__ in known('plain_modules') else f'{cls.__name__} has a forward of its own'
 
 
-def decide(candidate: Candidate, rules: dict[str, str], roles: list[str] | None = None) -> tuple[bool, str]:
-    """Whether one layer becomes binary, and why.
+def zero_weights(candidate: Candidate) -> str | None:
+    """Why a layer of zeros stays float: with a scale of mean|w|, neither its output nor a gradient would ever be another."""
+    weight = candidate.module.weight
+    zero = isinstance(weight, Tensor) and not weight.is_meta and not weight.any()
+    return 'all its weights are zero: initialise them first' if zero else None
 
-    In this order: :func:`cannot_be_binary`, the user's rules, the rule sets, the roles.
+
+def decide(candidate: Candidate, rules: dict[str, str], roles: list[str] | None = None,
+           trace: Trace = UNTRACED, signs: bool = True) -> tuple[bool, str]:
+    """Whether one layer becomes binary, and why. ``signs``: it would take signs of its input, and ReLUs are not kept.
+
+    In this order: :func:`cannot_be_binary`, the user's rules, the data flow, the rule sets, the roles.
     """
-    reason = cannot_be_binary(candidate)
+    reason = cannot_be_binary(candidate, trace)
     if reason is not None:
         return False, reason
     for pattern, kind in rules.items():
         if fnmatchcase(candidate.name, pattern):
-            return kind == 'binary', f'rule {pattern!r}'
-    reason = stays_float(candidate)
+            zero = zero_weights(candidate) if kind == 'binary' else None
+            return kind == 'binary' and not zero, zero or f'rule {pattern!r}'
+    reason = traced_role(candidate, trace, signs) or stays_float(candidate) or zero_weights(candidate)
     if reason is not None:
         return False, reason
     if roles is not None:

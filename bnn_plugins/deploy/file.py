@@ -76,13 +76,35 @@ def serialize(model: nn.Module, config: str = '', meta: dict | None = None) -> b
     if not layers:
         raise ValueError(f'this {type(model).__name__} has no packed layer: call pack_ first')
     state_dict = model.state_dict()
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
+    twins = same_tensors(state_dict)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items() if name not in twins}
     versions = {name: local['version'] for name, local in state_dict._metadata.items() if local.get('version', 1) != 1}
     metadata = {'format': FORMAT, 'schema_version': str(SCHEMA_VERSION), 'layout_version': str(LAYOUT_VERSION),
                 'layers': json.dumps(layers), 'versions': json.dumps(versions), 'config': config,
-                'meta': json.dumps(meta or {})}
+                'meta': json.dumps(meta or {}), **({'twins': json.dumps(twins)} if twins else {})}
     metadata['checksum'] = checksum(tensors, metadata)
-    return save(tensors, metadata)
+    return in_order(save(tensors, metadata))
+
+
+def in_order(data: bytes) -> bytes:
+    """A safetensors file with the keys of its metadata sorted: safetensors itself writes them in any order."""
+    end = 8 + int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8:end])
+    header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)  # tensors are aligned to 8 bytes
+    return len(text).to_bytes(8, 'little') + text + data[end:]
+
+
+def same_tensors(state_dict: dict[str, Tensor]) -> dict[str, str]:
+    """``{second name: first name}`` of tensors that have several, as those of a layer that the levels of a head share."""
+    names, twins = {}, {}
+    for name, tensor in state_dict.items():
+        if tensor.numel():
+            first = names.setdefault((tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), name)
+            if first != name:
+                twins[name] = first
+    return twins
 
 
 def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -116,6 +138,10 @@ def read_packed(path: str | Path) -> PackedFile:
         raise ValueError(f'{path} is cut short or damaged ({error}): copy or pack it again') from error
     if checksum(tensors, metadata) != metadata.get('checksum'):
         raise ValueError(f'{path} was altered after it was written (its checksum does not fit): copy or pack it again')
+    try:
+        tensors.update({name: tensors[first] for name, first in json.loads(metadata.get('twins', '{}')).items()})
+    except DAMAGE as error:
+        raise ValueError(f'{path} is cut short or damaged ({error}): copy or pack it again') from error
     return content
 
 

@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
+from inspect import signature
 from operator import attrgetter
 from types import ModuleType
 
 import wrapt
 
 from ..convert import register_rules
+from ..deploy import PackedModule
 from ..layers import BinaryLayer
 from . import fold_norms, mmcv_ext
 from .diffusers import rules as diffusers_rules
@@ -83,8 +85,15 @@ def table() -> str:
     return '\n'.join(['| package | when this is imported | what changes | turned off by |', '|---|---|---|---|', *rows])
 
 
-def register_configs(config_utils: ModuleType) -> None:
-    config_utils.MODULE2PACKAGE['bnn_plugins'] = 'bnn_plugins'
+def register_configs(config: ModuleType) -> None:
+    """Our configs name what they mean, mmdet's by ``default_scope``; mmengine would look for all of it among ours."""
+    sys.modules['mmengine.config.utils'].MODULE2PACKAGE['bnn_plugins'] = 'bnn_plugins'
+
+    def without_scope(original, _, args, kwargs):
+        path, scope = original(*args, **kwargs)
+        return path, None if scope == 'bnn_plugins' else scope
+
+    wrapt.wrap_function_wrapper(config, 'Config._get_cfg_path', without_scope)
 
 
 def register_quantizer(auto: ModuleType) -> None:
@@ -117,6 +126,24 @@ def refuse_merging(lora: ModuleType) -> None:
         wrapt.wrap_function_wrapper(lora, f'{name}.merge', merge)
 
 
+def offload_whole(hooks: ModuleType) -> None:
+    """A packed layer reads the tensors of its parts itself: they are loaded with it, not when somebody calls the parts."""
+
+    def attach(original, _, args, kwargs):
+        given = signature(original).bind(*args, **kwargs).arguments
+        packed = {type(module).__name__ for module in given['module'].modules() if isinstance(module, PackedModule)}
+        given['preload_module_classes'] = sorted(packed.union(given.get('preload_module_classes') or ()))
+        return original(**given)
+
+    for name in ('attach_align_device_hook', 'attach_execution_device_hook'):
+        wrapt.wrap_function_wrapper(hooks, name, attach)
+
+
+def offload_as_leaves(group_offloading: ModuleType) -> None:
+    """The same for diffusers' groups of leaves."""
+    group_offloading._GO_LC_SUPPORTED_PYTORCH_LAYERS += (PackedModule,)
+
+
 def register_packed_files(checkpoint: ModuleType) -> None:
     from .packed_files import register
     register(checkpoint)
@@ -126,9 +153,9 @@ HOOKS = (
     ImportHook('mmcv', 'bnn_plugins',
                '`mmcv._ext` can be imported where mmcv has no compiled operators: plain torch ones stand in',
                'BNN_PLUGINS_MMCV_EXT', lambda _: mmcv_ext.install()),
-    ImportHook('mmengine', 'mmengine.config.utils',
+    ImportHook('mmengine', 'mmengine.config.config',
                "`_base_ = 'bnn_plugins::detection/...'` finds the configs of the installed package",
-               'BNN_PLUGINS_CONFIGS', register_configs, ('MODULE2PACKAGE',)),
+               'BNN_PLUGINS_CONFIGS', register_configs, ('Config._get_cfg_path',)),
     ImportHook('mmengine', 'mmengine.runner.checkpoint',
                'packed `.safetensors` files are read wherever a checkpoint is: `Runner`, `DetInferencer`, `init_detector`',
                'BNN_PLUGINS_PACKED_FILES', register_packed_files, ('CheckpointLoader._schemes', '_load_checkpoint_to_model')),
@@ -154,6 +181,11 @@ HOOKS = (
     ImportHook('diffusers', 'diffusers.pipelines.pipeline_loading_utils',
                'pipelines load that were saved when `BinaryUNet2DModel` was in `bnn_plugins.hosts`',
                'BNN_PLUGINS_OLD_MODULES', alias_old_modules),
+    ImportHook('accelerate', 'accelerate.hooks', '`cpu_offload`, `disk_offload` and `device_map` load packed layers whole',
+               'BNN_PLUGINS_OFFLOAD', offload_whole, ('attach_align_device_hook', 'attach_execution_device_hook')),
+    ImportHook('diffusers', 'diffusers.hooks.group_offloading',
+               'groups of leaves of `enable_group_offload` have whole packed layers',
+               'BNN_PLUGINS_GROUP_OFFLOAD', offload_as_leaves, ('_GO_LC_SUPPORTED_PYTORCH_LAYERS',)),
     ImportHook('peft', 'peft.tuners.lora.layer', 'merging an adapter into a binary layer raises an error',
                'BNN_PLUGINS_PEFT', refuse_merging, ('Linear.merge', '_ConvNd.merge')),
 )

@@ -30,9 +30,11 @@ class BinaryLayer(nn.Module):
         folded_scale (Tensor | None): ``[O]``, a following norm's factor after :meth:`fold_norm_`.
         expand (Expansion | None): expanding-and-shrinking; ``in_*`` and ``out_*`` of the layer are the widths outside.
         fan_in (int): inputs of one filter.
+        path (str): its name in the model that ``binarize_`` made it for, for messages.
     """
 
     channel_dim: int
+    path = ''
 
     def _init_binary(self, in_channels: int, method: str | dict, expand: Expansion | None, window: dict | None = None) -> None:
         bundle = build_method(method)
@@ -80,11 +82,14 @@ class BinaryLayer(nn.Module):
     def _refuse_constant_sign(self, x: Tensor, levels: Tensor) -> None:
         if x.numel() < CHECKED_NUMEL or not bool((levels > 0).all()) or bool(x.amin() == x.amax()):
             return
+        if self.path:
+            advice = f"A ReLU that is called as a function? rules={{'{self.path}': 'float'}} keeps the layer real"
+        else:
+            advice = ("A ReLU before it? Use type='bnn_plugins.binarized' (it replaces the ReLU), a native backbone such as "
+                      "'bnn_plugins.BNNResNet', or a norm before the sign (pre_norm=True of BinaryConv2d)")
         raise ValueError(
-            f'{type(self).__name__}({self.extra_repr()}): the input of this binary layer is never below its threshold, so '
-            "its sign is always +1 and nothing can be learned. A ReLU before it? Use type='bnn_plugins.binarized' (it "
-            "replaces the ReLU), a native backbone such as 'bnn_plugins.BNNResNet', or a norm before the sign (pre_norm=True "
-            'of BinaryConv2d).')
+            f'{self.path and self.path + ": "}{type(self).__name__}({self.extra_repr()}): the input of this binary layer is '
+            f'never below its threshold, so its sign is always +1 and nothing can be learned. {advice}.')
 
     def _epilogue(self, x: Tensor, acc: Tensor, scale: Tensor | None, bias: Tensor | None,
                   factor: Tensor | None = None) -> Tensor:

@@ -98,6 +98,11 @@ def test_content(tmp_path):
     assert (empty.config, empty.meta) == ('', {})
 
 
+def test_the_same_model_is_the_same_file(small):
+    model, data, _ = small
+    assert {serialize(model, CONFIG, META) for _ in range(8)} == {data}, 'safetensors orders the metadata by chance'
+
+
 def test_it_is_a_plain_safetensors_file(tmp_path):
     """Anyone can look into it; names, dtypes and shapes are those of the state dict."""
     model = pack_(net())
@@ -173,6 +178,21 @@ def test_tied_tensors(tmp_path):
     expected = model(x)
     path = save_packed(pack_(model), tmp_path / 'net.safetensors')
     assert torch.equal(load_packed_(build(), path)(x), expected)
+    written = set(load_file(path))
+    assert not {name for name in written if name.startswith('4.') or name == '2.weight'}, 'each tensor is written once'
+    assert {'1.weight', '2.bias', '3.weight_bits'} <= written, 'equal values are no twins'
+
+
+def test_a_twin_of_nothing(small, tmp_path):
+    _, data, header = small
+    content = json.loads(data[8:header])
+    content['__metadata__']['twins'] = json.dumps({'9.weight': 'nothing'})
+    metadata = content['__metadata__']
+    path = write(tmp_path / 'net.safetensors', data)
+    metadata['checksum'] = packed_file.checksum(load_file(path), metadata)
+    write(path, save(load_file(path), metadata))
+    with pytest.raises(ValueError, match="cut short or damaged \\('nothing'\\)"):
+        read_packed(path)
 
 
 def test_empty_and_scalar_tensors(tmp_path):

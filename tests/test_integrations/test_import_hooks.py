@@ -39,6 +39,9 @@ EFFECTS = {
                              "quantization_config=bnn_plugins.BNNConfig()).config.quantization_config.method == 'reactnet'",
     'BNN_PLUGINS_MODELS': "binary(load('diffusers').DDPMPipeline.from_pretrained(new))",
     'BNN_PLUGINS_OLD_MODULES': "binary(load('diffusers').DDPMPipeline.from_pretrained(old))",
+    'BNN_PLUGINS_OFFLOAD': "hasattr(load('accelerate.hooks').attach_align_device_hook, '__wrapped__')",
+    'BNN_PLUGINS_GROUP_OFFLOAD': "load('bnn_plugins.deploy').PackedModule in "
+                                 "load('diffusers.hooks.group_offloading')._GO_LC_SUPPORTED_PYTORCH_LAYERS",
     'BNN_PLUGINS_PEFT': "hasattr(load('peft.tuners.lora.layer').Linear.merge, '__wrapped__')",
 }
 SCRIPT = '''

@@ -113,9 +113,9 @@ def test_is_not_active_without_mmcv(monkeypatch):
 
 @without_compiled_ops
 def test_other_operators_refuse_when_called():
-    x, weight = torch.rand(1, 2, 5, 5), torch.rand(3, 2, 3, 3)
-    with pytest.raises(NotImplementedError, match=r"'deform_conv_forward' needs mmcv .* MMCV_WITH_OPS=1 pip install"):
-        mmcv_ops.deform_conv2d(x, torch.rand(1, 18, 3, 3), weight)
+    x = torch.rand(1, 2, 5, 5)
+    with pytest.raises(NotImplementedError, match=r"'psamask_forward' needs mmcv .* MMCV_WITH_OPS=1 pip install"):
+        mmcv_ops.PSAMask('collect', (3, 3))(torch.rand(1, 9, 5, 5))
     with pytest.raises(NotImplementedError, match="'roi_pool_forward'"):
         mmcv_ops.roi_pool(x, torch.tensor([[0.0, 0, 0, 3, 3]]), (2, 2), 1.0)
     assert 'stand in' in mmcv_ops.get_compiler_version()
@@ -414,6 +414,121 @@ def test_sigmoid_focal_loss():
         mmcv_ops.sigmoid_focal_loss(x[:4], target[:4], 2.0, 0.25, weight, 'none'), got[:4] * weight[target[:4], None])
     sure = torch.tensor([[40.0]])
     assert mmcv_ops.sigmoid_focal_loss(sure, torch.tensor([1]), 2.0, 0.25, None, 'sum').item() == pytest.approx(30.0)
+
+
+# ------------------------------------------------------------------------------------ deformable convolutions, CARAFE, im2col
+
+
+def pixel(plane, y, x):
+    """One bilinear sample, by its definition: outside of the image all is 0."""
+    total = 0.0
+    for py in (int(np.floor(y)), int(np.floor(y)) + 1):
+        for px in (int(np.floor(x)), int(np.floor(x)) + 1):
+            if 0 <= py < plane.shape[0] and 0 <= px < plane.shape[1]:
+                total += (1 - abs(y - py)) * (1 - abs(x - px)) * plane[py, px].item()
+    return total
+
+
+def deformed(x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups):
+    """Equation 1 of Deformable ConvNets v2, as loops."""
+    (images, channels, *_), (filters, per_group, kh, kw) = x.shape, weight.shape
+    out = torch.zeros(images, filters, *offset.shape[2:], dtype=x.dtype)
+    for n, o, i, j in np.ndindex(*out.shape):
+        total = 0.0 if bias is None else bias[o].item()
+        for c, p, q in np.ndindex(per_group, kh, kw):
+            channel = c + o // (filters // groups) * per_group
+            tap = channel // (channels // deform_groups) * kh * kw + p * kw + q
+            y = i * stride[0] - padding[0] + p * dilation[0] + offset[n, 2 * tap, i, j].item()
+            at = j * stride[1] - padding[1] + q * dilation[1] + offset[n, 2 * tap + 1, i, j].item()
+            factor = 1 if mask is None else mask[n, tap, i, j].item()
+            total += weight[o, c, p, q].item() * factor * pixel(x[n, channel], y, at)
+        out[n, o, i, j] = total
+    return out
+
+
+GEOMETRIES = [dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1, deform_groups=1),
+              dict(stride=(2, 1), padding=(0, 2), dilation=(1, 2), groups=2, deform_groups=2),
+              dict(stride=(1, 2), padding=(2, 1), dilation=(2, 1), groups=1, deform_groups=4)]
+
+
+def deformable(geometry, dtype=torch.float64, whole=False):
+    """Tensors of a deformable convolution with 3x2 filters on a 6x5 image; ``whole``: offsets of whole pixels."""
+    g = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)  # noqa: E731
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(
+        (6, 5), (3, 2), geometry['stride'], geometry['padding'], geometry['dilation'], strict=True)]
+    x, weight, bias = draw(2, 4, 6, 5), draw(6, 4 // geometry['groups'], 3, 2), draw(6)
+    offset = draw(2, 12 * geometry['deform_groups'], *size) * 2
+    mask = draw(2, 6 * geometry['deform_groups'], *size).sigmoid()
+    return x, offset.round() if whole else offset, mask, weight, bias
+
+
+@pytest.mark.parametrize('geometry', GEOMETRIES)
+@pytest.mark.parametrize('whole', [False, True])
+def test_deformable_convolutions_are_their_definition(geometry, whole):
+    x, offset, mask, weight, bias = deformable(geometry, whole=whole)
+    arguments = geometry.values()
+    torch.testing.assert_close(mmcv_ops.deform_conv2d(x, offset, weight, *arguments),
+                               deformed(x, offset, None, weight, None, **geometry))
+    torch.testing.assert_close(mmcv_ops.modulated_deform_conv2d(x, offset, mask, weight, bias, *arguments),
+                               deformed(x, offset, mask, weight, bias, **geometry))
+
+
+def test_zero_offsets_are_a_convolution():
+    x, offset, mask, weight, bias = deformable(GEOMETRIES[0])
+    expected = torch.nn.functional.conv2d(x, weight, bias, padding=1)
+    offset, mask = torch.zeros_like(offset), torch.ones_like(mask)
+    torch.testing.assert_close(mmcv_ops.modulated_deform_conv2d(x, offset, mask, weight, bias, 1, 1), expected)
+    torch.testing.assert_close(mmcv_ops.modulated_deform_conv2d(x, offset, mask, weight, None, 1, 1) + bias[:, None, None],
+                               expected)
+
+
+@pytest.mark.parametrize('geometry', GEOMETRIES)
+def test_deformable_convolutions_gradcheck(geometry):
+    x, offset, mask, weight, bias = (t.requires_grad_() for t in deformable(geometry))
+    torch.autograd.gradcheck(lambda *t: mmcv_ops.deform_conv2d(*t, *geometry.values()), (x, offset, weight))
+    tensors = (x, offset, mask, weight, bias)
+    torch.autograd.gradcheck(lambda *t: mmcv_ops.modulated_deform_conv2d(*t, *geometry.values()), tensors)
+
+
+def test_the_derivative_at_a_whole_pixel_is_the_one_to_its_right():
+    """Offsets begin at zero, where the interpolation has a kink."""
+    x = torch.tensor([[[[1., 2, 5]]]])
+    offset = torch.zeros(1, 2, 1, 3, requires_grad=True)
+    mmcv_ops.deform_conv2d(x, offset, torch.ones(1, 1, 1, 1)).sum().backward()
+    assert offset.grad[0, 1, 0].tolist() == [1, 3, -5]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_deformable_convolutions_in_half_precision(dtype):
+    tensors = deformable(GEOMETRIES[1], dtype)
+    out = mmcv_ops.modulated_deform_conv2d(*tensors, *GEOMETRIES[1].values())
+    exact = mmcv_ops.modulated_deform_conv2d(*(t.float() for t in tensors), *GEOMETRIES[1].values())
+    assert torch.equal(out, exact.to(dtype))
+
+
+@pytest.mark.parametrize(('kernel', 'groups', 'scale'), [(3, 1, 2), (5, 2, 1), (1, 4, 3)])
+def test_carafe_is_its_definition(kernel, groups, scale):
+    x, masks = torch.randn(2, 4, 3, 5, dtype=torch.float64), torch.randn(2, groups * kernel**2, 3 * scale, 5 * scale,
+                                                                         dtype=torch.float64)
+    expected, reach = torch.zeros(2, 4, 3 * scale, 5 * scale, dtype=torch.float64), kernel // 2
+    for n, c, i, j in np.ndindex(*expected.shape):
+        for p, q in np.ndindex(kernel, kernel):
+            y, at, group = i // scale + p - reach, j // scale + q - reach, c // (4 // groups)
+            if 0 <= y < 3 and 0 <= at < 5:
+                expected[n, c, i, j] += masks[n, group * kernel**2 + p * kernel + q, i, j] * x[n, c, y, at]
+    torch.testing.assert_close(mmcv_ops.carafe(x, masks, kernel, groups, scale), expected)
+    torch.testing.assert_close(mmcv_ops.carafe_naive(x, masks, kernel, groups, scale), expected)
+    tensors = (x.requires_grad_(), masks.requires_grad_())
+    torch.autograd.gradcheck(lambda *t: mmcv_ops.carafe(*t, kernel, groups, scale), tensors)
+
+
+def test_masked_convolution_is_one_at_the_places_of_the_mask():
+    x, weight, bias = torch.randn(1, 3, 6, 5), torch.randn(4, 3, 3, 3), torch.randn(4)
+    mask = (torch.rand(1, 6, 5) > 0.5).float()
+    expected = torch.nn.functional.conv2d(x, weight, bias, padding=1) * mask
+    torch.testing.assert_close(mmcv_ops.masked_conv2d(x, mask, weight, bias, 1), expected)
+    assert not mmcv_ops.masked_conv2d(x, mask * 0, weight, bias, 1).any()
 
 
 # --------------------------------------------------------------------------------------------------- a detector, and time

@@ -10,6 +10,7 @@ from types import ModuleType
 
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.utils import logging
 from safetensors import safe_open
 from torch import nn
 
@@ -19,7 +20,9 @@ from ...convert import CONVERTED, BNNConfig, binarize_
 from ...convert.binarize import to_binary
 from ...deploy import PACKED, pack_
 from ...deploy.file import FORMAT, SCHEMA_VERSION, check_versions, checksum, prepare_
-from ...layers import BinaryLayer
+from ...layers import BinaryLayer, build_act
+
+logger = logging.get_logger(__name__)
 
 
 class BNNQuantizer(DiffusersQuantizer):
@@ -27,6 +30,9 @@ class BNNQuantizer(DiffusersQuantizer):
 
     A float checkpoint becomes the latents. A checkpoint of a binary model is recognised by its names: with ``weight_bits`` it
     is packed. ``is_quantized`` is True for packed models only, so that latent ones stay castable and trainable.
+
+    Attributes:
+        report (BinarizationReport | None): which layers became binary at loading, and why the others did not.
     """
 
     use_keep_in_fp32_modules = True
@@ -35,7 +41,7 @@ class BNNQuantizer(DiffusersQuantizer):
 
     def __init__(self, quantization_config: BNNConfig, **kwargs):
         super().__init__(quantization_config, **kwargs)
-        self.packed = False
+        self.packed, self.report = False, None
         # Of packed weights: the first file, the names of the tensors, the signatures of the layers where the file has them.
         self.path, self.stored_keys, self.signatures = '', set(), None
 
@@ -65,9 +71,29 @@ class BNNQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs):
         if not any(isinstance(module, BinaryLayer) for module in model.modules()):  # our own models have them already
-            binarize_(model, self.quantization_config)
+            self.report = binarize_(model, self.quantization_config)
+            logger.info('%s: %s', type(model).__name__, self.report.summary())
         if self.packed:
             pack_(model) if self.signatures is None else prepare_(model, self.signatures, self.path)
+        elif self.report is not None:
+            self.materialise_(model)
+
+    def new_modules(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The modules that a float checkpoint does not know by name: binary layers, and what stands in for ReLUs."""
+        replaced = self.report.replaced if self.report else ()
+        return {name: module for name, module in model.named_modules() if isinstance(module, BinaryLayer) or name in replaced}
+
+    def materialise_(self, model: nn.Module) -> None:
+        """Give what a float checkpoint does not have (thresholds, scales, slopes) its initial values, in place; the
+        checkpoint of a binary model overwrites them."""
+        cfg, dtype = self.quantization_config, next(model.parameters()).dtype
+        for module in self.new_modules(model).values():
+            if not any(tensor.is_meta for tensor in module.state_dict().values()):
+                continue
+            if isinstance(module, BinaryLayer):
+                fill_(module, to_binary(module, cfg, 'cpu')[0].state_dict(), skip=('weight', 'bias'))
+            else:
+                fill_(module, build_act(cfg.replacement_act, 1).to(dtype).state_dict())
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
         """Thresholds and scales are new to a float checkpoint; one that calls itself binary has to have them, and packed
@@ -76,8 +102,8 @@ class BNNQuantizer(DiffusersQuantizer):
         if self.packed and (missing_keys or unknown):
             raise ValueError(f'{self.path} is for another config: {len(missing_keys)} tensors missing in the file and '
                              f'{len(unknown)} unknown to the model, such as {(sorted(missing_keys) or unknown)[0]!r}')
-        new = {f'{name}.{key}' for name, module in model.named_modules() if isinstance(module, BinaryLayer)
-               for key in module.state_dict() if key not in ('weight', 'bias')}
+        new = {f'{name}.{key}' for name, module in self.new_modules(model).items() for key in module.state_dict()
+               if not (isinstance(module, BinaryLayer) and key in ('weight', 'bias'))}
         absent = sorted(new.intersection(missing_keys))
         if self.pre_quantized and absent:
             raise ValueError(f'the config says that this {type(model).__name__} is binary, but its weights are of a float '
@@ -86,9 +112,8 @@ class BNNQuantizer(DiffusersQuantizer):
         return [key for key in missing_keys if key not in new]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs):
-        for module in model.modules():
-            if isinstance(module, BinaryLayer) and is_meta(module):
-                materialise_(module, self.quantization_config)
+        if not self.packed:
+            self.materialise_(model)
         align_(model)
         model.is_quantized = self.packed
         model.register_to_config(quantization_config=self.quantization_config)
@@ -136,21 +161,16 @@ def align_(model: nn.Module) -> None:
         tensor.data = tensor.data.clone()
 
 
-def is_meta(module: nn.Module) -> bool:
-    return any(tensor.is_meta for tensor in module.state_dict().values())
-
-
-def materialise_(layer: BinaryLayer, cfg: BNNConfig) -> None:
-    """Give the parameters that a float checkpoint does not have (thresholds, scales) their initial values, in place."""
-    fresh = to_binary(layer, cfg)[0].state_dict()
-    for name, tensor in layer.state_dict(keep_vars=True).items():
-        if tensor.is_meta:
+def fill_(module: nn.Module, values: dict, skip: tuple[str, ...] = ()) -> None:
+    """Put ``values`` in the place of those tensors of ``module`` that are on the meta device, but for ``skip``."""
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if tensor.is_meta and name not in skip:
             owner, _, leaf = name.rpartition('.')
-            owner = layer.get_submodule(owner)
+            owner = module.get_submodule(owner)
             if leaf in owner._parameters:
-                owner._parameters[leaf] = nn.Parameter(fresh[name], tensor.requires_grad)
+                owner._parameters[leaf] = nn.Parameter(values[name], tensor.requires_grad)
             else:
-                owner._buffers[leaf] = fresh[name]
+                owner._buffers[leaf] = values[name]
 
 
 def guard_(model: nn.Module) -> None:
@@ -167,6 +187,11 @@ def refuse_fusing(*args, **kwargs) -> None:
     """Stands in for ``fuse_projections`` where a projection is binary: diffusers makes a new float layer of the weights."""
     raise ValueError('binary projections cannot be fused, the fused layer would be a float one: leave fuse_qkv_projections '
                      'out')
+
+
+def refuse_casting(*args, **kwargs) -> None:
+    """Stands in for ``bfloat16`` and ``double`` of a packed model."""
+    raise ValueError('a packed model keeps the dtype that it was packed with: cast the latent model, then pack_ it')
 
 
 def note_config(model: nn.Module, cfg: BNNConfig) -> None:
@@ -189,6 +214,7 @@ def note_packed(model: nn.Module) -> None:
                              'it: use bnn_plugins.binarize_ or BinaryUNet2DModel')
         note_config(model, BNNConfig(method=model.config.method, pad_value=model.config.pad_value))  # BinaryUNet2DModel
     model.hf_quantizer.packed = model.is_quantized = True
+    model.bfloat16 = model.double = refuse_casting  # as diffusers itself does for half and float
 
 
 def register(auto: ModuleType) -> None:

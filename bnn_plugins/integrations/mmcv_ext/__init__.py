@@ -13,6 +13,10 @@ nms, softnms, nms_match     ``mmcv.ops.nms``, ``soft_nms``, ``batched_nms``, ``n
 roi_align_forward/backward  ``mmcv.ops.roi_align``, ``RoIAlign``: 'avg' and 'max'
 bbox_overlaps               ``mmcv.ops.bbox_overlaps``
 sigmoid_focal_loss_*        ``mmcv.ops.sigmoid_focal_loss`` (mmdet's RetinaNet calls it on GPU)
+deform_conv_*               ``mmcv.ops.deform_conv2d``, ``DeformConv2d`` and its packs
+modulated_deform_conv_*     ``mmcv.ops.modulated_deform_conv2d`` (DCNv2) and its packs
+carafe_*, carafe_naive_*    ``mmcv.ops.carafe``, ``CARAFE``, ``CARAFEPack``
+masked_im2col/col2im_*      ``mmcv.ops.masked_conv2d``: guided anchoring's tests
 get_compiler_version, ...   the environment report of a training log names the stand-in
 anything else               can be imported; raises NotImplementedError with the remedy when called
 ==========================  =================================================================

@@ -7,13 +7,37 @@ mmcv, results are written into the tensors that the caller passes, and gradients
 import functools
 
 from .bbox import bbox_overlaps, nms, nms_match, softnms
+from .deform_conv import (
+    carafe_backward,
+    carafe_forward,
+    carafe_naive_backward,
+    carafe_naive_forward,
+    deform_conv_backward_input,
+    deform_conv_backward_parameters,
+    deform_conv_forward,
+    masked_col2im_forward,
+    masked_im2col_forward,
+    modulated_deform_conv_backward,
+    modulated_deform_conv_forward,
+)
 from .focal_loss import sigmoid_focal_loss_backward, sigmoid_focal_loss_forward
 from .roi_align import roi_align_backward, roi_align_forward
 
 __all__ = [
     'bbox_overlaps',
+    'carafe_backward',
+    'carafe_forward',
+    'carafe_naive_backward',
+    'carafe_naive_forward',
+    'deform_conv_backward_input',
+    'deform_conv_backward_parameters',
+    'deform_conv_forward',
     'get_compiler_version',
     'get_compiling_cuda_version',
+    'masked_col2im_forward',
+    'masked_im2col_forward',
+    'modulated_deform_conv_backward',
+    'modulated_deform_conv_forward',
     'nms',
     'nms_match',
     'roi_align_backward',

@@ -20,7 +20,8 @@ class BNNFPN(FPN):
             signs, as mmdet's FPN without ``act_cfg`` gives them.
         pad_value (int): 0, -1 or 1.
         norm_cfg (dict): defaults to batch norm: sums of signs need one.
-        other arguments: as in ``mmdet.FPN``, but for ``conv_cfg`` and ``act_cfg``, which must stay None.
+        other arguments: as in ``mmdet.FPN``, but for ``conv_cfg`` and ``act_cfg``, which must stay None, and for
+            ``relu_before_extra_convs``, which does nothing: behind a ReLU all signs are +1.
 
     Raises:
         ValueError: for an unknown argument, or when ``conv_cfg`` or ``act_cfg`` is given.
@@ -34,6 +35,7 @@ class BNNFPN(FPN):
             raise ValueError('BNNFPN makes its own binary convolutions: use method= and act=, not conv_cfg= and act_cfg=')
         super().__init__(list(in_channels), out_channels, num_outs,
                          init_cfg=init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform'), **kwargs)
+        self.relu_before_extra_convs = False
         norm_cfg = norm_cfg or dict(type='BN', requires_grad=True)
         common = dict(method=method, pad_value=pad_value, act=act)
         # FPN has decided how many convolutions there are and their shapes; only the kind changes.

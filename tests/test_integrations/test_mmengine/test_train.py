@@ -87,6 +87,16 @@ def test_the_other_two_ways_in(backbone, coco, tmp_path, monkeypatch):
     assert (tmp_path / 'work/epoch_1.pth').is_file()
 
 
+def test_a_config_that_inherits_one_of_the_package_trains_outside_of_the_repository(digits, tmp_path):
+    """Mutation: with the scope that mmengine gives to all of it, nothing of mmdet's is found."""
+    (tmp_path / 'mine.py').write_text("_base_ = 'bnn_plugins::detection/retinanet_bnn-r18_fpn_digits.py'\n")
+    options = on_digits(digits, **{'train_cfg.max_epochs': 1, 'train_dataloader.dataset.indices': 16})
+    train = [sys.executable, REPOSITORY / 'tools/train.py', 'mine.py', '--work-dir', 'work', '--cfg-options']
+    done = subprocess.run([*train, *as_arguments(options)], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert torch.load(tmp_path / 'work/epoch_1.pth', weights_only=False)['meta']['iter'] == 2
+
+
 def test_amp_and_auto_scale_lr(digits, tmp_path, monkeypatch):
     run_tool(monkeypatch, REPOSITORY / CONFIG, '--work-dir', tmp_path, '--amp', '--auto-scale-lr', '--cfg-options',
              *as_arguments(on_digits(digits, **{'train_cfg.max_epochs': 1})))

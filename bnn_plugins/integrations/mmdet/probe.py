@@ -1,0 +1,106 @@
+"""How a model of mmdet is called once to see its data flow: detectors with boxes and masks, backbones, necks, dense heads."""
+
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ...convert.dataflow import Probe
+
+SIZE = (128, 160)
+
+
+def probe(model: nn.Module) -> Probe | None:
+    """The calls of ``model`` (a part of mmdet that has been imported), ``None`` for others and for trackers."""
+    if 'mmdet.models' not in sys.modules or any(tensor.is_meta for tensor in model.parameters()):
+        return None
+    from mmdet.models.detectors import BaseDetector
+
+    module = type(model).__module__
+    if isinstance(model, BaseDetector):
+        return detector(model)
+    channels = getattr(model, 'in_channels', None)
+    if '.backbones.' in module:
+        return features(torch.randn(2, image_channels(model), *SIZE), lambda x: x, predicts=False)
+    if '.necks.' in module and channels is not None:
+        return features(pyramid(channels, 1), tuple, predicts=False)
+    levels = len(getattr(getattr(model, 'prior_generator', None), 'strides', [0]))
+    return features(pyramid(channels, levels), tuple) if '.dense_heads.' in module and channels is not None else None
+
+
+def image_channels(model: nn.Module) -> int:
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
+def pyramid(channels: int | list[int], levels: int) -> list[Tensor]:
+    """Features of falling size; ``levels`` where ``channels`` does not say how many."""
+    widths = [channels] * levels if isinstance(channels, int) else channels
+    return [torch.randn(2, width, max(SIZE[0] // 4 >> k, 2), max(SIZE[1] // 4 >> k, 2)) for k, width in enumerate(widths)]
+
+
+def features(x: Tensor | list[Tensor], given: Callable, predicts: bool = True) -> Probe:
+    return Probe([lambda model: model.train()(given(x))], x if isinstance(x, list) else [x], predicts=predicts)
+
+
+def detector(model: nn.Module) -> Probe:
+    """Its losses, then its raw outputs."""
+    inputs = [samples(model, size, stride) for size, stride in ((SIZE, 1), (SIZE, 8), ((320, 320), 1))]
+    return Probe([partial(first_that_runs, inputs=inputs, mode=mode) for mode in ('loss', 'tensor')], [x for x, _ in inputs])
+
+
+def first_that_runs(model: nn.Module, inputs: list[tuple[Tensor, list]], mode: str):
+    """Heads differ in the stride of the map of classes that they take; some have more queries than a small image places."""
+    prepare_(model)
+    model.train(mode == 'loss')
+    *others, last = inputs
+    with in_an_epoch():
+        for images, labels in others:
+            try:
+                return model(images, labels, mode)
+            except Exception:
+                continue
+        return model(*last, mode)
+
+
+@contextmanager
+def in_an_epoch():
+    """Some heads ask mmengine for the epoch, which it only knows in a training."""
+    from mmengine.logging import MessageHub
+    hub = MessageHub.get_current_instance()
+    outside = hub.get_info('epoch') is None
+    if outside:
+        hub.update_info('epoch', 0)
+    try:
+        yield
+    finally:
+        if outside:
+            hub.pop_info('epoch')
+
+
+def prepare_(model: nn.Module) -> None:
+    """Few proposals, where thousands would go through each box head."""
+    configs = [getattr(module, key, None) for module in model.modules() for key in ('train_cfg', 'test_cfg')]
+    for cfg in configs:
+        if isinstance(cfg, dict):
+            for part in (cfg, *cfg.values()):
+                if isinstance(part, dict) and 'nms_pre' in part and 'max_per_img' in part:
+                    part.max_per_img = 16
+
+
+def samples(model: nn.Module, size: tuple[int, int], stride: int) -> tuple[Tensor, list]:
+    """Two preprocessed images with two boxes and masks of the first class each; the map of classes has this ``stride``."""
+    from mmdet.testing import demo_mm_inputs
+
+    data = demo_mm_inputs(2, image_shapes=(3, *size), num_items=[2, 2], num_classes=2, with_mask=True, with_semantic=True,
+                          sem_seg_output_strides=stride, use_box_type=False)
+    for k, sample in enumerate(data['data_samples']):
+        sample.gt_instances.labels.zero_()
+        sample.gt_instances.bboxes = torch.tensor([[8., 8, 70, 90], [40, 30, 150, 120]]) + k
+        sample.gt_instances.instances_ids = torch.arange(2)
+        sample.ignored_instances = sample.ignored_instances[:0]
+        sample.gt_sem_seg.sem_seg.zero_()
+    data = model.data_preprocessor(data, False)
+    return data['inputs'], data['data_samples']

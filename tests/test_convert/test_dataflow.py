@@ -1,0 +1,192 @@
+"""The data flow of a forward pass: what it says about layers, and what ``binarize_`` makes of it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bnn_plugins import RuleSet, binarize_, register_rules, remove_rules
+from bnn_plugins.convert.dataflow import Probe, trace
+from bnn_plugins.layers import BinaryLayer
+
+X, T = torch.randn(2, 8, 6, 5), torch.tensor([3, 40])
+
+
+class Everything(nn.Module):
+    """One layer of each kind; names say nothing."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ('a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 'j', 'k'):
+            setattr(self, name, nn.Conv2d(8, 8, 3, padding=1))
+        self.grid = nn.Conv2d(8, 2, 1)
+        self.t1, self.t2, self.t3 = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.s1, self.s2, self.spatial = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 1, 3, padding=1)
+        self.norm, self.scale, self.shift = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.read, self.first, self.second = nn.Linear(8, 8), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x, t):
+        angles = t[:, None] * torch.arange(1, 5)
+        emb = self.t2(F.silu(self.t1(torch.cat([angles.sin(), angles.cos()], 1))))
+        x = self.a(x)
+        x = x + self.b(F.silu(x)) * 0.5                                          # residual block: features
+        x = x + self.t3(F.silu(emb))[:, :, None, None]
+        x = x * self.s2(self.s1(x.mean((2, 3), keepdim=True)).relu()).sigmoid()  # channel attention
+        x = x * self.spatial(x).sigmoid()                                        # of a place, not of a vector
+        y = self.c(x)
+        x = x + y * torch.sigmoid(y)                                             # Swish: no gate of other features
+        x = self.norm(self.d(x)) * (1 + self.scale(x)) + self.shift(x)
+        x = F.grid_sample(self.e(x), self.grid(x).permute(0, 2, 3, 1).tanh(), align_corners=False)
+        x = self.first(self.norm(x))
+        x = self.f(x)
+        x = self.norm(F.max_pool2d(F.relu(x), 3, 1, 1))
+        x = self.g(x)
+        x = self.h(F.relu(x))                                                    # a ReLU that is no module
+        tokens = x.flatten(2).mT
+        scores = (self.query(tokens) @ self.key(tokens).mT).softmax(-1)
+        tokens = F.linear(tokens + scores @ self.value(tokens), self.read.weight)  # without a call
+        x = self.second(tokens.mT.reshape(x.shape))
+        return {'boxes': [self.i(x).exp()], 'loss': F.mse_loss(self.norm(self.j(x)), x)}
+
+
+@pytest.fixture
+def rules():
+    register_rules(RuleSet('everything', probe=lambda model: Probe([lambda m: m(X, T)], [X], [T]) if isinstance(
+        model, Everything) else None))
+    yield
+    remove_rules('everything')
+
+
+@pytest.fixture
+def report(rules):
+    return binarize_(Everything(), dict(method='bireal', act='hardtanh'))
+
+
+FEATURES = {'a', 'b', 'c', 'd', 'e', 'f', 'g', 'query', 'key', 'value'}
+
+
+def test_features_become_binary_and_nothing_else(report):
+    assert {row.name for row in report.binary} == FEATURES | {'k'}, 'k is never called: rules decide'
+
+
+@pytest.mark.parametrize(('names', 'reason'), [
+    ('i j', 'prediction: the outputs of the model, or its loss, read it (data flow)'),
+    ('t1 t2', 'computed from a timestep, a condition or a position alone (data flow)'),
+    ('t3 scale shift', 'its output modulates other features (data flow)'),
+    ('s2 spatial', 'its output is a gate of other features (data flow)'),
+    ('s1', 'only gates or modulations are computed from it (data flow)'),
+    ('grid', 'its output is positions or offsets (data flow)'),
+    ('h', 'its sign would always be +1: Everything calls a ReLU before it as a function'),
+    ('read', 'Everything uses its weight without calling it')])
+def test_reasons(report, names, reason):
+    assert {row.reason for row in report.rows if row.name in names.split()} == {reason}
+
+
+def test_only_relus_before_signs_are_replaced(report):
+    assert report.replaced.keys() == {'first'}, 'behind the second are only real layers'
+    assert report.traced == 'a forward pass decided, then names and classes'
+    assert report.traced in ' '.join(str(report).split())
+
+
+def test_a_relu_as_a_function_matters_to_signs_only(rules):
+    binary = {row.name for row in binarize_(Everything(), 'dorefa').binary}
+    assert 'h' in binary
+
+
+def test_the_users_rules_go_before_the_data_flow(rules):
+    report = binarize_(Everything(), dict(method='bireal', rules={'[ai]': 'binary', 'read': 'binary', 't1': 'binary'}))
+    assert {'a', 'i', 't1'} <= {row.name for row in report.binary}
+    assert 'read' not in {row.name for row in report.binary}, 'it would never run'
+
+
+def test_features_are_no_predictions():
+    """The last layer of a backbone is binary."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    probe = Probe([lambda m: m(X)], [X], predicts=False)
+    assert trace(model, probe).layers['1'].uses == {'output'}
+    register_rules(RuleSet('backbones', probe=lambda model: probe))
+    try:
+        assert len(binarize_(model, 'bireal').binary) == 2
+    finally:
+        remove_rules('backbones')
+
+
+def test_the_model_and_random_numbers_stay(rules):
+    model = Everything()
+    model.register_buffer('counter', torch.zeros(1))
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    trace(model, Probe([lambda m: (m.train()(X, T), torch.rand(5), m.counter.add_(1))], [X], [T]))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items()), 'running statistics, too'
+    assert not model.a._forward_hooks
+    assert not hasattr(model.a, 'flow')
+
+
+def test_a_call_that_fails_says_what_it_can(rules):
+    model = Everything()
+    model.value = nn.Linear(7, 7)
+    report = binarize_(model, 'bireal')
+    reasons = {row.name: row.reason for row in report.rows}
+    assert reasons['t1'].startswith('computed from a timestep')
+    assert reasons['i'] == 'default'
+    assert report.traced.startswith('forward pass incomplete (RuntimeError: mat1 and mat2 shapes cannot be multiplied')
+
+
+def test_a_model_that_nobody_can_call():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    report = binarize_(model, 'bireal')
+    assert report.traced == 'no forward pass: names and classes decided'
+    assert report.replaced.keys() == {'1'}
+
+
+class Sampling(torch.autograd.Function):
+    """As mmcv's: features, where to sample them, filters."""
+
+    @staticmethod
+    def forward(ctx, x, offset, weight):
+        return x * 2 + offset.mean()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None, None
+
+
+sample = Sampling.apply  # kept under a name of its own, as mmcv does
+
+
+class Deformed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.x, self.where, self.out = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.filters = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        return self.out(sample(self.x(x), self.where(x), self.filters))
+
+
+def test_custom_functions():
+    found = trace(Deformed(), Probe([lambda m: m(X)], [X])).layers
+    assert found['where'].uses == {'position'}
+    assert (found['x'].uses, found['x'].readers) == (set(), {''}), 'the function has filters: it is a layer'
+    assert found['out'].sources == {'stream'}
+
+
+@pytest.mark.parametrize('kind', ['binary', None])
+def test_zero_initialised_layers(kind):
+    """Method and rule cannot help: mean|w| is 0, and so is each gradient."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    nn.init.zeros_(model[1].weight)
+    report = binarize_(model, dict(method='xnor', rules={'1': kind} if kind else {}))
+    assert [row.reason for row in report.rows] == ['default', 'all its weights are zero: initialise them first']
+    assert not isinstance(model[1], BinaryLayer)
+
+
+def test_the_refusal_of_a_constant_sign_names_the_layer():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    binarize_(model, 'bireal')
+    with pytest.raises(ValueError, match=r"^1: BinaryConv2d.*never below.*rules=\{'1': 'float'\} keeps the layer real"):
+        model[1].train()(torch.rand(2, 8, 9, 9) + 1)
