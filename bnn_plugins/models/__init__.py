@@ -1,4 +1,4 @@
-"""Native architectures, and the layers under their registry names. Needs mmengine and mmcv; necks also mmdet."""
+"""Native architectures, and the layers under their registry names. Needs mmengine and mmcv; necks and heads also mmdet."""
 
 from importlib.util import find_spec
 
@@ -52,6 +52,8 @@ for layer in (AdaptiveConv2d, BinaryConv2d, BinaryLinear, BinaryLSTM, nn.LSTM):
     MODELS.register_module(module=layer)
 
 if find_spec('mmdet') is not None:
+    from .heads import BiDetRetinaHead, BiDetRoIHead, BiDetSSDHead
     from .necks import BNNFPN, BNNBiLSTMNeck, BNNConvLSTMNeck
 
-    __all__ += [neck.__name__ for neck in (BNNFPN, BNNBiLSTMNeck, BNNConvLSTMNeck)]
+    __all__ += [part.__name__ for part in (BNNFPN, BNNBiLSTMNeck, BNNConvLSTMNeck, BiDetRetinaHead, BiDetRoIHead,
+                                           BiDetSSDHead)]
