@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -40,32 +40,6 @@ def accuracy_against_ops(axes: Axes, rows: list[dict]) -> None:
     axes.set(xlabel='OPs (M)', ylabel='test accuracy (%)')
 
 
-def ranking(axes: Axes, rows: list[dict]) -> None:
-    """One line per network and method, which all have the same OPs, the best on top; bars are standard deviations of seeds."""
-    groups = sorted(grouped(rows, 'network', 'method').items(), key=lambda item: average(item[1], 'test_top1'))
-    colours = {network: f'C{place}' for place, network in enumerate(sorted({row['network'] for row in rows}))}
-    for place, ((network, _), group) in enumerate(groups):
-        values = [float(row['test_top1']) for row in group]
-        axes.errorbar(mean(values), place, xerr=stdev(values) if len(values) > 1 else None, fmt='o', capsize=3,
-                      color=colours[network], label=network)
-    axes.set_yticks(range(len(groups)), [method for (_, method), _ in groups])
-    axes.set(xlabel='test accuracy (%)')
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(handles.values(), handles.keys(), loc='lower right')
-
-
-def gain_per_method(axes: Axes, rows: list[dict]) -> None:
-    """Accuracy of each expansion minus that of its base network, at the longest training."""
-    longest = max(int(row['epochs']) for row in rows)
-    groups = grouped([row for row in rows if int(row['epochs']) == longest], 'method', 'expand')
-    bars = [(f'{method} {expand}', average(group, 'test_top1') - average(groups[method, 'none'], 'test_top1'))
-            for (method, expand), group in reversed(groups.items()) if expand != 'none' and (method, 'none') in groups]
-    axes.barh([name for name, _ in bars], [gain for _, gain in bars],
-              color=['#2563eb' if gain > 0 else '#dc2626' for _, gain in bars])
-    axes.axvline(0, color=GREY, linewidth=1)
-    axes.set(xlabel=f'gain after {longest} epochs (points)')
-
-
 def curves(figure: Figure, rows: list[dict]) -> None:
     """Training and held-out accuracy over the length of the training; one column per method."""
     methods = sorted({row['method'] for row in rows})
@@ -95,14 +69,24 @@ def draw(path: Path, size: tuple[float, float], paint) -> None:
         figure.savefig(path, transparent=True, metadata={'Date': None})
 
 
+def progress(axes: Axes, rows: list[dict]) -> None:
+    """Accuracy at each validation of every run, finished or not."""
+    for row in rows:
+        values = [float(value) for value in row['val_top1'].split()]
+        axes.plot([int(row['interval']) * place for place in range(1, len(values) + 1)], values, linewidth=1, label=row['key'])
+    axes.set(xlabel='epoch', ylabel='test accuracy (%)')
+    axes.legend(fontsize=7)
+
+
 def main():
-    methods, tau, published = (read_rows(RESULTS / f'{name}.csv') for name in ('cpu_methods', 'cpu_tau', 'gpu_resnet20'))
-    if methods:
-        draw(DOCS / 'methods.svg', (6, 4), lambda figure: ranking(figure.subplots(), methods))
+    tau, published, validations = (read_rows(RESULTS / f'{name}.csv') for name in ('cpu_tau', 'cpu_resnet20',
+                                                                                    'cpu_resnet20_curves'))
+    validations = [row for row in validations if row['val_top1']]
     if published:
         draw(DOCS / 'resnet20.svg', (6, 4), lambda figure: accuracy_against_ops(figure.subplots(), published))
+    if validations:
+        draw(DOCS / 'resnet20_curves.svg', (7, 4), lambda figure: progress(figure.subplots(), validations))
     if tau:
-        draw(DOCS / 'tau_gain.svg', (7, 3), lambda figure: gain_per_method(figure.subplots(), tau))
         draw(DOCS / 'tau_curves.svg', (8, 5), lambda figure: curves(figure, tau))
     print(f'{DOCS}: {", ".join(sorted(path.name for path in DOCS.glob("*.svg"))) or "no results yet"}')
 

@@ -1,6 +1,6 @@
 """Train and evaluate a grid of classifiers; one CSV row per run. Stop it when you like: it goes on where it stopped.
 
-    python -m benchmarks.accuracy.run cpu_methods --workers 2
+    python -m benchmarks.accuracy.run cpu_resnet20 --minutes 60
 
 Where a part of the training images is held out, it chooses the checkpoint, and the test images are looked at once, at its end.
 Where all images are trained on (``folds=2`` in the grid's ``val_evaluator``), the validation images are the test images: the

@@ -36,9 +36,28 @@ def table(grid: str) -> str:
                  f'{int(rows[0]["multiplies"]) / 1e6:.2f}', f'{int(rows[0]["bytes_packed"]) / 1e3:.1f}',
                  spread(rows, 'minutes')]
         lines.append(f'| {" | ".join(cells)} |')
-    machines = sorted({f'{row["device"]}, {row["threads"]} thread(s), torch {row["torch"]}' for rows in groups.values()
-                       for row in rows})
-    return '\n'.join([*lines, '', f'Machine: {"; ".join(machines)}.', ''])
+    return '\n'.join([*lines, '', f'Machine: {machines([row for rows in groups.values() for row in rows])}.', ''])
+
+
+def lengths(grid: str) -> str:
+    """One line per method and expansion: test accuracy after trainings of several lengths."""
+    rows = read_rows(HERE / f'results/{grid}.csv')
+    epochs = sorted({int(row['epochs']) for row in rows})
+    groups = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        groups[row['method'], row['expand']][int(row['epochs'])].append(row)
+    lines = [f'| method | expand | {" | ".join(f"{count} epochs (%)" for count in epochs)} | multiplies (M) |',
+             '|---' * (3 + len(epochs)) + '|']
+    for (method, expand), parts in sorted(groups.items(), key=lambda item: (item[0][0], item[0][1] != 'none', item[0][1])):
+        cells = [method, '' if expand == 'none' else expand, *(spread(parts[count], 'test_top1') for count in epochs),
+                 f'{int(next(iter(parts.values()))[0]["multiplies"]) / 1e6:.3f}']
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join([*lines, '', f'Machine: {machines(rows)}.', ''])
+
+
+def machines(rows: list[dict]) -> str:
+    return '; '.join(sorted({f'{row["device"]}, {row["threads"]} thread(s), torch {row["torch"]}' for row in rows}))
 
 
 TABLES = {f'accuracy_{path.stem}': (lambda grid=path.stem: table(grid)) for path in sorted(HERE.glob('grids/*.py'))}
+TABLES['accuracy_cpu_tau'] = lambda: lengths('cpu_tau')

@@ -101,13 +101,13 @@ def test_every_run_of_every_grid_can_be_built(name, tmp_path):
 
 
 def test_no_seed_is_second_before_all_are_first():
-    seeds = [r.seed for r in runs(load_grid('cpu_methods'), 'cpu_methods')]
+    seeds = [r.seed for r in runs(load_grid('cpu_tau'), 'cpu_tau')]
     assert seeds == sorted(seeds)
 
 
 def test_an_unknown_grid_is_named():
-    with pytest.raises(FileNotFoundError, match=r"no grid 'cpu_method'; there are cpu_methods, cpu_resnet20, cpu_tau"):
-        load_grid('cpu_method')
+    with pytest.raises(FileNotFoundError, match=r"no grid 'cpu_taus'; there are cpu_resnet20, cpu_tau"):
+        load_grid('cpu_taus')
 
 
 def test_list_from_the_shell(grid, tmp_path):
@@ -135,13 +135,25 @@ def test_published_rows_have_a_source():
 
 def test_plots(tmp_path, monkeypatch):
     from benchmarks.accuracy import plots
-    rows = [dict(network=network, method=method, expand=expand, epochs=epochs, test_top1='50', train_top1='60', ops='1e6')
+    rows = [dict(network=network, method=method, expand=expand, epochs=epochs, test_top1='50', train_top1='60', ops='1e6',
+                 key=f'{network}-{method}', interval='2', val_top1='10 20 30')
             for network in ('small', 'large') for method in ('recu', 'bireal') for expand in ('none', 'es_tau=2')
             for epochs in ('10', '40')]
     monkeypatch.setattr(plots, 'read_rows', lambda path: rows)
     monkeypatch.setattr(plots, 'DOCS', tmp_path)
     plots.main()
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert sorted(first) == ['methods.svg', 'resnet20.svg', 'tau_curves.svg', 'tau_gain.svg']
+    assert sorted(first) == ['resnet20.svg', 'resnet20_curves.svg', 'tau_curves.svg']
     plots.main()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
+
+
+def test_a_table_over_the_length_of_the_training(tmp_path, monkeypatch):
+    """Seeds together, lengths side by side, the base network first; what was not run is empty."""
+    monkeypatch.setattr(tables, 'HERE', tmp_path)
+    (tmp_path / 'results').mkdir()
+    runs = [('es_tau=2', 40, 50.0), ('none', 10, 20.0), ('none', 10, 22.0), ('none', 40, 40.0)]
+    lines = [f'recu,{expand},{epochs},{top1},4000,cpu,1,2.0' for expand, epochs, top1 in runs]
+    (tmp_path / 'results/toy.csv').write_text('\n'.join(['method,expand,epochs,test_top1,multiplies,device,threads,torch', *lines]))
+    text = tables.lengths('toy')
+    assert '| recu |  | 21.0 ± 1.4 | 40.0 | 0.004 |\n| recu | es_tau=2 |  | 50.0 | 0.004 |' in text
