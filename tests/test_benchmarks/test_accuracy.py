@@ -152,8 +152,9 @@ def test_a_table_over_the_length_of_the_training(tmp_path, monkeypatch):
     """Seeds together, lengths side by side, the base network first; what was not run is empty."""
     monkeypatch.setattr(tables, 'HERE', tmp_path)
     (tmp_path / 'results').mkdir()
-    runs = [('es_tau=2', 40, 50.0), ('none', 10, 20.0), ('none', 10, 22.0), ('none', 40, 40.0)]
-    lines = [f'recu,{expand},{epochs},{top1},4000,cpu,1,2.0' for expand, epochs, top1 in runs]
-    (tmp_path / 'results/toy.csv').write_text('\n'.join(['method,expand,epochs,test_top1,multiplies,device,threads,torch', *lines]))
+    measured = [('es_tau=2', 40, 50.0), ('none', 10, 20.0), ('none', 10, 22.0), ('none', 40, 40.0)]
+    lines = ['method,expand,epochs,test_top1,multiplies,device,threads,torch',
+             *(f'recu,{expand},{epochs},{top1},4000,cpu,1,2.0' for expand, epochs, top1 in measured)]
+    (tmp_path / 'results/toy.csv').write_text('\n'.join(lines))
     text = tables.lengths('toy')
     assert '| recu |  | 21.0 ± 1.4 | 40.0 | 0.004 |\n| recu | es_tau=2 |  | 50.0 | 0.004 |' in text
