@@ -20,15 +20,27 @@ from .binarize import (
     start_epoch_,
 )
 from .convert import BinarizationReport, BNNConfig, Candidate, RuleSet, binarize_, list_rules, register_rules, remove_rules
-from .deploy import FusionReport, VerificationReport, fuse_, load_packed_, pack_, save_packed, unfuse_, verify
+from .deploy import (
+    FusionReport,
+    Int8Report,
+    VerificationReport,
+    fuse_,
+    load_packed_,
+    pack_,
+    quantize_rest_,
+    save_packed,
+    unfuse_,
+    verify,
+)
 from .integrations.import_hooks import install
 from .version import __version__
 
 __all__ = [
-    'BNNConfig', 'BinarizationReport', 'Candidate', 'FusionReport', 'RuleSet', 'Summary', 'VerificationReport', '__version__',
-    'after_step_', 'binarize_', 'clip_latents_', 'fuse_', 'list_estimators', 'list_methods', 'list_probabilities',
-    'list_rules', 'load_packed_', 'pack_', 'register_estimator', 'register_method', 'register_probability', 'register_rules',
-    'remove_rules', 'save_packed', 'set_progress', 'start_epoch_', 'summarize', 'unfuse_', 'verify',
+    'BNNConfig', 'BinarizationReport', 'Candidate', 'FusionReport', 'Int8Report', 'RuleSet', 'Summary', 'VerificationReport',
+    '__version__', 'after_step_', 'binarize_', 'clip_latents_', 'fuse_', 'list_estimators', 'list_methods',
+    'list_probabilities', 'list_rules', 'load_packed_', 'pack_', 'quantize_rest_', 'register_estimator', 'register_method',
+    'register_probability', 'register_rules', 'remove_rules', 'save_packed', 'set_progress', 'start_epoch_', 'summarize',
+    'unfuse_', 'verify',
 ]
 
 install()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bnn_kernels import LAYOUT_VERSION
 
+from .int8_layers import int8_forms
 from .pack import PACKED, packed_forms, replace_
 from .packed import PackedModule
 
@@ -215,7 +216,7 @@ def prepare_(model: nn.Module, layers: dict[str, str], path: str | Path) -> nn.M
     Raises:
         ValueError: when the model has others; it is then as before.
     """
-    packed = packed_forms(model)
+    packed = packed_forms(model) | int8_forms(model, layers)
     found = {name: packed.get(module, module).signature() for name, module in model.named_modules()
              if isinstance(packed.get(module, module), PackedModule)}
     for name in sorted(found.keys() | layers.keys()):

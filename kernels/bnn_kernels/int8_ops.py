@@ -1,5 +1,6 @@
 """The public operators of real layers in int8, registered like those of ops.py; the arithmetic is in int8_reference.py."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,9 @@ from torch import Tensor
 
 from . import checks
 from .epilogue import Epilogue
-from .ops import Pair, _define, _pair
+from .geometry import Int8Conv2dGeometry
+from .ops import Pair, _define, _int_pair, _pair
+from .prepared_op import PreparedOp, shared_op
 
 
 class Quantization(NamedTuple):
@@ -39,6 +42,8 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         >>> quantize(torch.tensor([-1.0, 0.5, 9.0]), torch.tensor([0.5]), torch.tensor([1], dtype=torch.uint8))
         tensor([ 0,  2, 19], dtype=torch.uint8)
     """
+    if PreparedOp.direct(x):
+        return shared_op('quantize')(x=x, scale=scale, zero_point=zero_point)
     return _quantize(x, scale, zero_point)
 
 
@@ -132,9 +137,22 @@ def _convolve(x: Tensor, x_zero: Tensor, weight: Tensor, stride: Pair, padding: 
               out: Quantization | None, pack: bool, keep: bool) -> tuple[Tensor | None, Tensor | None]:
     scale, bias, *act = epilogue
     out_scale, out_zero, dtype = (None, None, dtype) if out is None else (*out, out.zero_point.dtype)
+    pairs = _int_pair(stride), _int_pair(padding), _int_pair(dilation)
+    if PreparedOp.direct(x) and None not in pairs and type(groups) is int:
+        geometry = _shared_geometry(weight.shape, *pairs, groups, output_padding if output_padding is None else _int_pair(
+            output_padding))
+        op = shared_op('int8_conv2d', ('geometry', geometry), ('dtype', dtype), ('pack', pack), ('keep', keep))
+        words, stream = op(x=x, x_zero=x_zero, weight=weight, epilogue=epilogue, shortcut=shortcut, out_scale=out_scale,
+                           out_zero=out_zero)
+        return words if pack else None, stream if keep else None
     words, stream = _int8_conv2d(x, x_zero, weight, _pair(stride), _pair(padding), _pair(dilation), groups, output_padding,
                                  scale, bias, shortcut, *act, out_scale, out_zero, dtype, pack, keep)
     return words if pack else None, stream if keep else None
+
+
+@lru_cache(4096)
+def _shared_geometry(w_shape: tuple[int, ...], *numbers) -> Int8Conv2dGeometry:
+    return Int8Conv2dGeometry.of(w_shape, *numbers)
 
 
 def _empty_conv(call):
