@@ -16,6 +16,7 @@ from mmengine.fileio import load
 import bnn_kernels
 
 from ..analysis import processor
+from ..integrations.mmdet.boxes import match_boxes
 from ..integrations.mmengine.pack import pack_checkpoint
 from ..integrations.mmengine.run import latest_checkpoint, load_config, test, train
 from ..integrations.mmengine.summarize import summarize_config
@@ -81,7 +82,7 @@ def run_demo(work_dir: str = 'work_dirs/demo', data: str = DATA, config: str = C
     numbers = {
         'latent_map50': latent['coco/bbox_mAP_50'], 'packed_map50': packed['coco/bbox_mAP_50'],
         'latent_map': latent['coco/bbox_mAP'], 'packed_map': packed['coco/bbox_mAP'],
-        'largest_score_difference': largest_score_difference(latent_found, packed_found),
+        'boxes': asdict(matched := match_boxes(latent_found, packed_found)),
         'bytes_float': summary.totals.bytes_float, 'bytes_packed': summary.totals.bytes_packed,
         'bytes_packed_file': packed_file.stat().st_size, 'seed': seed,
         'minutes_training': mean(training['time'].values()) * runner.max_iters / 60,
@@ -94,7 +95,7 @@ def run_demo(work_dir: str = 'work_dirs/demo', data: str = DATA, config: str = C
         'Data': f'handwritten digits of scikit-learn, {recipe.train}/{recipe.val}/{recipe.test} canvases for training, '
                 f'validation and test in {data}',
         'Backend of the packed layers': str(backend),
-        'Latent against packed': f'largest difference of a score on the test split: {numbers["largest_score_difference"]:g}',
+        'Latent against packed': f'on the test split: {matched}',
         'Packed file': f'{packed_file}, {numbers["bytes_packed_file"]:,} bytes, config included',
         **environment()}
     page = write_report(Report(
@@ -151,17 +152,6 @@ def choose_samples(latent: list[dict], packed: list[dict]) -> list[Sample]:
         height, width = latent[index]['ori_shape']
         samples.append(Sample(Path(latent[index]['img_path']), width, height, panels))
     return samples[:SAMPLES]
-
-
-def largest_score_difference(latent: list[dict], packed: list[dict]) -> float:
-    """Over the test split; ``inf`` when an image has another number of detections."""
-    difference = 0.0
-    for a, b in zip(latent, packed, strict=True):
-        a, b = a['pred_instances']['scores'], b['pred_instances']['scores']
-        if len(a) != len(b):
-            return float('inf')
-        difference = max([difference, *(a - b).abs().tolist()])
-    return difference
 
 
 def environment() -> dict[str, str]:

@@ -91,7 +91,7 @@ def write_report(report: Report, out: str | Path) -> Path:
     filters = dict(size=size, data_uri=data_uri, hex='#{0[0]:02x}{0[1]:02x}{0[2]:02x}'.format)
     page = render(TEMPLATE, filters, report=report, summary=report.summary,
                   plots=draw_curves(report.training, report.validation), ink=ink)
-    (out / 'report.json').write_text(json.dumps({**report.numbers, 'facts': report.facts}, indent=2) + '\n')
+    (out / 'report.json').write_text(json.dumps({**report.numbers, 'facts': report.facts}, indent=2, allow_nan=False) + '\n')
     path = out / 'report.html'
     path.write_text(page)
     return path

@@ -6,7 +6,7 @@ from mmengine.config import Config
 
 pytest.importorskip('mmdet')
 
-from bnn_plugins.apps.demo import check_same_run, choose_samples, commands, largest_score_difference
+from bnn_plugins.apps.demo import check_same_run, choose_samples, commands
 
 
 def found(*scores, labels=None):
@@ -14,12 +14,6 @@ def found(*scores, labels=None):
     boxes = torch.arange(4. * len(scores)).view(-1, 4)
     return dict(pred_instances=dict(scores=scores, bboxes=boxes, labels=torch.arange(len(scores))), ori_shape=(48, 64),
                 instances=[dict(bbox=[1, 2, 3, 4], bbox_label=7)], img_path='a/b.png')
-
-
-def test_largest_score_difference():
-    assert largest_score_difference([found(0.5, 0.25), found(0.75)], [found(0.5, 0.5), found(0.625)]) == 0.25
-    assert largest_score_difference([found(0.5)], [found(0.5)]) == 0
-    assert largest_score_difference([found(0.5)], [found(0.5, 0.25)]) == float('inf')
 
 
 def test_samples_lie_at_equal_distances_and_show_what_is_sure():

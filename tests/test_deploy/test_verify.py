@@ -8,7 +8,7 @@ from torch import nn
 
 from bnn_plugins import fuse_, pack_, verify
 from bnn_plugins.deploy import VerificationReport
-from bnn_plugins.layers import BinaryConv2d
+from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
 from .fuse_nets import RandomNet
 from .nets import METHODS, net, randomise_
@@ -156,3 +156,77 @@ class TestErrors:
         latent, _, x = pair()
         with pytest.raises(ValueError, match=r"the layer 'blocks.0.conv' is not packed in the second"):
             verify(latent, latent, x)
+
+
+class TestOutputs:
+    """Of both models, each by itself."""
+
+    def test_without_other_signs_they_are_the_same_within_rounding(self):
+        latent, packed, x = pair()
+        report = verify(latent, packed, x)
+        assert report.ok
+        assert report.drift.signs == 0
+        assert 0 < report.relative <= report.tolerance < 1e-4
+        assert report.summary().endswith(': ok')
+
+    def test_a_large_difference_without_other_signs_is_not_ok(self):
+        latent, packed, x = pair()
+        with torch.no_grad():
+            packed.head[5].bias += 0.5  # of the last layer: no sign follows
+        fuse_(packed)
+        report = verify(latent, packed, x)
+        assert not report.ok
+        assert report.summary().endswith('NOT OK')
+
+    @pytest.mark.parametrize('fused', [False, True])
+    def test_outputs_behind_everything_that_is_verified(self, fused):
+        """A real layer is compared with nothing, but by what it makes."""
+        torch.manual_seed(0)
+        latent = randomise_(nn.Sequential(BinaryConv2d(12, 12, 3), nn.Flatten(), nn.Linear(192, 3))).eval()
+        packed = pack_(copy.deepcopy(latent))
+        if fused:
+            fuse_(packed)
+        x = torch.randn(2, 12, 6, 6)
+        assert verify(latent, packed, x).ok
+        with torch.no_grad():
+            packed[2].weight += 1e-3
+        report = verify(latent, packed, x)
+        assert not any(row.violations for row in report.rows)
+        assert not report.ok
+
+    def test_signs_within_rounding_explain_them(self):
+        latent, packed, x = pair(3, stream_dtype=torch.bfloat16)
+        report = verify(latent, packed, x)
+        assert report.ok
+        assert report.drift.signs > 0
+        assert report.drift.far == 0
+        assert 'within rounding' in report.summary()
+        assert report.summary().endswith(': explained by the signs' if report.relative > report.tolerance else ': ok')
+
+    def test_signs_that_are_far_do_not(self):
+        """Each step is right for the values of the latent model, but its input in a run is not: a real layer is wrong."""
+        torch.manual_seed(0)
+        latent = randomise_(nn.Sequential(nn.Linear(12, 12), BinaryLinear(12, 12), nn.Linear(12, 3))).eval()
+        packed = pack_(copy.deepcopy(latent))
+        fuse_(packed)
+        with torch.no_grad():
+            packed[0].weight.mul_(-1)
+        report = verify(latent, packed, torch.randn(5, 12))
+        assert report.drift.far > 0
+        assert report.drift.first == '1'
+        assert not report.ok
+
+    def test_outputs_of_other_shapes(self):
+        class Chosen(nn.Sequential):
+            def forward(self, x):
+                y = super().forward(x)
+                return y[y[:, 0] > 0.2]
+
+        torch.manual_seed(0)
+        latent = randomise_(Chosen(BinaryLinear(12, 3))).eval()
+        packed = pack_(copy.deepcopy(latent))
+        with torch.no_grad():
+            packed[0].bias = nn.Parameter(torch.full((3,), -100.))
+        report = verify(latent, packed, torch.randn(5, 12))
+        assert report.relative == float('inf')
+        assert not report.ok

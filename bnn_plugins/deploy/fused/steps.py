@@ -115,11 +115,14 @@ class PackStep(Step):
     def io(self, out, x):
         return OpIO({'x': x}, (out,))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compared(self, x: Tensor) -> Tensor:
+        """The values whose signs are taken."""
         if self.copies > 1:
             x = tile(x, self.copies, self.channel_dim)
-        if self.depends:
-            x = self.held[0].activation.prepare(x)
+        return self.held[0].activation.prepare(x) if self.depends else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.compared(x)
         if PreparedOp.direct(x):
             return self.prepared_op(x=x)
         if self.is_conv:
@@ -127,11 +130,15 @@ class PackStep(Step):
         return bnn_kernels.pack_features(x, self.threshold)
 
 
+def pack_step(layer: PackedLayer) -> PackStep:
+    step = PackStep(layer)
+    step.prepare()
+    return step
+
+
 def signs_of(layer: PackedLayer, x: Tensor) -> Tensor:
     """The words that ``layer`` reads of ``x``."""
-    packing = PackStep(layer)
-    packing.prepare()
-    return packing(x)
+    return pack_step(layer)(x)
 
 
 class FormatStep(Step):
