@@ -13,7 +13,7 @@ def table() -> str:
     if not rows:
         return 'No results yet: `python -m benchmarks.training.run`.\n'
     lines = ['| case | batch | pixels | threads | variant | path | step (ms) | of float32 | of bfloat16 | binary layers (%) | '
-             'saved (MB) | of float32 |', '|---' * 12 + '|']
+             'saved (MB) | of float32 | resident (MB) |', '|---' * 13 + '|']
     twins = {case(row): row for row in rows if row['variant'] == 'float32'}
     for row in rows:
         twin = twins[case(row)]
@@ -21,7 +21,8 @@ def table() -> str:
         cells = [row['case'], row['batch'], f'{row["height"]}x{row["width"]}', row['threads'], row['variant'], row['path'],
                  f'{float(row["step_ms"]):.0f}', f'{float(row["of_float32"]):.2f}', f'{float(row["of_bfloat16"]):.2f}',
                  f'{binary:.0f}', f'{int(row["saved_bytes"]) / 1e6:.1f}',
-                 f'{int(row["saved_bytes"]) / int(twin["saved_bytes"]):.2f}']
+                 f'{int(row["saved_bytes"]) / int(twin["saved_bytes"]):.2f}',
+                 f'{int(row["resident_bytes"]) / 1e6:.1f}' if row['resident_bytes'] else '']
         lines.append(f'| {" | ".join(cells)} |')
     machines = sorted({f'{row["processor"]}, torch {row["torch"]}, commit {row["commit"]}' for row in rows})
     return '\n'.join([*lines, '', f'Machine: {"; ".join(machines)}.', ''])

@@ -5,10 +5,12 @@ ratios within a round. A *phase* is ``data`` (the next batch, augmented), ``forw
 ``optimizer`` (the step, gradients freed, schedules and latent weights of binary layers). A step is all but its data.
 """
 
+import ctypes
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +104,8 @@ class TrainingRow:
         kinds: ``binary_forward_ms`` and so on for every kind of layer, forward and backward: see :func:`share_of_kinds`.
         saved_bytes: what the forward pass keeps for the backward pass, parameters and buffers aside.
         peak_bytes: the most that a step holds of tensors at a time, beside what is there before it.
+        resident_bytes: the most by which the process grows in a step, with what is not a tensor (scratch memory of operators);
+            '' where the system cannot tell.
     """
 
     config: str
@@ -125,6 +129,7 @@ class TrainingRow:
     optimizer_ms: float
     saved_bytes: int
     peak_bytes: int
+    resident_bytes: int | str
     of_float32: float | str = ''
     of_float32_q1: float | str = ''
     of_float32_q3: float | str = ''
@@ -199,7 +204,8 @@ def make_row(config: str, variant: TrainingVariant, variants: Sequence[TrainingV
         config, variant.name, shape[0], *shape[-2:], threads, variant.device.type,
         training_path(variant.training.model), clock.name, len(one.steps), 1e3 * middle, 1e3 * first, 1e3 * third,
         1e3 * min(one.steps), shape[0] / (middle + one.median('data')), **{f'{phase}_ms': medians[phase] for phase in PHASES},
-        saved_bytes=saved_bytes(variant), peak_bytes=peak_bytes(variant.step, variant.device))
+        saved_bytes=saved_bytes(variant), peak_bytes=peak_bytes(variant.step, variant.device),
+        resident_bytes=resident_peak(variant.step))
     shares = share_of_kinds(variant)
     row.kinds = {f'{kind}_{phase}_ms': share * medians[phase] for (kind, phase), share in shares.items()}
     for baseline, other in zip(variants, times, strict=True):
@@ -239,6 +245,25 @@ def saved_bytes(variant: TrainingVariant) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), variant.autocasts():
         variant.training.loss(model, batch)
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def resident_peak(call: Callable[[], object]) -> int | str:
+    """Bytes by which ``call`` makes this process grow, at most; '' without Linux's count of it.
+
+    Free memory goes back to the system first: reused, it would not show. On a GPU this is not what the step needs there.
+    """
+    clear, status = Path('/proc/self/clear_refs'), Path('/proc/self/status')
+    if not clear.exists():
+        return ''
+
+    def kilobytes(name: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
+    if hasattr(libc := ctypes.CDLL(None), 'malloc_trim'):
+        libc.malloc_trim(0)
+    clear.write_text('5')  # the largest size so far is the present one
+    before = kilobytes('VmRSS')
+    call()
+    return 1024 * max(kilobytes('VmHWM') - before, 0)
 
 
 def kind_of(module: nn.Module) -> str | None:

@@ -1,6 +1,7 @@
 """The training profiler: memory by hand, kinds of layers, ratios of interleaved steps."""
 
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from bnn_plugins.analysis.training_profile import (
     make_row,
     measure_steps,
     profile_training,
+    resident_peak,
     saved_bytes,
     share_of_kinds,
 )
@@ -36,6 +38,17 @@ def test_saved_bytes_by_hand():
     variant = TrainingVariant('toy', training(model, torch.randn(4, 3), torch.randn(4, 2)))
     # The input, the output of the ReLU once (it and the second layer keep the same), both operands of the loss; no weights.
     assert saved_bytes(variant) == 4 * (4 * 3 + 4 * 5 + 2 * (4 * 2))
+
+
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='Linux counts it')
+def test_resident_memory_counts_what_is_no_tensor():
+    size = 64 << 20
+
+    def call():
+        b'x' * size
+    call()
+    assert resident_peak(call) == pytest.approx(size, rel=0.05)
+    assert resident_peak(lambda: None) < size / 20
 
 
 def test_checkpointing_keeps_less():
