@@ -9,6 +9,7 @@ from ..registry import MODELS
 from .backbones import (
     BNNMLP,
     BNNSSDVGG,
+    BNNBiReal50,
     BNNBNext,
     BNNCifarResNet,
     BNNConvNet,
@@ -30,6 +31,7 @@ __all__ = [
     'BNNMLP',
     'BNNSSDVGG',
     'BNNBNext',
+    'BNNBiReal50',
     'BNNCifarResNet',
     'BNNConvNet',
     'BNNMoBiNet',

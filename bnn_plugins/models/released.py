@@ -41,12 +41,13 @@ class Release:
     kept: tuple[str, ...] = ()
 
     def names(self, found: dict[str, str]) -> dict[str, str | int]:
-        """The words of a rule, and ``block`` (of ``i``), ``stage`` (of ``s``), ``half`` and ``unit`` (of ``j``)."""
+        """The words of a rule; ``block`` and ``layer`` (of ``i``), ``stage`` (of ``s``), ``half`` and ``unit`` (of ``j``)."""
         names: dict[str, str | int] = dict(found)
         if 'i' in found:
-            places = [f'{stage}.{block}' for stage, count in enumerate(self.blocks) for block in range(count)]
+            places = [(stage, block) for stage, count in enumerate(self.blocks) for block in range(count)]
             index = int(found['i']) - self.first
-            names['block'] = places[index] if index in range(len(places)) else 'none'
+            stage, block = places[index] if index in range(len(places)) else ('none', 'none')
+            names['block'], names['layer'] = f'{stage}.{block}', f'layer{stage if stage == "none" else stage + 1}.{block}'
         if 's' in found:
             names['stage'] = int(found['s']) - 1
         if 'j' in found:
@@ -104,6 +105,19 @@ def resnet(depth: int, latents: str, method: str, source: str, rules: list[Rule]
             (f'{block}.binary_conv.{latents}', [f'{ours}.conv{{unit}}.weight'], 'reshape'),
             norm(f'{block}.bn1', f'{ours}.bn{{unit}}'), *rules,
             weight(f'{block}.downsample.1', f'{ours}.downsample.1'), norm(f'{block}.downsample.2', f'{ours}.downsample.2'),
+            affine('fc', 'head.fc')])
+
+
+def bireal_50() -> Release:
+    block, ours = 'layers.{i}.', 'backbone.{layer}.'
+    units = [rule for unit in (1, 2, 3) for rule in (weight(f'{block}conv{unit}', f'{ours}conv{unit}'),
+                                                     norm(f'{block}bn{unit}', f'{ours}bn{unit}'))]
+    return Release(
+        dict(type='bnn_plugins.BNNBiReal50', out_indices=(3,), pool_last=True), source='liuzechun/Bi-Real-net',
+        blocks=(3, 4, 6, 3), first=0, stem=('backbone.conv1', 'backbone.bn1'), rules=[
+            weight('conv1', 'backbone.conv1'), norm('bn1', 'backbone.bn1'), *units,
+            (f'{block}down_conv1x1.weight', [f'{ours}narrow.weight?'], 'same'),  # never called in the first block
+            weight(f'{block}downsample.1', f'{ours}downsample.1'), norm(f'{block}downsample.2', f'{ours}downsample.2'),
             affine('fc', 'head.fc')])
 
 
@@ -242,7 +256,8 @@ RELEASES: dict[str, dict[str, Release]] = {
     },
     'adambnn': {'ReActNet-A': reactnet_a('weight', method='adambnn')},
     'repbnn': {'Rep-ReActNet-A': reactnet_a('weight', method='adambnn', expand=dict(tau=2, style='rep'))},
-    'bireal': {f'Bi-Real-{depth}': resnet(depth, 'weights', 'bireal', 'liuzechun/Bi-Real-net', []) for depth in (18, 34)},
+    'bireal': {**{f'Bi-Real-{depth}': resnet(depth, 'weights', 'bireal', 'liuzechun/Bi-Real-net', []) for depth in (18, 34)},
+               'Bi-Real-50': bireal_50()},
     'rebnn': {'ReBNN-18': resnet(18, 'weight', 'rebnn', 'SteveTsui/ReBNN', [
         *REACT_UNITS, ('layer{s}.{j}.binary_conv.scaling_factor',
                        ['backbone.layer{s}.{half}.conv{unit}.weight_binarizer.alpha'], 'fiftieth')])},

@@ -1,4 +1,5 @@
 from .bnn_binarynet import BNNMLP, BNNConvNet
+from .bnn_bireal50 import BNNBiReal50
 from .bnn_bnext import BNNBNext
 from .bnn_cifar_resnet import BNNCifarResNet
 from .bnn_mobinet import BNNMoBiNet
@@ -13,6 +14,7 @@ __all__ = [
            'BNNMLP',
            'BNNSSDVGG',
            'BNNBNext',
+           'BNNBiReal50',
            'BNNCifarResNet',
            'BNNConvNet',
            'BNNMoBiNet',
