@@ -7,7 +7,8 @@ activation binarizer. Bits of k-bit values are *planes* of one-bit values:
 - a k-bit unsigned activation is :math:`\\sum_i 2^i b_i` with :math:`b_i \\in \\{0, 1\\}`. As :math:`b = (1 + s) / 2`, its
   convolution is :math:`(s \\circledast w + \\sum w) / 2`, where a tap outside of the image (b = 0) counts as s = -1.
 
-Both make any bit width a sum of one-bit operators, in integers.
+Both make any bit width a sum of one-bit operators, in integers. On a CPU the levels are also bytes, and one int8 operator sums
+up what several planes would: the same integers (:func:`in_bytes`).
 """
 
 import copy
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 import bnn_kernels
 from bnn_kernels.derived import Derived
+from bnn_kernels.geometry import INT8_TERMS_LIMIT, TERMS_LIMIT
 
 from ..binarize import ActivationBinarizer
 from ..layers import AdaptiveConv2d, BinaryConv2d, BinaryLinear
@@ -158,6 +160,9 @@ class PackedLayer(PackedModule):
         if activation.signed:
             words = self._pack(activation.prepare(x), activation.threshold())
             sums = [self._binary(words, w, self.pad_value) for w in self.weight_bits]
+        elif in_bytes(self, activation, x):
+            return self._bytes(activation(x).to(torch.int8 if activation.twos_complement else torch.uint8),
+                               *byte_weight(self.weight_bits, self._fan()))
         else:
             levels = activation(x).to(torch.int32)
             sums = [0] * len(self.weight_bits)
@@ -190,6 +195,30 @@ def levels_dtype(activation: ActivationBinarizer, x: Tensor) -> torch.dtype:
     threshold = activation.threshold()
     learned = activation.step if threshold is None else threshold
     return torch.promote_types(x.dtype, learned.dtype) if isinstance(learned, Tensor) else x.dtype
+
+
+def in_bytes(layer: PackedLayer, activation: ActivationBinarizer, x: Tensor) -> bool:
+    """Whether the levels of inputs and weights are summed as int8: several planes on a CPU, whose sums a float32 holds."""
+    planes = activation.bits * layer.w_bits
+    most = layer.fan_in * (2 ** activation.bits - 1) * (2 ** layer.w_bits - 1)
+    return x.is_cpu and planes > 1 and layer.bases == 1 and layer.w_bits < 8 and most < TERMS_LIMIT \
+        and layer.fan_in <= INT8_TERMS_LIMIT
+
+
+def byte_weight(words: Tensor, channels: int) -> tuple[Tensor, bnn_kernels.Epilogue]:
+    """The levels of a weight as int8, and the epilogue that leaves sums as they are; in eager code made once for each."""
+    if bnn_kernels.PreparedOp.direct(words):
+        return known_byte_weight([words], (channels,))
+    return new_byte_weight(words, channels)
+
+
+def new_byte_weight(words: Tensor, channels: int) -> tuple[Tensor, bnn_kernels.Epilogue]:
+    levels = sum(bnn_kernels.unpack_weight(plane, channels) * 2 ** j for j, plane in enumerate(words)).to(torch.int8)
+    ones = torch.ones(len(levels), device=words.device)
+    return levels, bnn_kernels.Epilogue(ones, torch.zeros_like(ones))
+
+
+known_byte_weight = Derived(new_byte_weight)
 
 
 def filter_sums(words: Tensor, channels: int) -> Tensor:
@@ -239,6 +268,12 @@ class PackedConv2d(PackedLayer):
                                         self.groups, pad_value)
         # padding='same' with an even kernel pads one row or column more at the end: the first output is one too many.
         return acc[..., bottom - top:, right - left:]
+
+    def _bytes(self, levels: Tensor, weight: Tensor, epilogue: bnn_kernels.Epilogue) -> Tensor:
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        _, acc = bnn_kernels.int8_conv2d(levels, levels.new_zeros(1), weight, epilogue, stride=self.stride,
+                                         padding=(bottom, right), dilation=self.dilation, groups=self.groups)
+        return acc[..., bottom - top:, right - left:].to(torch.int32)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.pre_norm is not None:
@@ -301,6 +336,9 @@ class PackedLinear(PackedLayer):
 
     def _binary(self, words: Tensor, w: Tensor, pad_value: int) -> Tensor:
         return bnn_kernels.binary_linear(words, w, self.fan_in)
+
+    def _bytes(self, levels: Tensor, weight: Tensor, epilogue: bnn_kernels.Epilogue) -> Tensor:
+        return bnn_kernels.int8_linear(levels, levels.new_zeros(1), weight, epilogue).to(torch.int32)
 
     def forward(self, input: Tensor) -> Tensor:
         seen = expand_input(self, input)

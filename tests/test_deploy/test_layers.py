@@ -14,7 +14,8 @@ from torch import nn
 
 from bnn_plugins import pack_
 from bnn_plugins.binarize import DoReFaWeight
-from bnn_plugins.deploy import PackedConv2d, PackedLinear
+from bnn_plugins.binarize.activations import DoReFaActivation
+from bnn_plugins.deploy import PackedConv2d, PackedLinear, packed
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
 from .nets import METHODS, SIGNED, is_signed, randomise_, special_
@@ -165,6 +166,37 @@ def test_exactly_at_the_threshold(kind):
         levels = layer.activation(x)
         assert (levels == (-1 if below else 1)).all()
         assert torch.equal(packed.activation.threshold(), layer.activation.threshold())
+
+
+@pytest.mark.parametrize('w_bits', [1, 2, 7])
+@pytest.mark.parametrize('conv', CONVS)
+def test_planes_and_bytes_have_the_same_sums(conv, w_bits, monkeypatch):
+    kwargs, size = CONVS[conv]
+    method = dict(type='dorefa', w_bits=w_bits, a_bits=3)
+    layers = build_conv(method, 0, size=size, **kwargs), build_linear(method)
+    for (layer, x), a_bits in itertools.product(layers, (2, 4, 8)):
+        layer.activation = DoReFaActivation(a_bits)
+        result = pack_(nn.Sequential(layer))[0]
+        assert packed.in_bytes(result, result.activation, x)
+        in_bytes = result._accumulate(x)
+        with monkeypatch.context() as patch:
+            patch.setattr(packed, 'in_bytes', lambda *_: False)
+            assert torch.equal(result._accumulate(x), in_bytes)
+        assert in_bytes.dtype == torch.int32
+
+
+def test_when_levels_are_no_bytes():
+    x, layer = torch.zeros(1, 8), build_linear(dict(type='dorefa', w_bits=2, a_bits=3))[0]
+    small = pack_(nn.Sequential(layer))[0]
+    assert packed.in_bytes(small, small.activation, x)
+    assert not packed.in_bytes(small, small.activation, x.to('meta')), 'planes on other devices'
+    for change in (dict(fan_in=2**16 + 1), dict(bases=2), dict(weight_bits=torch.zeros(8, 6, 2))):
+        other = copy.deepcopy(small)
+        vars(other).update(change)
+        assert not packed.in_bytes(other, other.activation, x), change
+    wide = copy.deepcopy(small)
+    vars(wide).update(fan_in=2**16, weight_bits=torch.zeros(6, 6, 2))
+    assert not packed.in_bytes(wide, DoReFaActivation(3), x), 'a float32 does not hold 2**16 * 7 * 63'
 
 
 @pytest.mark.parametrize('value', [0.0, -0.0, 1e-45, -1e-45, 1e38, -1e38, float('inf'), float('-inf')])
