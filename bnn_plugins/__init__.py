@@ -33,14 +33,15 @@ from .deploy import (
     verify,
 )
 from .integrations.import_hooks import install
+from .layers.training import set_training_path, training_report
 from .version import __version__
 
 __all__ = [
     'BNNConfig', 'BinarizationReport', 'Candidate', 'FusionReport', 'Int8Report', 'RuleSet', 'Summary', 'VerificationReport',
     '__version__', 'after_step_', 'binarize_', 'clip_latents_', 'fuse_', 'list_estimators', 'list_methods',
     'list_probabilities', 'list_rules', 'load_packed_', 'pack_', 'quantize_rest_', 'register_estimator', 'register_method',
-    'register_probability', 'register_rules', 'remove_rules', 'save_packed', 'set_progress', 'start_epoch_', 'summarize',
-    'unfuse_', 'verify',
+    'register_probability', 'register_rules', 'remove_rules', 'save_packed', 'set_progress', 'set_training_path',
+    'start_epoch_', 'summarize', 'training_report', 'unfuse_', 'verify',
 ]
 
 install()

@@ -30,7 +30,7 @@ VERBS = {name for name, value in NAMES.items() if inspect.isroutine(value)} | {'
 LOW_LEVEL = {'join', 'input_signature'}  # what fuse_ is made of
 NO_ERRORS = {  # they answer a question, or pass on what the layers raise
     'available_backends', 'last_backend', 'selection', 'list_methods', 'list_estimators', 'list_probabilities', 'list_rules',
-    'clip_latents_', 'after_step_', 'start_epoch_', 'unfuse_',
+    'clip_latents_', 'after_step_', 'start_epoch_', 'training_report', 'unfuse_',
 }
 
 

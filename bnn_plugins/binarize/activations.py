@@ -8,6 +8,7 @@ exact in float32, and the packed model computes the same numbers.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,15 @@ def deviation(centred: Tensor, dims: tuple[int, ...]) -> Tensor:
     return torch.where(variance > 0, variance, 1.0).sqrt()
 
 
+class SignOperand(NamedTuple):
+    """What a sign is taken of: ``x + shift`` per channel, whose gradient is that of ``x`` over the deviation of its sample
+    where ``standardize``."""
+
+    x: Tensor
+    shift: Tensor | None = None
+    standardize: bool = False
+
+
 class SignActivation(ActivationBinarizer):
     r"""Forward: :math:`\mathrm{sign}(x)`. Gradient: that of the estimator.
 
@@ -103,13 +113,23 @@ class SignActivation(ActivationBinarizer):
             the gradient is scaled. Source: ReCU's released code (Xu et al. 2021, arXiv 2103.12369).
     """
 
+    channel_dim: int = 1
+
     def __init__(self, estimator: str | dict | Estimator = 'approx_sign', standardize: bool = False):
         super().__init__()
         self.estimator = build_estimator(estimator)
         self.standardize = standardize
 
+    def operand(self, x: Tensor) -> SignOperand:
+        """What the sign is taken of. A subclass changes this, not :meth:`forward`."""
+        # One number has no deviation.
+        return SignOperand(x, standardize=self.standardize and self.training and x.numel() > len(x))
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.standardize and self.training and x.numel() > len(x):  # one number has no deviation
+        x, shift, standardize = self.operand(x)
+        if shift is not None:
+            x = x + per_channel(shift, x.ndim, self.channel_dim)
+        if standardize:
             dims = tuple(range(1, x.ndim))
             # torch.var is several times slower on a CPU.
             variance = (x - x.mean(dims, keepdim=True)).square().sum(dims, keepdim=True) / (x[0].numel() - 1)
@@ -134,8 +154,8 @@ class RSign(SignActivation):
     def threshold(self) -> Tensor:
         return -self.shift
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x + per_channel(self.shift, x.ndim, self.channel_dim))
+    def operand(self, x: Tensor) -> SignOperand:
+        return SignOperand(x, self.shift)
 
     def extra_repr(self) -> str:
         return f'channels={self.shift.numel()}'
@@ -160,11 +180,11 @@ class CenteredSign(SignActivation):
     def prepare(self, x: Tensor) -> Tensor:
         return x - x.mean(self._dims(x), keepdim=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def operand(self, x: Tensor) -> SignOperand:
         centred = self.prepare(x)
         if not self.training:
-            return self.estimator(centred)
-        return self.estimator(centred / deviation(centred, self._dims(x)))
+            return SignOperand(centred)
+        return SignOperand(centred / deviation(centred, self._dims(x)))
 
 
 class _Round(torch.autograd.Function):

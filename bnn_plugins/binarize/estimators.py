@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bnn_kernels.training import Surrogate
+
 from .lookup import Registry
 
 __all__ = ['EDE', 'STE', 'ApproxSign', 'ClippedSTE', 'Estimator', 'SoftSign', 'SwishSign', 'TanhSign', 'TrainingAware',
@@ -43,6 +45,13 @@ class Estimator(nn.Module):
         """The gradient factor at ``x``, of the same shape; ``None`` stands for 1 everywhere."""
         raise NotImplementedError
 
+    def triangle(self) -> Surrogate | None:
+        """The same factor in three numbers, where it is a triangle or a box: training operators then need no pass for it.
+
+        A subclass that changes :meth:`surrogate` changes this as well; ``None``: it is another function.
+        """
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
             return sign(x)
@@ -68,6 +77,9 @@ class STE(Estimator):
     def surrogate(self, x: Tensor) -> None:
         return None
 
+    def triangle(self) -> Surrogate:
+        return Surrogate()
+
 
 @register_estimator('clipped_ste')
 class ClippedSTE(Estimator):
@@ -83,6 +95,9 @@ class ClippedSTE(Estimator):
     def surrogate(self, x: Tensor) -> Tensor:
         return (x.abs() <= self.clip).to(x.dtype)
 
+    def triangle(self) -> Surrogate:
+        return Surrogate(limit=self.clip)
+
 
 @register_estimator('approx_sign')
 class ApproxSign(Estimator):
@@ -94,6 +109,9 @@ class ApproxSign(Estimator):
 
     def surrogate(self, x: Tensor) -> Tensor:
         return (2 - 2 * x.abs()).clamp_(min=0)
+
+    def triangle(self) -> Surrogate:
+        return Surrogate(2.0, 1.0)
 
 
 @register_estimator('ede')
@@ -142,6 +160,9 @@ class TrainingAware(EDE):
 
     def surrogate(self, x: Tensor) -> Tensor:
         return self.peak * (1 - self.steepness * x.abs()).clamp_(min=0)
+
+    def triangle(self) -> Surrogate:
+        return Surrogate(self.peak, self.steepness)
 
 
 @register_estimator('swish_sign')

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..layers import BinaryLayer, RPReLU
-from ..layers.base import input_copies
+from ..layers.expand import input_copies
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 SLOPES = (nn.PReLU, RPReLU)

@@ -25,8 +25,9 @@ from bnn_kernels.geometry import INT8_TERMS_LIMIT, TERMS_LIMIT
 from ..binarize import ActivationBinarizer
 from ..layers import AdaptiveConv2d, BinaryConv2d, BinaryLinear
 from ..layers.adaptive import spend
-from ..layers.base import expand_input, finish
+from ..layers.base import finish
 from ..layers.conv import convolve_levels
+from ..layers.expand import expand_input
 from ..layers.linear import multiply_levels
 
 

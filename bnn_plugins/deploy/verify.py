@@ -13,8 +13,8 @@ from bnn_kernels.layout import unpack_bits
 
 from ..convert.tables import printed, report_table
 from ..layers import BinaryLayer
-from ..layers.base import expand_input
 from ..layers.conv import convolve_levels
+from ..layers.expand import expand_input
 from ..layers.linear import multiply_levels
 from .drift import Drift, drift_of, read_levels, read_packed_levels, tolerance_of
 from .fused import fused_parts, fused_steps

@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..binarize import ActivationBinarizer, LayerSpec, build_method, quantize_gradient
 from ..binarize.activations import per_channel
-from .expand import Expansion, spread_copies_, tile, widen_bias_
+from . import training
+from .expand import Expansion, expand_input, input_copies, spread_copies_, tile, widen_bias_
 
 CHECKED_NUMEL = 256
 
@@ -70,6 +71,15 @@ class BinaryLayer(nn.Module):
     def replicas(self) -> int:
         """How often the accumulators are tiled before the epilogue."""
         return 1 if self.expand is None else self.expand.replicas
+
+    def _accumulate(self, x: Tensor, weight_levels: Tensor) -> Tensor:
+        """The product of the input's levels with those of the weight."""
+        acc = training.sums(self, x, weight_levels)
+        return self._multiply(self._levels(x), weight_levels) if acc is None else acc
+
+    def _multiply(self, levels: Tensor, weight_levels: Tensor) -> Tensor:
+        """By torch's operators."""
+        raise NotImplementedError
 
     def _levels(self, x: Tensor) -> Tensor:
         x = expand_input(self, x)
@@ -191,19 +201,6 @@ def finish(layer, x: Tensor, acc: Tensor, scale: Tensor | None, bias: Tensor | N
 def add_bases(x: Tensor, bases: int, channel_dim: int) -> Tensor:
     """The sum over the bases, whose channels lie one whole set behind the other."""
     return reduce(torch.add, x.chunk(bases, channel_dim))  # not a sum over a dimension: the memory format stays
-
-
-def input_copies(layer) -> int:
-    """How often a drop-in expanded layer tiles its own input."""
-    return layer.expand.copies if layer.expand is not None and layer.expand.drop_in else 1
-
-
-def expand_input(layer, x: Tensor) -> Tensor:
-    """What the activation binarizer of a latent or packed layer sees: drop-in layers tile, with an offset for each copy."""
-    if layer.copy_shift is None:
-        return x
-    x = tile(x, input_copies(layer), layer.channel_dim)
-    return x + per_channel(layer.copy_shift, x.ndim, layer.channel_dim)
 
 
 def epilogue(acc: Tensor, scale: Tensor | float | None, bias: Tensor | None, channel_dim: int) -> Tensor:

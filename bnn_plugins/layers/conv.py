@@ -97,8 +97,14 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         if self.pre_norm is not None:
             input = self.pre_norm(input)
         weight_levels, scale = self.weight_binarizer(weight)
-        acc = convolve_levels(self, self._levels(input), weight_levels)
-        return self._epilogue(input, acc, scale, bias, factor)
+        return self._epilogue(input, self._accumulate(input, weight_levels), scale, bias, factor)
+
+    _multiply = convolve_levels
+
+    @property
+    def plain(self) -> bool:
+        """Whether a call is this class's own, with nothing before the sign."""
+        return type(self) is BinaryConv2d and 'forward' not in vars(self) and self.pre_norm is None
 
     def extra_repr(self) -> str:
         expand = '' if self.expand is None else f', {self.expand.text()}'

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from ..binarize.activations import per_channel
 from ..binarize.lookup import check_keys, checked_arguments, unknown
 
 __all__ = ['ExpandedConv2d', 'Expansion', 'FirstCopy', 'SqueezeExcite', 'Tile', 'expanded_width', 'spread_copies_', 'tile']
@@ -248,3 +249,16 @@ def widen_bias_(layer: nn.Conv2d | nn.Linear) -> None:
         bound = layer.weight[0].numel() ** -0.5
         wide = layer.bias.new_empty(len(layer.bias) * layer.expand.replicas)
         layer.bias = nn.Parameter(wide.uniform_(-bound, bound))
+
+
+def input_copies(layer) -> int:
+    """How often a drop-in expanded layer tiles its own input."""
+    return layer.expand.copies if layer.expand is not None and layer.expand.drop_in else 1
+
+
+def expand_input(layer, x: Tensor) -> Tensor:
+    """What the activation binarizer of a latent or packed layer sees: drop-in layers tile, with an offset for each copy."""
+    if layer.copy_shift is None:
+        return x
+    x = tile(x, input_copies(layer), layer.channel_dim)
+    return x + per_channel(layer.copy_shift, x.ndim, layer.channel_dim)

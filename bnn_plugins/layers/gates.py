@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ..binarize import BinaryInput, FloatActivation, SignActivation, SignWeight, unknown
 from ..binarize.activations import per_channel
-from .conv import BinaryConv2d, convolve_levels
+from .conv import BinaryConv2d
 from .expand import Expansion
-from .linear import BinaryLinear, multiply_levels
+from .linear import BinaryLinear
 
 NORMS = ('static', 'ln', 'none')
 
@@ -132,7 +132,7 @@ class GateLinear(GateProduct, BinaryLinear, nn.Linear):
     def forward(self, input: Tensor, binarized: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
         """``binarized``: what :meth:`binarized` gave, where one sequence uses the weights in many calls."""
         weight_levels, scale = binarized or self.binarized()
-        acc = multiply_levels(self, self._levels(input), weight_levels)
+        acc = self._accumulate(input, weight_levels)
         return pre_activations(self, self._epilogue(input, acc, scale, None))
 
 
@@ -149,5 +149,5 @@ class GateConv2d(GateProduct, BinaryConv2d, nn.Conv2d):
 
     def forward(self, input: Tensor, binarized: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
         weight_levels, scale = binarized or self.binarized()
-        acc = convolve_levels(self, self._levels(input), weight_levels)
+        acc = self._accumulate(input, weight_levels)
         return pre_activations(self, self._epilogue(input, acc, scale, None))

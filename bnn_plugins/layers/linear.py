@@ -45,8 +45,9 @@ class BinaryLinear(BinaryLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         weight_levels, scale = self.weight_binarizer(self.weight)
-        acc = multiply_levels(self, self._levels(input), weight_levels)
-        return self._epilogue(input, acc, scale, self.bias)
+        return self._epilogue(input, self._accumulate(input, weight_levels), scale, self.bias)
+
+    _multiply = multiply_levels
 
     def extra_repr(self) -> str:
         expand = '' if self.expand is None else f', {self.expand.text()}'

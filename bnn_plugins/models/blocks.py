@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..binarize import build_method
 from ..layers import BinaryConv2d, build_act
+from ..layers.training import unit2d
 from .layer_factory import LayerFactory, match_width, pool
 
 
@@ -42,10 +43,9 @@ class BinaryConvModule(BaseModule):
         return match_width(pool(x, self.stride), self.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv(x)
         if self.norm_name is not None:
-            out = getattr(self, self.norm_name)(out)
-        shortcut = self.shortcut(x)
+            return unit2d(self.conv, getattr(self, self.norm_name), self.act, x, self.shortcut(x))
+        out, shortcut = self.conv(x), self.shortcut(x)
         return self.act(out if shortcut is None else out + shortcut)
 
 
@@ -65,10 +65,7 @@ class BinaryUnit(BaseModule):
         self.act = factory.nonlinearity(out_channels) if act else None
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        out = self.norm(self.conv(x))
-        if shortcut is not None:
-            out = out + shortcut
-        return out if self.act is None else self.act(out)
+        return unit2d(self.conv, self.norm, self.act, x, shortcut)
 
 
 class CheckpointedModule(BaseModule):

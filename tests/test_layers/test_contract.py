@@ -14,7 +14,7 @@ from torch import nn
 from bnn_plugins import pack_
 from bnn_plugins.binarize import build_method, list_methods, set_progress
 from bnn_plugins.layers import BinaryConv2d, BinaryLayer, BinaryLinear
-from bnn_plugins.layers.base import expand_input
+from bnn_plugins.layers.expand import expand_input
 
 from . import oracle
 

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 import bnn_kernels
 from bnn_kernels import Epilogue, OpIO, PreparedOp
 
-from ...layers.base import input_copies
-from ...layers.expand import tile
+from ...layers.expand import input_copies, tile
 from ..packed import PackedConv2d, PackedLayer, memory_format
 from .fold import act_vectors, depends_on_input, sign_modules, sign_threshold
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
-from ...layers.base import input_copies
+from ...layers.expand import input_copies
 from ..packed import PackedConv2d, PackedModule
 from .fold import depends_on_input
 from .graph import LEAVES, constants_of, module_of, name_of

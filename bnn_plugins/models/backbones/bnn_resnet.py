@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...binarize.lookup import checked_arguments
 from ...layers import build_act
+from ...layers.training import unit2d
 from ...registry import MODELS
 from ..blocks import CheckpointedModule
 from ..layer_factory import LayerFactory
@@ -38,8 +39,7 @@ class BinaryBlock(CheckpointedModule):
 
     def unit(self, index: int, x: Tensor, shortcut: Tensor | None) -> Tensor:
         norm = getattr(self, getattr(self, f'norm{index}_name'))
-        out = norm(getattr(self, f'conv{index}')(x))
-        return getattr(self, f'act{index}')(out if shortcut is None else out + shortcut)
+        return unit2d(getattr(self, f'conv{index}'), norm, getattr(self, f'act{index}'), x, shortcut)
 
     def add_downsample(self, in_channels: int, out_channels: int, stride: int, avg_down: bool) -> None:
         """The real-valued shortcut where the shape changes: average pooling, 1x1 convolution, norm (Bi-Real Net)."""

@@ -38,6 +38,8 @@ FUNCTIONS = {
     'bnn_lstm': (c_char_p, [c_int64, c_void_p]),
     'bnn_attention': (c_char_p, [c_int64, c_void_p]),
     'bnn_normalized': (c_char_p, [c_int64, c_int64, c_void_p]),
+    **{f'bnn_{name}': (c_char_p, [c_int64, c_void_p]) for name in (
+        'norm_forward', 'norm_backward', 'sample_statistics', 'inside', 'sign_backward', 'unpack_signs')},
     'bnn_ceilings': (None, [c_int64, c_void_p]),
 }
 

@@ -12,6 +12,7 @@
 #include "driver.hpp"
 #include "layout.hpp"
 #include "sequence.hpp"
+#include "training.hpp"
 
 #define BNN_API extern "C" __attribute__((visibility("default")))
 
@@ -122,6 +123,18 @@ BNN_API const char* bnn_attention(int64_t isa, const bnn::Attention* attention) 
 BNN_API const char* bnn_normalized(int64_t isa, int64_t threads, const bnn::Normalized* normalized) {
   return guarded([&] { bnn::normalized(isa, threads, *normalized); });
 }
+
+// Passes of training, each of a struct of its own.
+#define BNN_TRAINING(name, Struct) \
+  BNN_API const char* bnn_##name(int64_t isa, const bnn::Struct* call) { \
+    return guarded([&] { bnn::name(isa, *call); }); \
+  }
+BNN_TRAINING(norm_forward, NormForward)
+BNN_TRAINING(norm_backward, NormBackward)
+BNN_TRAINING(sample_statistics, SampleStatistics)
+BNN_TRAINING(inside, Inside)
+BNN_TRAINING(sign_backward, SignBackward)
+BNN_TRAINING(unpack_signs, Signs2Float)
 
 // Multiply-accumulates per second of one core, 1-bit and float32; 0 where the instruction set has no measurement.
 BNN_API void bnn_ceilings(int64_t isa, double* rates) {

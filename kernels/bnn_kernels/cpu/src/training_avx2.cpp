@@ -1,0 +1,36 @@
+// Training with AVX2.
+#if defined(__x86_64__)
+
+#include <algorithm>
+#include <cstring>
+
+#include <immintrin.h>
+
+#include "training.hpp"
+#include "target.hpp"
+
+BNN_TARGET("avx2,fma,f16c,popcnt")
+
+#include "simd_avx2.hpp"
+#include "training_loops.hpp"
+
+namespace bnn {
+namespace {
+
+struct Training256 : Avx2 {
+  static Float where(uint32_t mask, Float yes, Float no) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int32_t>(mask)), bit);
+    return _mm256_blendv_ps(no, yes, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bit)));
+  }
+};
+
+}  // namespace
+
+const TrainingKernel training_avx2 = training_kernel<Training256>;
+
+}  // namespace bnn
+
+BNN_TARGET_END
+
+#endif

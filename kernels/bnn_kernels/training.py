@@ -1,0 +1,355 @@
+"""Binary layers in training: products of bits forward, two float products backward, one pass for what lies between them.
+
+A binary convolution needs of its input one bit per value in the forward pass, and in the backward pass these bits and where
+the surrogate gradient is not zero. The norm, shortcut and non-linearity behind it are elementwise, but for sums over channels:
+they are fused, and the sums of the convolution are counted again in the backward pass instead of being kept as floats. All
+functions are differentiable once.
+
+The sums are integers, so they equal those of `F.conv2d(sign(x), sign(weight))` exactly; gradients equal autograd's to
+rounding. Runs on the engine of `bnn_kernels.cpu`, see `supported`.
+"""
+
+import math
+import struct as binary
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from .cpu import engine
+from .cpu.engine import DTYPES, address
+from .cpu.lowering import ACTS
+from .geometry import Conv2dGeometry
+from .layout import WORD_BITS
+from .ops import binary_conv2d, pack_activations
+
+GRADIENTS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+STANDARDIZE_EPS = 1e-5  # of the variance of a sample
+
+
+class Surrogate(NamedTuple):
+    """The derivative that stands for that of sign: `peak * max(1 - steepness * |x|, 0)` where `|x| <= limit`, 0 elsewhere."""
+
+    peak: float = 1.0
+    steepness: float = 0.0
+    limit: float = math.inf
+
+
+class SignProduct(NamedTuple):
+    """A product of signs with signs, in training.
+
+    Attributes:
+        geometry: of the convolution.
+        surrogate: of the input's sign, or a function of the input that returns it, of the same shape.
+        standardize: the surrogate is that of the input over the standard deviation of its sample, through which gradients go
+            on (ReCU, arXiv 2103.12369, released code).
+        samples: of the input; by default its first dimension.
+        gradients: dtype of the operands of the two products of the backward pass: 'float32' or 'bfloat16'.
+    """
+
+    geometry: Conv2dGeometry
+    surrogate: Surrogate | Callable[[Tensor], Tensor] = Surrogate()
+    standardize: bool = False
+    samples: int | None = None
+    gradients: str = 'float32'
+
+
+class Norm(NamedTuple):
+    """A batch norm, the shortcut behind it and a non-linearity; those without parameters.
+
+    Attributes:
+        act: 'identity', 'relu', 'hardtanh' or 'prelu'.
+        eps, momentum: of the norm.
+        frozen: the norm uses its running statistics and leaves them as they are.
+    """
+
+    act: str = 'identity'
+    eps: float = 1e-5
+    momentum: float = 0.1
+    frozen: bool = False
+
+
+def supported(x: Tensor) -> tuple[bool, str]:
+    """(True, '') or (False, reason): can the functions below take this input?"""
+    if not x.is_cpu:
+        return False, f'training operators need tensors in main memory, got {x.device}'
+    if x.dtype != torch.float32:
+        return False, f'training operators take float32, got {x.dtype}'
+    try:
+        engine.library()
+    except RuntimeError as error:
+        return False, str(error)
+    return True, ''
+
+
+def sign_conv2d(x: Tensor, signs: Tensor, product: SignProduct, shift: Tensor | None = None) -> Tensor:
+    """The sums of `F.conv2d(sign(x + shift), signs)`; gradients reach `x`, `signs` and `shift`.
+
+    Args:
+        x: float32 `[N, C, H, W]`.
+        signs: float32 `[O, C / groups, kH, kW]` of -1 and +1, for example `sign(weight)` of an estimator.
+        product: geometry and surrogate.
+        shift: float32 `[C]`, added before the sign.
+
+    Returns:
+        float32 `[N, O, H', W']` in channels-last memory.
+
+    Example:
+        >>> x, latent = torch.randn(2, 40, 8, 8, requires_grad=True), torch.randn(64, 40, 3, 3)
+        >>> product = SignProduct(Conv2dGeometry(40, 64, 3, padding=1), Surrogate(limit=1.0))
+        >>> sums = sign_conv2d(x, latent.sign(), product)
+        >>> sums.sum().backward()
+        >>> bool((x.grad[x.abs() > 1] == 0).all())
+        True
+    """
+    return _SignConv2d.apply(x, shift, signs, product)
+
+
+def sign_linear(x: Tensor, signs: Tensor, product: SignProduct, shift: Tensor | None = None) -> Tensor:
+    """As `sign_conv2d`, float32 `[..., C]` and `[O, C]` to `[..., O]`; the geometry is that of a 1x1
+    convolution.
+
+    Example:
+        >>> x, signs = torch.randn(5, 7, 40), torch.randn(64, 40).sign()
+        >>> sign_linear(x, signs, SignProduct(Conv2dGeometry(40, 64, 1))).shape
+        torch.Size([5, 7, 64])
+    """
+    *lead, channels = x.shape
+    image = x.reshape(1, -1, 1, channels).permute(0, 3, 1, 2)
+    samples = product.samples or (lead[0] if lead else 1)
+    sums = _SignConv2d.apply(image, shift, signs[:, :, None, None], product._replace(samples=samples))
+    return sums.permute(0, 2, 3, 1).reshape(*lead, len(signs))
+
+
+def sign_conv2d_norm(x: Tensor, signs: Tensor, product: SignProduct, norm: Norm, *, shift: Tensor | None = None,
+                     scale: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None,
+                     running_mean: Tensor | None = None, running_var: Tensor | None = None,
+                     shortcut: Tensor | None = None, gamma: Tensor | None = None, slope: Tensor | None = None,
+                     zeta: Tensor | None = None) -> Tensor:
+    """`act(batch_norm(scale * sign_conv2d(x)) + shortcut)` with the statistics of the batch; gradients reach all but the
+    running statistics, which are updated.
+
+    Args:
+        x, signs, product, shift: as `sign_conv2d`.
+        norm: what has no tensors.
+        scale: float32 `[O]`; None is 1.
+        weight, bias, running_mean, running_var: float32 `[P]` of the norm, each may be None. P is O or a multiple of it:
+            channel j reads sum j % O (expanding-and-shrinking).
+        shortcut: float32 `[N, P, H', W']`, for example `x` itself; None adds nothing.
+        gamma, slope, zeta: float32 `[P]` of 'prelu': `slope`, and the shifts of RPReLU.
+
+    Returns:
+        float32 `[N, P, H', W']` in channels-last memory.
+
+    Example:
+        >>> x, signs = torch.randn(2, 64, 8, 8), torch.randn(64, 64, 3, 3).sign()
+        >>> product = SignProduct(Conv2dGeometry(64, 64, 3, padding=1), Surrogate(2.0, 1.0))
+        >>> y = sign_conv2d_norm(x, signs, product, Norm('hardtanh'), shortcut=x)
+        >>> y.shape, bool(y.abs().amax() <= 1)
+        (torch.Size([2, 64, 8, 8]), True)
+    """
+    own = shortcut is x  # its gradient is added in the pass that writes that of x
+    width = next((len(v) for v in (weight, bias, running_mean, slope) if v is not None), len(signs))
+    return _SignConv2dNorm.apply(x, shift, signs, scale, weight, bias, None if own else shortcut, gamma, slope, zeta,
+                                 running_mean, running_var, product, norm, width, own)
+
+
+# --- one pass each -----------------------------------------------------------------------------------------------------------
+
+def _pass(function: str, struct: str, **values) -> None:
+    """Calls the engine. Tensors become addresses and floats their bits."""
+    numbers = {name: address(value) if value is None or isinstance(value, Tensor) else
+               binary.unpack('q', binary.pack('d', value))[0] if isinstance(value, float) else int(value)
+               for name, value in values.items()}
+    call = engine.struct(struct, threads=torch.get_num_threads(), **numbers)
+    engine.call(f'bnn_{function}', engine.isa_number(), call.buffer_info()[0])
+
+
+def _image(x: Tensor) -> Tensor:
+    return engine.dense(x.detach(), torch.channels_last)
+
+
+def _vector(v: Tensor | None) -> Tensor | None:
+    return None if v is None else engine.dense(v.detach().float())
+
+
+def _rows(x: Tensor) -> int:
+    return x.numel() // max(x.shape[1], 1)
+
+
+def _words(x: Tensor, width: int) -> Tensor:
+    """Memory for one bit per value of an image as large as `x`."""
+    return torch.empty(x.shape[0], *x.shape[2:], -(-width // WORD_BITS), dtype=torch.int32)
+
+
+def _like(x: Tensor, channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty((x.shape[0], channels, *x.shape[2:]), dtype=dtype, memory_format=torch.channels_last)
+
+
+class _Operand(NamedTuple):
+    """What a product keeps of its input: bits, and what the surrogate needs, one of `x`, `inside`, or nothing."""
+
+    words: Tensor
+    x: Tensor | None
+    inside: Tensor | None
+    statistics: Tensor | None
+
+
+def _operand(x: Tensor, shift: Tensor | None, product: SignProduct, needs_grad: bool) -> _Operand:
+    words = pack_activations(x, None if shift is None else -shift, product.geometry.groups)
+    surrogate = product.surrogate
+    if not needs_grad:
+        return _Operand(words, None, None, None)
+    if product.standardize:
+        samples = product.samples or len(x)
+        statistics = torch.empty(2, samples, dtype=torch.float64)
+        _pass('sample_statistics', 'SampleStatistics', samples=samples, count=x.numel() // samples, eps=STANDARDIZE_EPS, x=x,
+              statistics=statistics)
+        return _Operand(words, x, None, statistics)
+    if isinstance(surrogate, Surrogate) and surrogate.steepness == 0:
+        if surrogate.limit == math.inf:
+            return _Operand(words, None, None, None)
+        inside = _words(x, x.shape[1])
+        _pass('inside', 'Inside', rows=_rows(x), channels=x.shape[1], limit=float(surrogate.limit), x=x, shift=shift,
+              words=inside)
+        return _Operand(words, None, inside, None)
+    return _Operand(words, x, None, None)
+
+
+def _sums(words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Tensor:
+    channels, _, _, stride, padding, dilation, groups, pad_value, *_ = geometry
+    return binary_conv2d(words, w_words, channels, stride, padding, dilation, groups, pad_value)
+
+
+def _products(d_sums: Tensor, words: Tensor, signs: Tensor, geometry: Conv2dGeometry,
+              needs: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the signs of the input and of the weight."""
+    batch, height, width, _ = words.shape
+    dtype = d_sums.dtype
+    levels = torch.empty((batch, geometry.channels, height, width), dtype=dtype, memory_format=torch.channels_last)
+    _pass('unpack_signs', 'Signs2Float', rows=batch * height * width, channels=geometry.channels, groups=geometry.groups,
+          dtype=DTYPES[dtype], words=words, y=levels)
+    weight = signs.detach().to(dtype)
+    if geometry.kernel == (1, 1) == geometry.stride and geometry.padding == (0, 0) and geometry.groups == 1:
+        rows, matrix = d_sums.permute(0, 2, 3, 1).reshape(-1, geometry.outputs), weight.flatten(1)
+        d_levels = (rows @ matrix).view(batch, height, width, -1).permute(0, 3, 1, 2) if needs[0] else None
+        d_signs = rows.t() @ levels.permute(0, 2, 3, 1).reshape(-1, geometry.channels) if needs[1] else None
+        return d_levels, None if d_signs is None else d_signs.view_as(signs).to(signs.dtype)
+    (top, left), padding = geometry.padding, geometry.padding
+    if geometry.pad_value != 0:
+        levels, padding = F.pad(levels, (left, left, top, top), value=float(geometry.pad_value)), (0, 0)
+    d_levels, d_signs, _ = torch.ops.aten.convolution_backward(
+        d_sums, levels, weight, None, geometry.stride, padding, geometry.dilation, False, (0, 0), geometry.groups,
+        (*needs, False))
+    if geometry.pad_value != 0 and needs[0]:
+        d_levels = d_levels[:, :, top:top + height, left:left + width]
+    return d_levels if needs[0] else None, d_signs.to(signs.dtype) if needs[1] else None
+
+
+def _d_input(d_levels: Tensor, operand: _Operand, shift: Tensor | None, product: SignProduct, residual: Tensor | None,
+             needs_shift: bool) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the input, with that of a shortcut added, and of the shift."""
+    surrogate, x, factor = product.surrogate, operand.x, None
+    samples = 1 if operand.statistics is None else operand.statistics.shape[1]
+    if not isinstance(surrogate, Surrogate):
+        assert x is not None
+        v = x if shift is None else x + shift.view(-1, 1, 1)
+        if operand.statistics is not None:
+            rows = x.permute(0, 2, 3, 1)
+            v = (rows.reshape(samples, -1) * operand.statistics[1].float()[:, None]).view_as(rows).permute(0, 3, 1, 2)
+        factor, surrogate = _image(surrogate(v)), Surrogate()
+    d_levels = _image(d_levels)
+    d_x = _like(d_levels, d_levels.shape[1])
+    d_shift = torch.empty(d_x.shape[1]) if needs_shift else None
+    _pass('sign_backward', 'SignBackward', samples=samples, rows=_rows(d_x) // samples, channels=d_x.shape[1],
+          dtype=DTYPES[d_levels.dtype], peak=float(surrogate.peak), steepness=float(surrogate.steepness),
+          limit=float(surrogate.limit), grad=d_levels, x=x, inside=operand.inside, factor=factor, shift=shift,
+          statistics=operand.statistics, residual=residual, d_x=d_x, d_shift=d_shift)
+    return d_x, d_shift
+
+
+class _SignConv2d(torch.autograd.Function):
+    """See `sign_conv2d`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, shift: Tensor | None, signs: Tensor, product: SignProduct) -> Tensor:
+        x, shift = _image(x), _vector(shift)
+        operand = _operand(x, shift, product, any(ctx.needs_input_grad[:2]))
+        ctx.save_for_backward(*operand, shift, signs)
+        ctx.product = product
+        return _sums(operand.words, pack_activations(signs.detach()), product.geometry).float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        *operand, shift, signs = ctx.saved_tensors
+        operand, product, needs = _Operand(*operand), ctx.product, ctx.needs_input_grad
+        needs_x = needs[0] or needs[1]
+        d_levels, d_signs = _products(_image(grad.to(GRADIENTS[product.gradients])), operand.words, signs, product.geometry,
+                                      (needs_x, needs[2]))
+        d_x = d_shift = None
+        if d_levels is not None:
+            d_x, d_shift = _d_input(d_levels, operand, shift, product, None, needs[1])
+        return d_x, d_shift, d_signs, None
+
+
+class _SignConv2dNorm(torch.autograd.Function):
+    """See `sign_conv2d_norm`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, shift: Tensor | None, signs: Tensor, scale: Tensor | None, weight: Tensor | None,
+                bias: Tensor | None, shortcut: Tensor | None, gamma: Tensor | None, slope: Tensor | None, zeta: Tensor | None,
+                running_mean: Tensor | None, running_var: Tensor | None, product: SignProduct, norm: Norm, width: int,
+                own_shortcut: bool) -> Tensor:
+        x, shift = _image(x), _vector(shift)
+        vectors = dict(scale=scale, weight=weight, bias=bias, gamma=gamma, slope=slope, zeta=zeta)
+        vectors = {name: _vector(value) for name, value in vectors.items()}
+        around = x if own_shortcut else None if shortcut is None else _image(shortcut)
+        operand = _operand(x, shift, product, any(ctx.needs_input_grad[:2]))
+        w_words = pack_activations(signs.detach())
+        sums = _sums(operand.words, w_words, product.geometry)
+        y, statistics = _like(sums, width), torch.empty(4, width, dtype=torch.float64)
+        inside = _words(sums, width) if norm.act in ('relu', 'hardtanh') else None
+        _pass('norm_forward', 'NormForward', rows=_rows(sums), outputs=sums.shape[1], width=width, act=ACTS[norm.act],
+              frozen=norm.frozen, eps=float(norm.eps), momentum=float(norm.momentum), sums=sums, shortcut=around,
+              running_mean=running_mean, running_var=running_var, statistics=statistics, y=y, inside=inside, **vectors)
+        if not norm.frozen:
+            for statistic in (running_mean, running_var):
+                if statistic is not None:
+                    torch.autograd.graph.increment_version(statistic)
+        ctx.save_for_backward(*operand, shift, signs, w_words, around if norm.act == 'prelu' else None, inside, statistics,
+                              *vectors.values())
+        ctx.call = product, norm, own_shortcut
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (*operand, shift, signs, w_words, around, inside, statistics, scale, weight, bias, gamma, slope,
+         zeta) = ctx.saved_tensors
+        operand, needs = _Operand(*operand), ctx.needs_input_grad
+        product, norm, own_shortcut = ctx.call
+        grad = _image(grad)
+        sums = _sums(operand.words, w_words, product.geometry)
+        outputs, width = sums.shape[1], grad.shape[1]
+        d_sums = _like(sums, outputs, GRADIENTS[product.gradients])
+        d_input = None if norm.act == 'identity' else _like(grad, width)
+        d: dict[str, Any] = {f'd_{name}': torch.empty(outputs if name == 'scale' else width) if value is not None else None
+                             for name, value in dict(scale=scale, weight=weight, bias=bias, gamma=gamma, slope=slope,
+                                                     zeta=zeta).items()}
+        _pass('norm_backward', 'NormBackward', rows=_rows(sums), outputs=outputs, width=width, act=ACTS[norm.act],
+              frozen=norm.frozen, dtype=DTYPES[d_sums.dtype], sums=sums, scale=scale, weight=weight, bias=bias,
+              shortcut=around, gamma=gamma, slope=slope, statistics=statistics, inside=inside, grad=grad, d_input=d_input,
+              d_sums=d_sums, **d)
+        del sums
+        residual = grad if d_input is None else d_input
+        needs_x = needs[0] or needs[1]
+        d_levels, d_signs = _products(d_sums, operand.words, signs, product.geometry, (needs_x, needs[2]))
+        d_x = d_shift = None
+        if d_levels is not None:
+            d_x, d_shift = _d_input(d_levels, operand, shift, product, residual if own_shortcut else None, needs[1])
+        return (d_x, d_shift, d_signs, d['d_scale'], d['d_weight'], d['d_bias'], residual if needs[6] else None, d['d_gamma'],
+                d['d_slope'], d['d_zeta'], *[None] * 6)
