@@ -54,6 +54,8 @@ def test_order_is_act_of_norm_plus_shortcut():
     assert isinstance(block.act, RPReLU)
     x = torch.randn(2, 4, 5, 5)
     block.bn.eval()
+    torch.testing.assert_close(block(x), block.act(block.bn(block.conv(x)) + x))  # one operator in training
+    block.eval()
     assert torch.equal(block(x), block.act(block.bn(block.conv(x)) + x))
 
 
