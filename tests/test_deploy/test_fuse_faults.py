@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -158,3 +159,80 @@ def test_a_copy_in_double_precision():
         found = copy.deepcopy(model).double()(x.double())
         assert found.dtype == torch.float64
         assert torch.equal(found.float(), model(x))
+
+
+class Asking(nn.Module):
+    """What it computes depends on its arguments: their kinds, dimensions and sizes, and options."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_channels, self.body = 16, blocks()
+
+    def forward(self, x, time, context=None, double=False, **more):
+        if not torch.is_tensor(time):
+            time = torch.tensor([time], dtype=x.dtype)
+        elif len(time.shape) == 0:
+            time = time[None]
+        y = self.body(x) + time.expand(x.shape[0]).view(-1, 1, 1, 1) * x.shape[1]
+        if context is not None:
+            y = y + (context if context.dim() == 4 else context[:, :, None, None])
+        return (y, y) if double else y
+
+
+def test_a_program_for_each_kind_of_call():
+    model, x = make_exact_(pack_(Asking().eval())), exact_image(2, 16, 6, 7)
+    four, two = exact_image(2, 16, 6, 7), exact_image(2, 16)
+    calls = [((x, 3), {}), ((x, 5.0), {}), ((x, torch.tensor(3.0)), {}), ((x, torch.tensor([3.0, 4.0])), {}),
+             ((x, 3, four), {}), ((x, 3), dict(context=two)), ((x, torch.tensor([3.0])), dict(context=four, double=True)),
+             ((x,), dict(time=2, context=None, double=False)), ((x, 4), {})]
+    with torch.no_grad():
+        expected = [model(*args, **more) for args, more in calls]
+        assert fuse_(model).parts.keys() == {''}
+        for _ in range(2):
+            for (args, more), values in zip(calls, expected, strict=True):
+                check_same(model(*args, **more), values)
+    kinds = [entry.plan for entry in vars(model)['forward'].entries.values()]
+    assert len(set(kinds)) == 6, 'calls with other numbers share a program, and so do those that leave out what is the default'
+
+
+def test_calls_that_no_program_takes_run_unfused_and_say_so_once():
+    model, x = make_exact_(pack_(Asking().eval())), exact_image(2, 16, 6, 7)
+    with torch.no_grad():
+        expected = model(x, 3, unknown={})
+        fuse_(model)
+        with pytest.warns(UserWarning, match='fused Asking is called with more, but was traced without: it runs unfused'):
+            assert torch.equal(model(x, 3, unknown={}), expected)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            assert torch.equal(model(x, 3, unknown={}), expected)
+
+
+class Sized(nn.Module):
+    """Says that it has 12 channels, and takes others."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_channels, self.body = 12, blocks()
+
+    def forward(self, x):
+        return self.body(torch.cat((x, x[:, :4]), 1) if x.shape[1] == 12 else x)
+
+
+def test_channels_are_taken_for_granted_only_where_they_are_so():
+    model = make_exact_(pack_(Sized().eval()))
+    images = exact_image(2, 12, 6, 7), exact_image(2, 16, 6, 7)
+    with torch.no_grad():
+        expected = [model(x) for x in images]
+        assert fuse_(model).parts.keys() == {''}
+        assert torch.equal(model(images[0]), expected[0])
+        with pytest.warns(UserWarning, match='other channels than it says'):
+            assert torch.equal(model(images[1]), expected[1])
+
+
+def test_a_program_is_printed():
+    model = pack_(blocks())
+    fuse_(model)
+    text = str(vars(model)['forward'].plan.program)
+    assert text.splitlines()[0] == 'inputs v0'
+    assert 'v1 = step 0 signs of 0(v0)' in text
+    assert text.splitlines()[-1] == 'returns v4'

@@ -312,6 +312,7 @@ def channels_of(root: nn.Module, node: fx.Node) -> int | None:
     """Size of dimension 1 of a value, where the modules that it came through tell."""
     if 'channels' not in node.meta:
         node.meta['channels'] = _channels_of(root, node)
+    node.meta['asked'] = True  # what is traced depends on it
     return node.meta['channels']
 
 

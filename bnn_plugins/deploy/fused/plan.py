@@ -32,6 +32,7 @@ class Plan:
         rows, stems, refused: for the report, by the name of the layer in the model.
         opaque: names of modules inside that could not be traced.
         folded: modules whose tensors the constants are made of.
+        channels: the sizes of dimension 1 that the trace has taken for granted, by the place of the input.
         usable: whether the tensors have dtypes that the operators take.
 
     Raises:
@@ -46,6 +47,9 @@ class Plan:
             tracer, graph = trace_region(module, PackedLayer, method, given)
             inlined, opaque, self.arguments = tracer.inlined, tracer.opaque, tracer.asked()
         self.opaque = sorted(opaque)
+        inputs = [node for node in graph.nodes if node.op == 'placeholder']
+        self.channels = [(place, node.meta['channels']) for place, node in enumerate(inputs)
+                         if node.meta.get('asked') and node.meta['channels'] is not None]
         matcher = Matcher(module, graph, PATTERNS, self.excluded)
         self.refused = {self.full(name): reason for name, reason in matcher.refused.items()}
         self.stems = {self.full(name): f'not fused: {reason}' for name, reason in matcher.unfused.items()}
@@ -94,6 +98,9 @@ class Plan:
     def may_run(self) -> bool:
         """Whether nothing inside has forward hooks, or takes statistics of a batch."""
         return self.usable and not any(self.hooks) and not any(norm.training for norm in self.norms)
+
+    def fits(self, inputs: list[Tensor]) -> bool:
+        return all(inputs[place].shape[1] == channels for place, channels in self.channels)
 
     def wants_gradients(self, inputs: list[Tensor]) -> bool:
         return any(x.requires_grad for x in (*self.parameters, *inputs) if isinstance(x, Tensor))

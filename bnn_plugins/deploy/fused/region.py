@@ -82,12 +82,15 @@ class FusedForward:
             entry = self.compiled(args, kwargs) if torch.compiler.is_compiling() else self.entry(args, kwargs)
             if entry is not None and entry.plan.may_run():
                 plan, tensors = entry.plan, entry.tensors(args, kwargs)
-                if not torch.is_grad_enabled():
+                if not plan.fits(tensors):
+                    self.say_once('channels', 'is called with other channels than it says')
+                elif not torch.is_grad_enabled():
                     return plan.program(*tensors)
-                if not plan.wants_gradients(tensors):
+                elif not plan.wants_gradients(tensors):
                     with torch.no_grad():
                         return plan.program(*tensors)
-                self.say_once('gradients', 'is called where gradients are wanted, which a fused program has not')
+                else:
+                    self.say_once('gradients', 'is called where gradients are wanted, which a fused program has not')
         return self.original(*args, **kwargs)
 
     def compiled(self, args: tuple, kwargs: dict) -> Entry | None:

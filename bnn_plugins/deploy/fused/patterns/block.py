@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import bnn_kernels
-from bnn_kernels import OpIO, PreparedOp
+from bnn_kernels import Epilogue, OpIO, PreparedOp
 from bnn_kernels.geometry import Conv2dGeometry
 
 from ....layers.expand import Tile, tile
@@ -247,17 +247,27 @@ class BlockStep(Step):
             self.said = True
             warnings.warn(f'fused {self.label} has another shape than what is added to it (or than its norm takes): what '
                           f'follows it is left to torch', stacklevel=2)
-        (layer, *_), (scale, bias) = self.held, affine(self.held[0], 1, [])
-        scale, bias = (v.float().view(-1, 1, 1) if self.is_conv else v.float() for v in (scale, bias))
-        acc = self.accumulate(words)
-        x = tile((tile(acc, scale.shape[0] // acc.shape[layer.channel_dim], layer.channel_dim) * scale + bias), self.tiles,
-                 layer.channel_dim)
-        for norm in self.norms:
-            x = norm(x)
+        x = self.apart(words) if self.wants_flat and words.dim() != 2 else self.affine_of(words)
         x = x if shortcut is None else x + shortcut
         act = self.acts[0]
         x = (act if isinstance(act, nn.Module) else FUNCTIONS[act])(x).to(self.stream)
         return self.wanted(signs_of(self.consumers[0], x) if self.pack else None, x)
+
+    def affine_of(self, words: Tensor) -> Tensor:
+        """Without shortcut and non-linearity, by the operator."""
+        image = words if self.is_conv else words.reshape(1, -1, 1, words.shape[-1])
+        _, x = bnn_kernels.binary_block2d(image, self.weight, self.channels, Epilogue(self.scale, self.bias), pack=False,
+                                          dtype=self.stream, **self.options)
+        return x if self.is_conv else x.permute(0, 2, 3, 1).reshape(*words.shape[:-1], -1)
+
+    def apart(self, words: Tensor) -> Tensor:
+        """The same of a linear layer, whose norms are those of another dimension."""
+        scale, bias = (v.float() for v in affine(self.held[0], 1, []))
+        acc = self.accumulate(words)
+        x = tile(tile(acc, len(scale) // acc.shape[-1], -1) * scale + bias, self.tiles, -1)
+        for norm in self.norms:
+            x = norm(x)
+        return x
 
     def accumulate(self, words: Tensor) -> Tensor:
         if self.is_conv:
