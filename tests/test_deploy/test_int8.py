@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import bnn_kernels
-from bnn_plugins import fuse_, load_packed_, pack_, quantize_rest_, save_packed
+from bnn_plugins import fuse_, load_packed_, pack_, quantize_rest_, save_packed, unfuse_
 from bnn_plugins.deploy import Int8Conv2d, Int8ConvTranspose2d, Int8Linear, int8_calibration
 from bnn_plugins.layers import BinaryConv2d
 
@@ -101,14 +101,80 @@ def test_network_and_its_file(tmp_path):
         load_packed_(copy.deepcopy(model), save_packed(pack_(network()), tmp_path / 'float.safetensors'))
 
 
-def test_fused_behind_it():
-    model, x = pack_(network()), image(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+def tower() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), BinaryConv2d(16, 16, 3, padding=1, method='xnor'),
+        nn.BatchNorm2d(16), nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.PReLU(32),
+        nn.Conv2d(32, 32, 3, padding=1, groups=4), nn.Hardtanh(), nn.Conv2d(32, 7, 1), nn.Sigmoid()).eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+            norm.weight.data.normal_()
+    return model
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('memory', [torch.contiguous_format, torch.channels_last])
+def test_fused_layers_in_a_row_hand_over_eight_bits(dtype, memory):
+    """What the layers compute one by one, but for norms folded into the affines."""
+    model, x = pack_(tower()), image(2, 3, 32, 32)
     quantize_rest_(model, [x])
-    expected = model(x)
+    model, x = model.to(dtype), x.to(dtype, memory_format=memory)
+    one_by_one = model(x)
+    report = fuse_(model)
+    assert report.stems == {'0': 'int8: conv, norm, ReLU, sign of 3, words only',
+                            '5': 'int8: conv, norm, PReLU, then 8, Hardtanh, then 10'}
+    result = model(x)
+    assert (result.dtype, result.stride()) == (one_by_one.dtype, one_by_one.stride())
+    if dtype == torch.float32:  # bfloat16 layers one by one round between layers, and turn signs
+        torch.testing.assert_close(result, one_by_one, atol=0.02, rtol=0)
+    difference = (result - one_by_one).double().norm() / one_by_one.double().norm()
+    assert float(difference.detach()) < (1e-3 if dtype == torch.float32 else 0.1)
+
+
+def test_the_fused_row_is_exact_where_nothing_is_folded():
+    model, x = pack_(nn.Sequential(*tower()[3:5], nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 8, 3))), \
+        image(2, 16, 12, 12)
+    quantize_rest_(model, [x])
+    one_by_one = model(x)
     fuse_(model)
-    torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=1e-4)
+    for backend in ('cpu', 'reference'):
+        with bnn_kernels.set_backend(backend):
+            assert torch.equal(model(x), one_by_one)
+    with torch.no_grad():
+        model[4].scale.mul_(2), model[4].bias.mul_(2)
+    unfuse_(model)
+    doubled = model(x)
+    fuse_(model)
+    assert torch.equal(model(x), doubled)
+    assert not torch.equal(doubled, one_by_one)
     with pytest.raises(ValueError, match='the model is fused'):
         quantize_rest_(model, [x])
+
+
+def test_what_a_fused_row_leaves_alone():
+    """Another reader, a hook, a padding that is not zeros."""
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.binary, self.first = BinaryConv2d(4, 4, 3, padding=1, method='xnor'), nn.Conv2d(4, 4, 1)
+            self.second, self.third = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, padding_mode='circular')
+
+        def forward(self, x):
+            y = self.first(self.binary(x))
+            return y, self.third(self.second(y))
+
+    model, x = pack_(Branches()), image(1, 4, 8, 8)
+    quantize_rest_(model, [x])
+    one_by_one = model(x)
+    assert fuse_(model).stems == {'first': 'int8: conv', 'second': 'int8: conv'}
+    assert all(map(torch.equal, model(x), one_by_one))
+    unfuse_(model)
+    model.second.register_forward_hook(lambda *_: None)
+    assert fuse_(model).stems == {'first': 'int8: conv'}
+    assert all(map(torch.equal, model(x), one_by_one))
 
 
 def test_what_stays_float_and_why():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ...layers import BinaryLayer
+from ..int8_layers import Int8Layer
 from ..packed import PackedLayer
 from . import events
 from .graph import Untraceable, contains
@@ -114,7 +115,7 @@ def fused_steps(model: nn.Module) -> Iterator[tuple[str, Step]]:
 
 def fuse_region(module: nn.Module, name: str, options: Options, report: FusionReport) -> None:
     """Fuse ``module``, or the largest of its parts that can be traced."""
-    if not contains(module, PackedLayer):
+    if not contains(module, (PackedLayer, Int8Layer)) or isinstance(module, Int8Layer):
         return
     reasons = []
     for method in METHODS if not isinstance(module, PackedLayer) else METHODS[:1]:
@@ -127,7 +128,7 @@ def fuse_region(module: nn.Module, name: str, options: Options, report: FusionRe
             reasons.append(f'{method} cannot be traced ({error.why})')
             continue
         plan = part.plan
-        if plan.rows:
+        if plan.program is not None:
             setattr(module, method, part)
             report.parts[name] = f'{len(plan.steps)} steps' + ('' if method == 'forward' else f' ({method})')
         report.rows.update(plan.rows)

@@ -32,6 +32,7 @@ class Match:
         shortcut: a second input.
         reads_words: the input is read as words: signs of it, for ``layer``.
         packs: the step can write the signs of what it makes, for a packed convolution (of a linear layer: for another one).
+        kind: of a match that reads no words, in the report.
         reads_stream: the input may be in the dtype of the stream between steps, else it is in the model's.
     """
 
@@ -40,6 +41,7 @@ class Match:
     label: str = ''
     shortcut: fx.Node | None = None
 
+    kind = 'stem'
     reads_words = packs = False
     reads_stream = True
 

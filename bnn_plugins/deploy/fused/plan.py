@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, fx, nn
 
+from ..int8_layers import Int8Layer
 from ..packed import PackedLayer
 from .graph import Argument, tensors_of, trace_region
 from .match import Matcher
@@ -44,7 +45,7 @@ class Plan:
         if isinstance(module, PackedLayer):
             graph, inlined, opaque, self.arguments = layer_graph(), [], (), {'input': Argument('any')}
         else:
-            tracer, graph = trace_region(module, PackedLayer, method, given)
+            tracer, graph = trace_region(module, (PackedLayer, Int8Layer), method, given)
             inlined, opaque, self.arguments = tracer.inlined, tracer.opaque, tracer.asked()
         self.opaque = sorted(opaque)
         inputs = [node for node in graph.nodes if node.op == 'placeholder']
@@ -55,7 +56,7 @@ class Plan:
         self.stems = {self.full(name): f'not fused: {reason}' for name, reason in matcher.unfused.items()}
         self.rows, self.steps, self.program, self.usable = {}, {}, None, False
         self.hooks, self.norms, self.folded, self.held, self.has_constants = [], [], [], [], False
-        if not matcher.readers:
+        if not matcher.readers and not any(match.kind == 'int8' for match in matcher.matches.values()):
             return
         writer = Writer(matcher, options.stream_dtype)
         self.program = writer.run()
@@ -75,7 +76,8 @@ class Plan:
     @torch.no_grad()
     def prepare(self) -> None:
         """Fold the constants, and remember which tensors they were made of."""
-        tensors = [holder[key] for module in self.folded for holder, key in tensors_of(module)]
+        real = [module for module in self.folded if not isinstance(module, Int8Layer)]  # their scales are float32 in any model
+        tensors = [holder[key] for module in real for holder, key in tensors_of(module)]
         dtypes = [t.dtype for t in tensors if t is not None and t.is_floating_point()] or [torch.float32]
         self.parameters = list(self.module.parameters())
         self.usable, self.held = torch.float64 not in dtypes, self.identities()

@@ -168,7 +168,7 @@ class Writer:
         if not match.parts:
             return
         text = ', '.join('shortcut in place' if part == 'shortcut' and step.in_place else part for part in match.parts)
-        text = text if match.reads_words else f'stem: {text}'
+        text = text if match.reads_words else f'{match.kind}: {text}'
         if consumer is not None:
             text += f', sign of {consumer.label}' + ('' if step.keep else ', words only')
         step.text = text
