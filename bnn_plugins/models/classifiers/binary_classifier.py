@@ -66,7 +66,8 @@ class BinaryClassifier(BaseModel):
             return [dict(scores=logits.float().softmax(1), labels=labels)]
         if mode != 'loss':
             raise ValueError(f"mode is 'tensor', 'loss' or 'predict', but got {mode!r}")
-        return self.losses(Outputs(logits.float(), taps.take() or features), inputs, labels)
+        tapped, layers = taps.take()
+        return self.losses(Outputs(logits.float(), tapped or features, layers), inputs, labels)
 
     def losses(self, student: Outputs, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The loss on the labels and those of the distillation; ``accuracy`` is logged, but not added."""

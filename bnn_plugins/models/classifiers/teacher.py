@@ -12,7 +12,7 @@ from ..losses import Outputs
 
 
 class Taps:
-    """The outputs of some submodules of a network, collected while it is entered: ``with taps: model(x)``.
+    """Inputs and outputs of some submodules of a network, collected while it is entered: ``with taps: model(x)``.
 
     Args:
         model: the network.
@@ -32,7 +32,7 @@ class Taps:
             self.modules.append(modules[name])
 
     def __enter__(self) -> 'Taps':
-        self._outputs: dict[str, Tensor] = {}
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         self._handles = [module.register_forward_hook(self._keep(name))
                          for name, module in zip(self.layers, self.modules, strict=True)]
         return self
@@ -43,12 +43,14 @@ class Taps:
 
     def _keep(self, name: str):
         def hook(module, inputs, output):
-            self._outputs[name] = output[-1] if isinstance(output, tuple) else output
+            self._seen[name] = inputs[0] if inputs else None, output[-1] if isinstance(output, tuple) else output
         return hook
 
-    def take(self) -> tuple[Tensor, ...]:
-        """The outputs, in the order of the names; they are forgotten."""
-        return tuple(self._outputs.pop(name) for name in self.layers)
+    def take(self) -> tuple[tuple[Tensor, ...], tuple[tuple[nn.Module, Tensor], ...]]:
+        """The outputs, and the modules with their inputs, in the order of the names; they are forgotten."""
+        seen = [self._seen.pop(name) for name in self.layers]
+        return (tuple(output for _, output in seen),
+                tuple((module, x) for module, (x, _) in zip(self.modules, seen, strict=True)))
 
 
 class Teacher:
@@ -80,7 +82,7 @@ class Teacher:
         self.model.to(images.device)
         with self.taps:
             logits = self.model(images)
-        return Outputs(logits, self.taps.take())
+        return Outputs(logits, *self.taps.take())
 
 
 def build(cfg: dict) -> nn.Module:

@@ -2,7 +2,8 @@
 
 from .classification import CrossEntropy, SquaredHinge
 from .distillation import AttentionLoss, DistillationLoss, DistributionLoss, FeatureLoss, KnowledgeDistillation, Outputs
+from .layerwise import LayerwiseLoss
 from .relations import DMD, AttnScoreMSE, HiddenMSE
 
 __all__ = ['DMD', 'AttentionLoss', 'AttnScoreMSE', 'CrossEntropy', 'DistillationLoss', 'DistributionLoss', 'FeatureLoss',
-           'HiddenMSE', 'KnowledgeDistillation', 'Outputs', 'SquaredHinge']
+           'HiddenMSE', 'KnowledgeDistillation', 'LayerwiseLoss', 'Outputs', 'SquaredHinge']

@@ -10,11 +10,18 @@ from ...registry import MODELS
 
 
 class Outputs(NamedTuple):
-    """What a network says about a batch: ``logits`` [N, K], and ``features`` of some of its layers, maps [N, C, H, W] or, of a
-    Transformer, tokens [N, ..., C] and attention scores [N, heads, tokens, tokens]."""
+    """What a network says about a batch.
 
-    logits: Tensor
+    Attributes:
+        logits: ``[N, K]``; ``None`` of a detector.
+        features: of some of its layers, maps ``[N, C, H, W]`` or, of a Transformer, tokens ``[N, ..., C]`` and attention
+            scores ``[N, heads, tokens, tokens]``.
+        layers: these layers and what they have read.
+    """
+
+    logits: Tensor | None
     features: tuple[Tensor, ...] = ()
+    layers: tuple[tuple[nn.Module, Tensor], ...] = ()
 
 
 class DistillationLoss(nn.Module):
