@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 import bnn_plugins
 from bnn_plugins import import_checkpoint
@@ -127,6 +128,27 @@ def test_an_imported_backbone_of_a_detector_packs_exactly(options, tmp_path):
         torch.testing.assert_close(maps[-1], classifier.backbone(x)[-1], rtol=1e-4, atol=1e-4)
         for ours, bits in zip(maps, packed(x), strict=True):
             assert torch.equal(ours, bits)
+
+
+@pytest.mark.slow
+def test_reactnet_a_in_a_retinanet(tmp_path):
+    """The backbone of a config changes; what the detector computes is what its bits compute."""
+    pytest.importorskip('mmdet')
+    data, out = read('reactnet-a_step2'), tmp_path / 'ours.pth'
+    imported = import_checkpoint(publish(data, tmp_path / 'theirs.pth', negative_gamma=True), data['source'], out)
+    cfg = Config.fromfile(REPOSITORY / 'configs/detection/retinanet_bnn-r18_fpn_bccd.py').model
+    cfg.backbone = dict(type='bnn_plugins.BNNReActNet', method='reactnet', out_indices=(1, 2, 3, 4),
+                        init_cfg=dict(type='Pretrained', checkpoint=str(out), prefix='backbone.'))
+    cfg.neck.in_channels = [128, 256, 512, 1024]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        detector = MODELS.build(cfg)
+    detector.init_weights()
+    name = 'stages.4.1.unit1.conv.weight'
+    assert torch.equal(detector.backbone.get_parameter(name), imported.state_dict[f'backbone.{name}'])
+    packed = bnn_plugins.pack_(copy.deepcopy(detector.eval()))
+    with torch.no_grad():
+        for ours, bits in zip(detector(images(data)), packed(images(data)), strict=True):
+            assert all(map(torch.equal, ours, bits))
 
 
 def test_names_in_front_of_a_student_and_a_teacher(tmp_path):
