@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from ..binarize import after_step_, set_progress
 from ..layers import BinaryLayer, RPReLU
+from ..layers.training import training_refusals
 from .throughput import Clock, make_clock, tensors_of, torch_threads
 from .throughput_variants import peak_bytes, silent_stderr
 
@@ -218,8 +219,13 @@ def make_row(config: str, variant: TrainingVariant, variants: Sequence[TrainingV
 
 
 def training_path(model: nn.Module) -> str:
-    """How the binary layers of ``model`` train: ``'torch'``, or '' where there are none."""
-    return 'torch' if any(isinstance(module, BinaryLayer) for module in model.modules()) else ''
+    """What the binary layers of ``model`` took in their last step: ``'operators'`` of training, ``'torch'``, or some each; ''
+    where there are none."""
+    refusals = training_refusals(model)
+    operators = refusals.count('')
+    if not refusals or 0 < operators < len(refusals):
+        return f'{operators} of {len(refusals)} operators' if refusals else ''
+    return 'operators' if operators else 'torch'
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

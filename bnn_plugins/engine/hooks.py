@@ -9,6 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import set_random_seed
 
 from ..binarize import after_step_, set_progress, start_epoch_
+from ..layers.training import set_training_path, training_report
 from ..registry import HOOKS
 
 
@@ -22,16 +23,21 @@ class BinaryTrainingHook(Hook):
     Args:
         epoch_length: number of iterations that count as an epoch; ``None``: the epochs of the loop (one for a loop that counts
             iterations).
+        gradients: see :func:`bnn_plugins.set_training_path`; ``None`` leaves it as it is.
     """
 
     priority = 'ABOVE_NORMAL'  # before the EMA and checkpoint hooks see the weights
 
-    def __init__(self, epoch_length: int | None = None):
-        self.epoch_length = epoch_length
+    def __init__(self, epoch_length: int | None = None, gradients: str | None = None):
+        self.epoch_length, self.gradients, self.reported = epoch_length, gradients, False
 
     @staticmethod
     def _model(runner):
         return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+    def before_train(self, runner) -> None:
+        if self.gradients is not None:
+            set_training_path(gradients=self.gradients)
 
     def before_train_epoch(self, runner) -> None:
         if self.epoch_length is None:
@@ -44,6 +50,9 @@ class BinaryTrainingHook(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         after_step_(self._model(runner))
+        if not self.reported:
+            self.reported = True
+            runner.logger.info(training_report(self._model(runner)))
 
 
 @HOOKS.register_module()

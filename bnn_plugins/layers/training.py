@@ -7,6 +7,7 @@ result; :func:`training_report` says so.
 
 import os
 from collections import Counter
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from .activations import RPReLU
 from .expand import expand_input
 
 PATHS = ('auto', 'torch')
+RANGE = 'kind:binary'  # of torch's profiler: a fused unit calls no module that a profile could see
 
 
 class set_training_path:
@@ -79,7 +81,7 @@ def training_report(model: nn.Module) -> str:
         >>> training_report(model)
         'training operators: 1 of 2 binary layers; 1 take those of torch (activations of {0, 1} or several bits)'
     """
-    refusals = [vars(module)['_refusal'] for module in model.modules() if '_refusal' in vars(module)]
+    refusals = training_refusals(model)
     if not refusals:
         return 'training operators: no binary layer was trained yet'
     counts = Counter(refusal for refusal in refusals if refusal)
@@ -87,6 +89,11 @@ def training_report(model: nn.Module) -> str:
     if counts:
         text += f'; {counts.total()} take those of torch ({"; ".join(counts)})'
     return text
+
+
+def training_refusals(model: nn.Module) -> list[str]:
+    """For each binary layer that was trained, why it took torch's operators in its last step; empty: it did not."""
+    return [vars(module)['_refusal'] for module in model.modules() if '_refusal' in vars(module)]
 
 
 class Accumulation(NamedTuple):
@@ -177,7 +184,7 @@ cached_linear = lru_cache(1024)(linear_geometry)
 
 def in_format_of(x: Tensor, y: Tensor) -> Tensor:
     """``y`` in the memory format of ``x``: hosts may call ``view`` on it."""
-    return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
+    return y if x.ndim != 4 or x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
 
 
 def sums(layer, x: Tensor, weight_levels: Tensor) -> Tensor | None:
@@ -242,11 +249,13 @@ def unit2d(conv, norm: nn.Module, act: nn.Module | None, x: Tensor, shortcut: Te
         norm: batch norm, or another norm.
         act, shortcut: ``None``: without.
 
-    Shape: ``[N, C, H, W]`` -> ``[N, W, H', W']``, W the width of the norm.
+    Shape: ``[N, C, H, W]`` -> ``[N, W, H', W']``, W the width of the norm; in training in channels-last memory.
     """
-    out = _unit2d(conv, norm, act, x, shortcut) if conv.training and hasattr(conv, 'weight_binarizer') else None
-    if out is not None:
-        return out
+    if conv.training and hasattr(conv, 'weight_binarizer'):
+        with torch.profiler.record_function(RANGE) if torch.autograd.profiler._is_profiler_enabled else nullcontext():
+            fused = _unit2d(conv, norm, act, x, shortcut)
+        if fused is not None:
+            return fused
     out = norm(conv(x))
     if shortcut is not None:
         out = out + shortcut
@@ -256,8 +265,8 @@ def unit2d(conv, norm: nn.Module, act: nn.Module | None, x: Tensor, shortcut: Te
 def _unit2d(conv, norm: nn.Module, act: nn.Module | None, x: Tensor, shortcut: Tensor | None) -> Tensor | None:
     if not conv.plain or refusal_of(conv, x) or x.ndim != 4 or not fusable(conv, norm, x, shortcut):
         return None
-    around = None if shortcut is None else x.float() if shortcut is x else shortcut.float()
-    x, given = (around, x) if shortcut is x else (x, x)
+    around = None if shortcut is None else shortcut.float()
+    x = around if shortcut is x else x
     how = accumulation(conv, x)
     if how is None:
         return None
@@ -273,5 +282,4 @@ def _unit2d(conv, norm: nn.Module, act: nn.Module | None, x: Tensor, shortcut: T
             how.x, levels, how.product, Norm(name, norm.eps, norm.momentum, frozen=not norm.training), shift=how.shift,
             scale=scale, weight=norm.weight, bias=norm.bias, running_mean=norm.running_mean, running_var=norm.running_var,
             shortcut=around, gamma=gamma, slope=slope, zeta=zeta)
-    out = in_format_of(given, out)
     return out if fused else act(out)

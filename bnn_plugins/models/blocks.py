@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..binarize import build_method
 from ..layers import BinaryConv2d, build_act
-from ..layers.training import unit2d
+from ..layers.training import in_format_of, unit2d
 from .layer_factory import LayerFactory, match_width, pool
 
 
@@ -44,7 +44,7 @@ class BinaryConvModule(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm_name is not None:
-            return unit2d(self.conv, getattr(self, self.norm_name), self.act, x, self.shortcut(x))
+            return in_format_of(x, unit2d(self.conv, getattr(self, self.norm_name), self.act, x, self.shortcut(x)))
         out, shortcut = self.conv(x), self.shortcut(x)
         return self.act(out if shortcut is None else out + shortcut)
 

@@ -11,6 +11,7 @@ from bnn_plugins import list_methods, set_progress, set_training_path, training_
 from bnn_plugins.binarize.estimators import STE
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear, build_act
 from bnn_plugins.layers.training import unit2d
+from bnn_plugins.models import BinaryConvModule, BNNCifarResNet
 
 THROUGH_TORCH = {
     'binaryconnect': 'real activations',
@@ -164,8 +165,10 @@ def test_evaluation_and_switches_change_nothing():
 @pytest.mark.parametrize('channels_last', [False, True])
 def test_memory_format_is_kept(channels_last):
     x = torch.randn(2, 24, 8, 8).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    for module in (Unit('recu'), BinaryConv2d(24, 16, 3)):
+    for module in (BinaryConv2d(24, 16, 3), BinaryConvModule(24, 24, 3, padding=1, norm_cfg=dict(type='BN')),
+                   BNNCifarResNet(8, base_channels=8, in_channels=24)):
         y = module.train()(x)
+        y = y[0] if isinstance(y, tuple) else y
         assert y.is_contiguous(memory_format=torch.channels_last) is channels_last
 
 
@@ -218,3 +221,10 @@ def test_compiled_layers_are_traced_through_torch():
 def test_constant_signs_are_refused_at_the_first_step():
     with pytest.raises(ValueError, match='never below its threshold'):
         BinaryConv2d(24, 16, 3, method='bireal').train()(torch.rand(2, 24, 8, 8))
+
+
+def test_profiles_see_a_unit_as_one_binary_layer():
+    unit, x = Unit('recu').train(), torch.randn(2, 24, 8, 8)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        unit(x)
+    assert any(event.key == 'kind:binary' for event in profile.key_averages())

@@ -26,6 +26,7 @@ from ...binarize import after_step_, set_progress, start_epoch_
 from ...integrations.diffusers.distill import BlockFeatures, LowRankMimicking, space_patched_loss
 from ...integrations.diffusers.ema import BNNEMAModel
 from ...layers.parameters import parameter_kinds
+from ...layers.training import training_report
 from .build import build, build_model
 from .data import Images, build_dataset
 from .flags import parse_args
@@ -89,6 +90,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
         self.step = 0
+        self.reported = False
         self.last_loss = math.nan
 
     @property
@@ -219,6 +221,9 @@ class Trainer:
         after_step_(self.bare_unet, clip=args.latent_clip)
         if self.ema is not None:
             self.ema.step(self.unet.parameters())
+        if not self.reported:
+            self.reported = True
+            logger.info(training_report(self.bare_unet))
         self.step += 1
         bar.update(1)
         if self.step % args.log_every == 0 or self.step == self.total_steps:

@@ -3,15 +3,16 @@
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from ...layers.training import in_format_of
 from ..layer_factory import LayerFactory
 
 
 class BinaryBackbone(BaseModule):
     """Base class: initialisation, and the width of what leaves the network.
 
-    ``forward`` of a backbone returns a tuple with one map for each of its ``out_indices``. With an expansion of style ``'es'``
-    these are the first C channels of the stream, as in ES-BNN's released head, so that the necks and heads of the base network
-    fit; style ``'rep'`` gives the whole stream (RepBNN's head).
+    A subclass defines :meth:`maps`, which returns a tuple with one map for each of its ``out_indices``. With an expansion of
+    style ``'es'`` these are the first C channels of the stream, as in ES-BNN's released head, so that the necks and heads of
+    the base network fit; style ``'rep'`` gives the whole stream (RepBNN's head).
     """
 
     def __init__(self, factory: LayerFactory, init_cfg: dict | list | None):
@@ -22,6 +23,14 @@ class BinaryBackbone(BaseModule):
     def out_width(self, channels: int) -> int:
         """Channels that leave the network where the base network has ``channels``."""
         return self.factory.wide(channels) if self.factory.copies > 1 and self.factory.expand.style == 'rep' else channels
+
+    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """See the class; in training in the memory format of ``x``, whichever the units have inside."""
+        outs = self.maps(x)
+        return tuple(in_format_of(x, out) for out in outs) if self.training else outs
 
     def output(self, x: Tensor, channels: int) -> Tensor:
         """``[N, W(channels), ...]`` -> ``[N, out_width(channels), ...]``."""

@@ -61,7 +61,7 @@ class BNNMLP(BinaryBackbone):
         self.width = width
         self.feat_dim = self.out_width(width)
 
-    def forward(self, x: Tensor) -> tuple[Tensor]:
+    def maps(self, x: Tensor) -> tuple[Tensor]:
         """``[N, ...]`` -> ``([N, width],)``."""
         return self.output(self.layers(torch.flatten(x, 1)), self.width),
 
@@ -96,7 +96,7 @@ class BNNConvNet(BNNVGGSmall):
         return nn.Sequential(first_layer(conv, self.factory.copies), self.factory.norm(channels, spread=True)[1],
                              self.factory.nonlinearity(channels))
 
-    def forward(self, x: Tensor) -> tuple[Tensor]:
+    def maps(self, x: Tensor) -> tuple[Tensor]:
         """``[N, in_channels, image_size, image_size]`` -> ``([N, hidden[-1]],)``."""
         x = self.stem(x)
         for stage in self.stages:

@@ -99,6 +99,6 @@ class BNNBNext(MobileBackbone):
         # PReLU in front of the pooling of the classifier; each output has its own.
         self.out_acts = nn.ModuleList(nn.PReLU(self.out_width(self.widths[index])) for index in self.out_indices)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outs = super().forward(x)
+    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        outs = super().maps(x)
         return tuple(act(out) for act, out in zip(self.out_acts, outs, strict=True))

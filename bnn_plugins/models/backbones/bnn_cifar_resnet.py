@@ -138,7 +138,7 @@ class BNNCifarResNet(BinaryBackbone):
             if isinstance(unit, BinaryUnit) and self.residual_init != 1:
                 nn.init.constant_(unit.norm.weight, self.residual_init)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
         """``[N, in_channels, H, W]`` -> one ``[N, C_i, H_i, W_i]`` for each of ``out_indices``."""
         x, outs = self.stem(x), []
         for index, stage in enumerate(self.stages):

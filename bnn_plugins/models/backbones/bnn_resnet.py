@@ -215,7 +215,7 @@ class BNNResNet(BinaryBackbone):
             module.eval()
             module.requires_grad_(False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
         """``[N, in_channels, H, W]`` -> one ``[N, C_i, H_i, W_i]`` for each of ``out_indices``; strides 4, 8, 16, 32."""
         for module in self._stem_modules():
             x = module(x)

@@ -61,7 +61,7 @@ class BNNVGGSmall(BinaryBackbone):
     def make_stem(self, in_channels: int, channels: int) -> nn.Module:
         return self.factory.stem(in_channels, channels)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
         """``[N, in_channels, H, W]`` -> one ``[N, C_i, H_i, W_i]`` for each of ``out_indices``."""
         x, outs = self.stem(x), []
         for index, stage in enumerate(self.stages):
@@ -121,7 +121,7 @@ class BNNSSDVGG(BinaryBackbone):
         self.conv7 = ShortcutUnit(self.factory, 2 * width, 2 * width, 1)
         self.widths = [width, 2 * width]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``[N, in_channels, H, W]`` -> ``[N, 512, H/8, W/8]`` and ``[N, 1024, H/16, W/16]`` (rounded up)."""
         x = self.stages[0](self.stem(x))
         for stage in self.stages[1:4]:

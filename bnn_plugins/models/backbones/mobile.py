@@ -36,7 +36,7 @@ class MobileBackbone(BinaryBackbone):
             self.stages.append(layer)
         self.feat_dim = self.out_width(width)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
         """``[N, in_channels, H, W]`` -> one ``[N, C_i, H_i, W_i]`` for each of ``out_indices``; with a stem of stride 2 their
         strides are 2, 4, 8, 16, 32."""
         x, outs = self.stem(x), []
