@@ -99,7 +99,7 @@ struct Amx {
     for (int64_t group = 0; group < plan.conv.groups; group++)
       for (size_t y = 0; y < layout.vertical.starts.size(); y++)
         for (size_t x = 0; x < layout.horizontal.starts.size(); x++, bytes += layout.plane_bytes(frame))
-          write_plane(layout, frame, image, group, y, x, outside, bytes);
+          write_plane(layout, frame, image, group, y, x, outside, E::row_in(layout, scratch), bytes);
   }
 
   static void accumulate(const Plan& plan, const Block& block, const Chunk& chunk, const void*, const void* prepared,
@@ -188,27 +188,35 @@ struct Amx {
   }
 
   // One plane of a group; `image` points to pixel (0, 0). Pixels that follow each other in a plane are `step` apart in the image,
-  // except where the taps of a row are one.
+  // except where the taps of a row are one. `compact`: room for a row whose positions are copied apart.
   static void write_plane(const Layout& layout, const Frame& frame, const void* image, int64_t group, size_t plane_y, size_t plane_x,
-                          const typename E::template Outside<T>& outside, int8_t* bytes) {
+                          const typename E::template Outside<T>& outside, int8_t* compact, int8_t* bytes) {
     const Conv& c = layout.conv;
     const Axis &vertical = layout.vertical, &horizontal = layout.horizontal;
-    const int64_t pixels = frame.columns * (layout.whole_rows ? c.stride_w : 1), pitch = layout.pitch * frame.columns / pixels;
+    const int64_t pixels = layout.apart        ? (frame.columns - 1) * c.stride_w + c.kernel_w
+                           : layout.whole_rows ? frame.columns * c.stride_w
+                                               : frame.columns;
+    const int64_t pitch = layout.whole_rows ? c.channels : layout.pitch;
     // The pixels from first to last - 1 lie inside the image: x = x0 + pixel * step.
     const int64_t x0 = frame.first_column * horizontal.source_step + horizontal.starts[plane_x];
     const int64_t step = layout.whole_rows ? 1 : horizontal.source_step;
     const int64_t first = std::clamp<int64_t>(floor_divide(step - 1 - x0, step), 0, pixels);
     const int64_t last = std::clamp<int64_t>(floor_divide(c.width + step - 1 - x0, step), first, pixels);
-    for (int64_t row = 0; row < frame.rows; row++, bytes += pixels * pitch) {
+    for (int64_t row = 0; row < frame.rows; row++, bytes += frame.columns * layout.pitch) {
+      int8_t* to = layout.apart ? compact : bytes;
       if (!vertical.reads(plane_y, frame.first_row + row, frame.outputs_y)) continue;
       const int64_t y = (frame.first_row + row) * vertical.source_step + vertical.starts[plane_y];
       if (y < 0 || y >= c.height) {
-        outside.write(group, pixels, bytes);
-        continue;
+        outside.write(group, pixels, to);
+      } else {
+        outside.write(group, first, to);
+        E::template write_pixels<T>(layout, image, group, y * c.width + x0 + first * step, step, last - first, to + first * pitch);
+        outside.write(group, pixels - last, to + last * pitch);
       }
-      outside.write(group, first, bytes);
-      E::template write_pixels<T>(layout, image, group, y * c.width + x0 + first * step, step, last - first, bytes + first * pitch);
-      outside.write(group, pixels - last, bytes + last * pitch);
+      if (layout.apart)
+        for (int64_t i = 0; i < frame.columns; i++)
+          for (int64_t k = 0; k < layout.depth; k += DEPTH)
+            std::memcpy(bytes + i * layout.depth + k, to + i * c.stride_w * c.channels + k, DEPTH);
     }
   }
 

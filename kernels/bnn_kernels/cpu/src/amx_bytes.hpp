@@ -53,8 +53,13 @@ struct AmxBytes {
               }
   }
 
-  // What means 0.
-  static int64_t kept(const Layout& layout) { return zeros_bytes(layout); }
+  // What means 0, and a row.
+  static int64_t kept(const Layout& layout) {
+    const Conv& c = layout.conv;
+    const int64_t row = ((most_columns(c) - 1) * c.stride_w + c.kernel_w) * c.channels + layout.depth;
+    return zeros_bytes(layout) + (layout.apart ? round_up(row, ALIGNMENT) : 0);
+  }
+  static int8_t* row_in(const Layout& layout, void* scratch) { return layout.kept_in(scratch) + zeros_bytes(layout); }
   template <class T>
   static void begin(const Plan& plan, const void* prepared, void* scratch) {
     const Layout& layout = remembered<Layout>(plan.conv);

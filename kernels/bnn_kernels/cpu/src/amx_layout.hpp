@@ -89,6 +89,8 @@ struct Layout {
   // The taps of a row as one, over bytes that follow each other: where neither groups nor dilation are between them, and where that
   // takes fewer steps than to fill up the channels of each tap.
   bool whole_rows;
+  // Positions then overlap. Where they begin few bytes apart, each gets a copy: most loads of 64 bytes would cross a cache line.
+  bool apart;
   Axis vertical, horizontal;
   int64_t depth;  // bytes of a tap, of which a position reads as many for each
   int64_t pitch;  // bytes from a position in its plane to the next
@@ -100,16 +102,17 @@ struct Layout {
       : conv(c),
         whole_rows(c.bytes && !c.transposed && c.groups == 1 && c.dilation_w == 1 &&
                    round_up(c.kernel_w * c.channels, DEPTH) < c.kernel_w * round_up(c.channels, DEPTH)),
+        apart(whole_rows && c.stride_w * c.channels < WORD_BITS),
         vertical(c.kernel_h, c.stride_h, c.pad_h, c.dilation_h, c.transposed,
                  most_outputs(most_rows(c), c.stride_h, c.transposed)),
         horizontal(whole_rows ? 1 : c.kernel_w, c.stride_w, c.pad_w, c.dilation_w, c.transposed,
                    most_outputs(most_columns(c), c.stride_w, c.transposed)),
         depth(round_up((whole_rows ? c.kernel_w : 1) * c.group_channels(), DEPTH)),
-        pitch(whole_rows ? c.stride_w * c.channels : depth),
+        pitch(whole_rows && !apart ? c.stride_w * c.channels : depth),
         planes(vertical.starts.size() * horizontal.starts.size()),
         steps(c.kernel_h * (whole_rows ? 1 : c.kernel_w) * depth / DEPTH),
         tiles(divide_up(c.group_outputs(), ROWS)) {
-    if (whole_rows) horizontal.most += divide_up(c.kernel_w, c.stride_w) - 1;  // columns behind the last position
+    if (whole_rows && !apart) horizontal.most += divide_up(c.kernel_w, c.stride_w) - 1;  // columns behind the last position
   }
 
   Frame frame(const Block& block) const {

@@ -56,6 +56,7 @@ class Ring {
 
 struct AmxSigns {
   static bool resident(const Layout& layout) { return layout.weight_tiles() * TILE_BYTES <= RESIDENT_BYTES; }
+  static int8_t* row_in(const Layout&, void*) { return nullptr; }
   // Bytes of expanded weights.
   static int64_t kept(const Layout& layout) { return resident(layout) ? layout.weight_tiles() * TILE_BYTES : 0; }
 
