@@ -174,12 +174,13 @@ def print_training(rows: list[TrainingRow], console: Console) -> None:
             return f'{100 * sum(values[f"{name}_ms"] for name in names) / row.step_ms:.0f} %'
         memory = row.saved_bytes, row.peak_bytes, row.resident_bytes
         parts = [*map(share, PHASES), *(share(f'{kind}_forward', f'{kind}_backward') for kind in KINDS)]
-        return [row.variant, row.path, f'{row.step_ms:.1f}', f'{row.q1_ms:.1f} - {row.q3_ms:.1f}', f'{row.of_float32:.2f}',
-                f'{row.of_bfloat16:.2f}', *parts, *('' if count == '' else f'{count / 1e6:.1f}' for count in memory)]
+        return [row.variant, row.path, f'{row.step_ms:.1f}', f'{row.q1_ms:.1f} - {row.q3_ms:.1f}',
+                f'{row.of_float32:.2f}', f'{row.of_bfloat16:.2f}', *parts,
+                *('' if count == '' else f'{count / 1e6:.1f}' for count in memory)]
     one = rows[0]
     title = f'{one.config}, batch {one.batch}, {one.height}x{one.width}, {one.threads} thread(s), {one.clock}'
-    columns = ('variant', 'path', 'step ms', 'quartiles', 'of float32', 'of bfloat16', *PHASES, *KINDS, 'saved MB', 'peak MB',
-               'resident MB')
+    columns = ('variant', 'path', 'step ms', 'quartiles', 'of f32', 'of bf16', *PHASES[:3], 'optim', *KINDS[:3], 'act',
+               'other', 'saved MB', 'peak MB', 'rss MB')
     console.print(report_table(title, columns, map(cells, rows), right=columns[2:], no_wrap=True))
 
 

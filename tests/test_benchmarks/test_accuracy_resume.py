@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,7 +88,6 @@ def uninterrupted(tmp_path_factory):
     assert len(curve) == 3
     assert float(result['last_test_top1']) == curve[-1]
     assert float(result['best_test_top1']) == max(curve)
-    assert float(result['test_top1']) <= max(curve) + 0.005, 'what chooses does not measure'
     return result
 
 
@@ -142,6 +142,10 @@ def test_a_work_dir_is_newer_than_the_state(tmp_path):
     place.work(deadline=0.0)
     assert place.checkpoints() == ['epoch_1.pth', 'epoch_2.pth']
     assert [path.name for path in (place.state / place.run.key).iterdir()] == ['epoch_2.pth']
+
+
+def test_what_chooses_does_not_measure():
+    assert run.two_fold(np.array([10.0, 30.0, 20.0]), np.array([15.0, 5.0, 25.0])) == (5 + 20) / 2
 
 
 def test_the_deadline_counts_wall_time(monkeypatch):
