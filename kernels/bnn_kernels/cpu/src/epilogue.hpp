@@ -231,11 +231,27 @@ void pack_words(const Packing& a, int64_t pixel, int64_t pixels) {
   }
 }
 
+// Rows of few channels side by side, of whole vectors: a word each.
+template <class S, int64_t DTYPE>
+void pack_short_rows(const Packing& a, int64_t pixel, int64_t pixels) {
+  const int64_t channels = a.channels;
+  const void* x = a.x;
+  uint32_t* words = a.words;
+  for (int64_t c = 0; c < channels; c += S::lanes) {
+    const typename S::Float threshold = a.threshold ? S::load(a.threshold + c) : S::set(0.0F);
+    for (int64_t p = pixel; p < pixel + pixels; p++) {
+      const uint32_t bits = S::mask_ge(load<S>(DTYPE, x, p * channels + c), threshold) << c;
+      words[p] = c == 0 ? bits : words[p] | bits;
+    }
+  }
+}
+
 // Rows of channels side by side.
 template <class S, int64_t DTYPE>
 void pack_rows(const Packing& a, int64_t pixel, int64_t pixels) {
   if (a.groups == 1 && a.channels % WORD_BITS == 0)
     return (a.threshold ? pack_words<S, DTYPE, true> : pack_words<S, DTYPE, false>)(a, pixel, pixels);
+  if (a.groups == 1 && a.channels < WORD_BITS && a.channels % S::lanes == 0) return pack_short_rows<S, DTYPE>(a, pixel, pixels);
   const int64_t channels = a.channels / a.groups, words = divide_up(channels, WORD_BITS);
   for (int64_t p = pixel; p < pixel + pixels; p++) {
     for (int64_t group = 0; group < a.groups; group++) {
