@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import bnn_plugins  # noqa: F401  (before mmdet: it provides what an mmcv without compiled operators lacks)
+from bnn_plugins.apps.command_line import run
 from mmengine.config import DictAction
 
 
@@ -49,17 +50,14 @@ def main():
             parser.error(f'{name} is for the throughput of packed models: leave it out with --train')
     if compiled and not train:
         parser.error('--compiled is for --train: the throughput has variants such as float32-compiled')
-    try:
-        if train:
-            from bnn_plugins.apps.training_benchmark import benchmark_training
-            names = ('config', 'out', 'batch', 'size', 'threads', 'device', 'rounds', 'budget', 'float_config', 'cfg_options')
-            benchmark_training(compiled=compiled, **{name: flags[name] for name in names})
-        else:
-            from bnn_plugins.integrations.mmengine.benchmark import benchmark
-            sys.exit(not benchmark(**{**flags, 'batch': args.batch or [1]}).ok)
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+    if train:
+        from bnn_plugins.apps.training_benchmark import benchmark_training
+        names = ('config', 'out', 'batch', 'size', 'threads', 'device', 'rounds', 'budget', 'float_config', 'cfg_options')
+        benchmark_training(compiled=compiled, **{name: flags[name] for name in names})
+    else:
+        from bnn_plugins.integrations.mmengine.benchmark import benchmark
+        sys.exit(not benchmark(**{**flags, 'batch': args.batch or [1]}).ok)
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -4,6 +4,7 @@
 import argparse
 
 import bnn_plugins  # noqa: F401  (the mmcv stand-in comes before mmdet)
+from bnn_plugins.apps.command_line import run
 from mmengine.config import DictAction
 
 
@@ -20,4 +21,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

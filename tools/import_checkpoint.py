@@ -4,6 +4,7 @@
 import argparse
 
 import bnn_plugins
+from bnn_plugins.apps.command_line import run
 
 
 def main():
@@ -14,10 +15,7 @@ def main():
     parser.add_argument('out', help='checkpoint to write')
     parser.add_argument('--from', dest='source', required=True, choices=sorted(RELEASES), help='whose file it is')
     args = parser.parse_args()
-    try:
-        imported = bnn_plugins.import_checkpoint(args.checkpoint, args.source, args.out)
-    except (ValueError, OSError) as error:
-        parser.exit(1, f'{error}\n')
+    imported = bnn_plugins.import_checkpoint(args.checkpoint, args.source, args.out)
     options = ', '.join(f'{key}={value!r}' for key, value in imported.backbone.items())
     print(f'{imported.network}: {len(imported.state_dict)} tensors. As the backbone of a model:\n'
           f'    backbone=dict({options},\n'
@@ -25,4 +23,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -5,6 +5,7 @@ import argparse
 from dataclasses import fields
 
 import bnn_plugins  # noqa: F401
+from bnn_plugins.apps.command_line import run
 from bnn_plugins.apps.clips import ClipsRecipe, make_clips
 
 
@@ -19,4 +20,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

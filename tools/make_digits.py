@@ -4,6 +4,7 @@
 import argparse
 from dataclasses import fields
 
+from bnn_plugins.apps.command_line import run
 from bnn_plugins.apps.digits import DigitsRecipe, make_digits
 
 
@@ -18,4 +19,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -4,6 +4,7 @@
 import argparse
 
 import bnn_plugins  # noqa: F401  (before mmdet: it provides what an mmcv without compiled operators lacks)
+from bnn_plugins.apps.command_line import run
 from mmengine.config import DictAction
 
 
@@ -23,4 +24,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -2,9 +2,9 @@
 """Write text with a character model: python tools/sample_text.py configs/sequence/blstm_text.py <checkpoint or packed file>"""
 
 import argparse
-import sys
 
 import bnn_plugins  # noqa: F401
+from bnn_plugins.apps.command_line import run
 from mmengine.config import DictAction
 
 
@@ -20,11 +20,8 @@ def main():
     args = parser.parse_args()
 
     from bnn_plugins.apps.sample_text import sample_text
-    try:
-        print(sample_text(**vars(args)))
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+    print(sample_text(**vars(args)))
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

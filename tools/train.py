@@ -5,6 +5,7 @@ import argparse
 import os
 
 import bnn_plugins  # noqa: F401  (the mmcv stand-in comes before mmdet)
+from bnn_plugins.apps.command_line import run
 from mmengine.config import DictAction
 
 
@@ -26,4 +27,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -21,7 +21,7 @@ import bnn_kernels
 from ..convert.layer_counts import LayerCounts, count_layers, macs_per_output
 from ..convert.tables import report_table
 from ..deploy import PackedLayer
-from ..deploy.file import serialize
+from ..deploy.file import same_tensors, serialize
 from ..deploy.pack import packed_forms, replace_
 from ..deploy.packed_attention import PackedAttention
 from ..layers import BinaryLayer
@@ -142,12 +142,13 @@ def size(count: int) -> str:
     return f'{count:.1f} GiB'
 
 
-def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: dict | None = None) -> Summary:
+def summarize(model: nn.Module, inputs: Tensor | tuple | dict, config: str = '', meta: dict | None = None) -> Summary:
     """Count parameters, operations and bytes of a latent, packed or float model.
 
     Args:
         model: stays as it is; it runs once, in evaluation mode.
-        inputs: what to call it with, a tensor (``[N, C, H, W]`` for image models) or a tuple of arguments.
+        inputs: what to call it with, a tensor (``[N, C, H, W]`` for image models), a tuple of arguments or a dict of keyword
+            arguments.
         config, meta: what the packed file will carry, for the prediction of its size.
 
     Returns:
@@ -159,18 +160,19 @@ def summarize(model: nn.Module, inputs: Tensor | tuple, config: str = '', meta: 
         >>> summary.totals.params_binary, summary.backend
         (36864, 'latent')
     """
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    named = inputs if isinstance(inputs, dict) else {}
+    inputs = () if named else inputs if isinstance(inputs, tuple) else (inputs,)
     twin = copy.deepcopy(model).eval()
-    counts = count_layers(twin, lambda: twin(*inputs), lambda module: isinstance(module, COUNTED))
+    counts = count_layers(twin, lambda: twin(*inputs, **named), lambda module: isinstance(module, COUNTED))
     twin = replace_(twin, packed_forms(twin, strict=False))
     has_bits = any(isinstance(module, PackedLayer) for module in twin.modules())
-    batch = next((x.shape[0] for x in inputs if isinstance(x, Tensor)), 1)
+    batch = next((x.shape[0] for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.ndim), 1)
 
-    layers: dict[nn.Module, list[str]] = {}  # a shared layer has several names and is in the file under each
+    layers: dict[nn.Module, list[str]] = {}  # a shared layer has several names
     for name, module in twin.named_modules(remove_duplicate=False):
         if isinstance(module, COUNTED):
             layers.setdefault(module, []).append(name)
-    latent_tensors, packed_tensors = model.state_dict(), twin.state_dict()
+    latent_tensors, packed_tensors = (without_twins(m.state_dict()) for m in (model, twin))
     rows = []
     for module, names in layers.items():
         build = attention_row if isinstance(module, BinaryAttention | PackedAttention) else layer_row
@@ -242,6 +244,12 @@ def weight_count(module: nn.Module) -> int:
         return macs_per_output(module) * module.out_features // replicas
     outputs = module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.out_channels
     return macs_per_output(module) * outputs // replicas
+
+
+def without_twins(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor once, as the packed file has it."""
+    twins = same_tensors(state_dict)
+    return {name: tensor for name, tensor in state_dict.items() if name not in twins}
 
 
 def take_bytes(tensors: dict[str, Tensor], name: str) -> int:

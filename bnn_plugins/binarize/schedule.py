@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from .weights import WeightBinarizer
+
 
 def set_progress(model: nn.Module, progress: float) -> None:
     """Tell every scheduled binarizer how far training is, ``progress`` in [0, 1] (EDE's t and k, ReCU's tau, ...).
@@ -54,6 +56,21 @@ def after_step_(model: nn.Module, clip: bool = True) -> None:
     for module in model.modules():
         if (binarizer := getattr(module, 'weight_binarizer', None)) is not None:
             binarizer.after_step(module.weight)
+
+
+def follows_training(model: nn.Module) -> bool:
+    """Whether :func:`set_progress`, :func:`after_step_` or :func:`start_epoch_` do anything for ``model``.
+
+    Example:
+        >>> [follows_training(nn.Sequential(BinaryLinear(64, 10, method=name))) for name in ('reactnet', 'binarynet', 'rbnn')]
+        [False, True, True]
+    """
+    def acts(module: nn.Module) -> bool:
+        binarizer = getattr(module, 'weight_binarizer', None)
+        steps = binarizer is not None and any(getattr(type(binarizer), name) is not getattr(WeightBinarizer, name)
+                                              for name in ('after_step', 'start_epoch'))
+        return steps or hasattr(module, 'set_progress') or getattr(module, 'latent_clip', None) is not None
+    return any(acts(module) for module in model.modules())
 
 
 def start_epoch_(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ import bnn_kernels
 from bnn_plugins import list_methods, pack_, save_packed, summarize
 from bnn_plugins.analysis.summary import size
 from bnn_plugins.deploy import read_packed
+from bnn_plugins.deploy.file import serialize
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear, RPReLU, SqueezeExcite, expanded_width
 from bnn_plugins.models import BNNReActNet
 
@@ -171,15 +172,31 @@ def test_model_without_layers():
 
 
 def test_shared_layers():
-    """Counted once for each call; its numbers are one layer's, its bytes are in the file under each name."""
+    """Counted once for each call; its numbers are one layer's, its bytes are in the file once."""
     conv = BinaryConv2d(32, 32, 1, bias=False, method='binarynet')
     shared = nn.Sequential(conv, nn.Sequential(conv), nn.BatchNorm2d(32))
     summary = summarize(shared, torch.randn(1, 32, 4, 4))
     row, others = summary.rows
     assert (row.name, row.params_binary, row.bops) == ('0', 1024, 2 * 16 * 1024)
-    assert row.bytes_packed == 2 * 4 * 32
+    assert row.bytes_packed == 4 * 32
     assert others.params_float == 4 * 32 + 1, 'the second name is no float parameter'
-    assert summary.totals.bytes_packed == sum(t.nbytes for t in pack_(shared).state_dict().values())
+    packed = pack_(shared)
+    once = {tensor.data_ptr(): tensor.nbytes for tensor in packed.state_dict().values()}
+    assert summary.totals.bytes_packed == sum(once.values())
+    assert summary.bytes_file == len(serialize(packed))
+
+
+def test_keyword_arguments():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = BinaryConv2d(8, 8, 1, bias=False, method='xnor')
+
+        def forward(self, *, sample, timestep):
+            return self.layer(sample) * timestep
+
+    summary = summarize(Net(), dict(timestep=3, sample=torch.randn(2, 8, 4, 4)))
+    assert (summary.rows[0].bops, summary.rows[0].output) == (2 * 16 * 64, '8x4x4')
 
 
 def test_transposed_convolutions():

@@ -1,5 +1,7 @@
 """Datasets that say what is wrong with them."""
 
+import json
+import logging
 from pathlib import Path
 
 from mmdet.datasets import CocoDataset as MMDetCocoDataset
@@ -49,9 +51,24 @@ class VOCDataset(CheckedDatasetMixin, MMDetVOCDataset):
 
 @DATASETS.register_module()
 class CocoDataset(CheckedDatasetMixin, MMDetCocoDataset):
-    """mmdet's ``CocoDataset``; see :class:`CheckedDatasetMixin`."""
+    """mmdet's ``CocoDataset``; see :class:`CheckedDatasetMixin`. Classes that the file does not have are named."""
+
+    def load_data_list(self) -> list[dict]:
+        data_list = super().load_data_list()
+        if len(self.cat_ids) == len(self.metainfo['classes']):
+            return data_list
+        known = {category['name'] for category in json.loads(Path(self.ann_file).read_text())['categories']}
+        absent = [name for name in self.metainfo['classes'] if name not in known]
+        if not self.cat_ids:
+            raise ValueError(f'{type(self).__name__}: {self.ann_file} has none of the classes {absent}, but {sorted(known)}: '
+                             'set metainfo=dict(classes=...) in the config')
+        print_log(f'{type(self).__name__}: {self.ann_file} has no {absent}', logger='current', level=logging.WARNING)
+        return data_list
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
-        # The parent drops such boxes in silence.
-        self.dropped_boxes += sum(min(annotation['bbox'][2:]) <= 0 for annotation in raw_data_info['raw_ann_info'])
+        # The parent drops such boxes in silence; those without a box, too, if they are to be ignored.
+        annotations = [annotation for annotation in raw_data_info['raw_ann_info'] if not annotation.get('ignore', False)]
+        boxes = [annotation.get('bbox') or [0, 0, 0, 0] for annotation in annotations]
+        self.dropped_boxes += sum(min(box[2:]) <= 0 for box in boxes)
+        raw_data_info['raw_ann_info'] = [annotation for annotation in annotations if annotation.get('bbox')]
         return super().parse_data_info(raw_data_info)

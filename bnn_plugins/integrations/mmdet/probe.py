@@ -47,12 +47,13 @@ def features(x: Tensor | list[Tensor], given: Callable, predicts: bool = True) -
 
 def detector(model: nn.Module) -> Probe:
     """Its losses, then its raw outputs."""
-    inputs = [samples(model, size, stride) for size, stride in ((SIZE, 1), (SIZE, 8), ((320, 320), 1))]
+    kinds = [(SIZE, 1, True), (SIZE, 8, True), (SIZE, 1, False), ((320, 320), 1, True)]
+    inputs = [samples(model, *kind) for kind in kinds]
     return Probe([partial(first_that_runs, inputs=inputs, mode=mode) for mode in ('loss', 'tensor')], [x for x, _ in inputs])
 
 
 def first_that_runs(model: nn.Module, inputs: list[tuple[Tensor, list]], mode: str):
-    """Heads differ in the stride of the map of classes that they take; some have more queries than a small image places."""
+    """Heads differ in the labels that they take; some have more queries than a small image has places."""
     prepare_(model)
     model.train(mode == 'loss')
     *others, last = inputs
@@ -90,11 +91,12 @@ def prepare_(model: nn.Module) -> None:
                     part.max_per_img = 16
 
 
-def samples(model: nn.Module, size: tuple[int, int], stride: int) -> tuple[Tensor, list]:
-    """Two preprocessed images with two boxes and masks of the first class each; the map of classes has this ``stride``."""
+def samples(model: nn.Module, size: tuple[int, int], stride: int, masks: bool = True) -> tuple[Tensor, list]:
+    """Two preprocessed images with two boxes of the first class each, with or without masks; the map of classes has this
+    ``stride``."""
     from mmdet.testing import demo_mm_inputs
 
-    data = demo_mm_inputs(2, image_shapes=(3, *size), num_items=[2, 2], num_classes=2, with_mask=True, with_semantic=True,
+    data = demo_mm_inputs(2, image_shapes=(3, *size), num_items=[2, 2], num_classes=2, with_mask=masks, with_semantic=True,
                           sem_seg_output_strides=stride, use_box_type=False)
     for k, sample in enumerate(data['data_samples']):
         sample.gt_instances.labels.zero_()

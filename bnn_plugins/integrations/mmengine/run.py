@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import logging
 import os
 import re
 import zipfile
@@ -17,7 +18,9 @@ from mmengine.runner import Runner
 
 import bnn_kernels
 
+from ...binarize import follows_training
 from ...deploy import fuse_, load_packed_
+from ...engine import BinaryTrainingHook
 
 EXPERIMENTS = itertools.count(1)
 CHECKPOINT = re.compile(r'(best_.+_)?(epoch|iter)_\d+\.pth')
@@ -103,6 +106,10 @@ def train_config(cfg: Config, resume: str | None, amp: bool, auto_scale_lr: bool
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
     runner = build_runner(cfg)
+    if follows_training(runner.model) and not any(isinstance(hook, BinaryTrainingHook) for hook in runner.hooks):
+        print_log("the config has no BinaryTrainingHook: the schedules, rotations and clipping of latents of its method never "
+                  "run. Add custom_hooks=[dict(type='bnn_plugins.BinaryTrainingHook')]", logger='current',
+                  level=logging.WARNING)
     runner.train()
     return runner
 

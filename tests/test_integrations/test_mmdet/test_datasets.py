@@ -63,6 +63,33 @@ def test_boxes_of_no_size_in_coco_are_dropped_and_counted(tmp_path):
     assert len(dataset.get_data_info(0)['instances']) == 2
 
 
+def coco_of(folder: Path, names, annotations, classes):
+    (folder / 'images').mkdir()
+    content = dict(images=[dict(id=0, file_name='a.jpg', width=64, height=48)], annotations=annotations,
+                   categories=[dict(id=k, name=name) for k, name in enumerate(names)])
+    (folder / 'ann.json').write_text(json.dumps(content))
+    return DATASETS.build(dict(type='bnn_plugins.CocoDataset', data_root=str(folder), ann_file='ann.json', pipeline=[],
+                               data_prefix=dict(img='images/'), metainfo=dict(classes=classes), filter_cfg=None))
+
+
+def test_annotations_without_a_box(tmp_path):
+    """As mmdet's own dataset: what is to be ignored needs no box; one without a box is counted as dropped."""
+    common = dict(image_id=0, category_id=0, iscrowd=0, area=20)
+    annotations = [dict(common, id=0, bbox=[1, 1, 9, 9]), dict(common, id=1, ignore=True), dict(common, id=2, bbox=[])]
+    dataset = coco_of(tmp_path, ['RBC'], annotations, ('RBC',))
+    assert [len(dataset.get_data_info(0)['instances']), dataset.dropped_boxes] == [1, 1]
+
+
+def test_classes_that_the_file_does_not_have(tmp_path, caplog):
+    annotations = [dict(id=0, image_id=0, category_id=0, iscrowd=0, area=20, bbox=[1, 1, 9, 9])]
+    (tmp_path / 'some').mkdir()
+    sentence = r"ann.json has none of the classes \['cat', 'dog'\], but \['RBC', 'WBC'\]: set metainfo"
+    with pytest.raises(ValueError, match=sentence):
+        coco_of(tmp_path, ['RBC', 'WBC'], annotations, ('cat', 'dog'))
+    with caplog.at_level(logging.WARNING):
+        coco_of(tmp_path / 'some', ['RBC', 'WBC'], annotations, ('RBC', 'dog'))
+
+
 @pytest.mark.parametrize(('root', 'ann_file', 'missing'), [('nowhere', 'list.txt', 'nowhere'), ('.', 'no.txt', 'no.txt')])
 def test_a_missing_folder_or_list_is_named(voc, root, ann_file, missing):
     with pytest.raises(FileNotFoundError, match=rf'{missing}.* does not exist: set data_root'):

@@ -14,6 +14,7 @@ import torch
 from mmdet.datasets import CocoDataset
 
 import bnn_plugins  # before mmdet: it provides what an mmcv without compiled operators lacks
+from bnn_plugins.integrations.mmengine import run
 from bnn_plugins.integrations.mmengine.run import latest_checkpoint, load_config
 
 from ..conftest import CONFIG, REPOSITORY, as_arguments, command, environment, on_digits, tool
@@ -95,6 +96,20 @@ def test_a_config_that_inherits_one_of_the_package_trains_outside_of_the_reposit
     done = subprocess.run([*train, *as_arguments(options)], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert torch.load(tmp_path / 'work/epoch_1.pth', weights_only=False)['meta']['iter'] == 2
+
+
+@pytest.mark.parametrize(('method', 'hook', 'warned'), [
+    ('recu', True, False), ('recu', False, True), ('reactnet', False, False)])
+def test_a_training_without_its_hook_is_warned_of(method, hook, warned, monkeypatch, tmp_path):
+    said = []
+    cfg = load_config(str(REPOSITORY / CONFIG), str(tmp_path), {'method': method, 'model.backbone.method': method,
+                                                                'model.neck.method': method})
+    if not hook:
+        cfg.custom_hooks = []
+    monkeypatch.setattr(run, 'print_log', lambda text, *args, **kwargs: said.append(text))
+    monkeypatch.setattr(run.Runner, 'train', lambda self: None)
+    run.train_config(cfg, None, False, False)
+    assert any('has no BinaryTrainingHook' in text for text in said) == warned
 
 
 def test_amp_and_auto_scale_lr(digits, tmp_path, monkeypatch):
