@@ -7,6 +7,7 @@ exact. Below, ``g = dL/dW_b`` and ``dW`` is the gradient that the latent weight 
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -277,7 +278,7 @@ class RBNNWeight(WeightBinarizer):
 
     def rotated(self, matrices: Tensor) -> Tensor:
         """``R_1^T X R_2`` for ``[O, a, b]``, never rounded by autocast: signs would differ from those that are packed."""
-        with torch.autocast(matrices.device.type, enabled=False):
+        with nullcontext() if matrices.is_meta else torch.autocast(matrices.device.type, enabled=False):
             return self.left.mT @ matrices @ self.right
 
     @torch.no_grad()

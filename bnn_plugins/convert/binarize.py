@@ -1,40 +1,47 @@
 """``binarize_``: replace the layers of a float model by binary ones, in place."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers import BinaryAttention, BinaryConv2d, BinaryLayer, BinaryLinear, Expansion, build_act
 from ..layers.multihead import SplitMultiheadAttention
 from .config import BNNConfig
-from .dataflow import NON_NEGATIVE, Trace, trace
-from .report import BinarizationReport, LayerRow
+from .dataflow import NON_NEGATIVE, Probe, Trace, trace
+from .report import BinarizationReport, LayerRow, weight_count
 from .rules import candidates, check_rules, decide, known, probe_of, walk
 
 # Called with each converted model and its config, for libraries whose models carry their config.
 CONVERTED: list[Callable[[nn.Module, BNNConfig], None]] = []
 
 
-def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationReport:
+def binarize_(model: nn.Module, cfg: BNNConfig | dict | str,
+              inputs: Tensor | tuple | dict | None = None) -> BinarizationReport:
     """Make a float model binary, in place: layers are replaced, all other modules and the parameters stay.
 
     Latent weights are the float weights. An ``nn.MultiheadAttention`` is replaced by one whose projections are layers, so that
     they can become binary. When the method takes signs of activations, ReLUs before binary layers are replaced: the sign of a
     non-negative number is always +1.
 
-    Where a rule set knows how to call the model (:attr:`RuleSet.probe`), a copy of it is called once, and the data flow
-    decides what must stay real: predictions, positions, gates, modulations and what is computed from a timestep alone.
+    With ``inputs``, or where a rule set knows how to call the model (:attr:`RuleSet.probe`), a copy of it is called once, and
+    the data flow decides what must stay real: predictions, positions, gates, modulations and what is computed from a timestep
+    alone. The report says how far that got.
 
     Args:
         model: any module; the convolutions and linear layers inside of it are candidates.
         cfg: a :class:`BNNConfig`, a dict of its fields, or a method's name.
+        inputs: what the model is called with, a tensor, a tuple of arguments or a dict of keyword arguments: the first tensor
+            is what the network transforms (an image, latents), all others are conditions (a timestep, a text). Its outputs are
+            taken for predictions.
 
     Returns:
         which layers became binary or stayed float, with the reason.
 
     Raises:
+        TypeError: for what is no module.
         ValueError: for an unknown key, method or pattern, when ``model`` itself is a bare layer, when nothing in it can
             become binary, or when it has no attention that ``attention`` could be for.
 
@@ -46,19 +53,21 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
     """
     if not isinstance(cfg, BNNConfig):
         cfg = BNNConfig.from_dict({'method': cfg} if isinstance(cfg, str) else cfg)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'binarize_ takes a module, but got a {type(model).__name__}: binarize_ its parts, as pipe.unet')
     report = BinarizationReport(replaced=split_attention_(model, cfg))
     found = candidates(model)
     if found and found[0].name == '':
         raise ValueError(f'binarize_ changes the children of a model; for a single {type(model).__name__} build the binary '
                          'layer itself: bnn_plugins.layers.BinaryConv2d or BinaryLinear')
     check_rules(cfg.rules, [c.name for c in found])
-    flow = trace(model, probe_of(model))
+    flow = trace(model, probe_of(model) if inputs is None else Probe.of(inputs))
     report.traced = flow.said
     replaces, made = cfg.takes_signs and cfg.replacement_act != 'keep', False
 
     for candidate in found:
-        layer: Any = candidate.module  # a convolution or a linear layer
-        kind, weights = type(layer).__name__, layer.weight.numel()
+        layer: Any = candidate.module
+        kind, weights = type(layer).__name__, weight_count(layer)
         if isinstance(layer, BinaryLayer):
             binary, reason = True, 'binary already'
         else:
@@ -70,7 +79,9 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str) -> BinarizationRepo
                 replace_(model, candidate.module, layer)
         report.rows.append(LayerRow(candidate.name, kind, binary, reason, weights))
     if not report.binary:
-        raise ValueError(f'nothing in this {type(model).__name__} became binary:\n{report}')
+        reasons = Counter(row.reason for row in report.rows).most_common(4)
+        said = '; '.join(f'{count} layers: {reason}' for reason, count in reasons) or 'it has no convolution or linear layer'
+        raise ValueError(f'nothing in this {type(model).__name__} became binary. {said}')
     if replaces and made:
         replace_relus_(model, cfg.replacement_act, report, flow)
     for note in CONVERTED:
@@ -137,14 +148,20 @@ def replace_relus_(model: nn.Module, act: str, report: BinarizationReport, flow:
     feeding = {relu for row in report.binary if row.name in flow.layers for relu in flow.layers[row.name].relus}
     feeding = frozenset().union(*feeding)
     found = {c.module: c for c in walk(model) if type(c.module) in NON_NEGATIVE}
-    for name, old in list(model.named_modules(remove_duplicate=False)):  # each place gets its own: slopes are parameters
+    shared: dict[nn.Module, nn.Module] = {}
+    for name, old in list(model.named_modules(remove_duplicate=False)):
         owner, _, leaf = name.rpartition('.')
         if old not in found or (owner and getattr(model.get_submodule(owner), leaf) is not old):
             continue
         c = found[old]
         if c.name in feeding or (c.name not in flow.called and not c.inside(*known('channel_attention'))):
-            new = build_act(act, 1).to(next(model.parameters())).train(old.training)  # device and dtype of the model
+            # Device and dtype of the model. Slopes are parameters, which two places must not share: no file could hold both.
+            new = shared.get(old) or build_act(act, 1).to(next(model.parameters())).train(old.training)
             setattr(model.get_submodule(owner), leaf, new)
+            if old in shared:
+                continue
+            if not any(True for _ in new.parameters()):
+                shared[old] = new
             report.replaced[name] = f'{type(old).__name__} -> {type(new).__name__}: a sign behind it would always be +1'
 
 

@@ -105,8 +105,10 @@ class BNNConfig:
         default = type(self)().to_dict()
         return {key: value for key, value in self.to_dict().items() if key == 'quant_method' or value != default[key]}
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2)  # not sorted: the first rule that matches wins
+    def to_json_string(self, use_diff: bool = False) -> str:
+        """As JSON, under the name that diffusers' configs have for it; ``use_diff``: only what differs from the defaults."""
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(values, indent=2)  # not sorted: the first rule that matches wins
 
     @property
     def takes_signs(self) -> bool:

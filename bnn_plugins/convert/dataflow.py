@@ -92,6 +92,16 @@ class Probe:
     conditions: Sequence[Tensor] = ()
     predicts: bool = True
 
+    @classmethod
+    def of(cls, inputs: Tensor | tuple | dict) -> 'Probe':
+        """One call with ``inputs``, in evaluation mode; raises ``ValueError`` when there is no tensor among them."""
+        named = inputs if isinstance(inputs, dict) else {}
+        given = () if named else inputs if isinstance(inputs, tuple) else (inputs,)
+        found = list(tensors((given, named)))
+        if not found:
+            raise ValueError('inputs has no tensor: give what the model is called with')
+        return cls([lambda model: model.eval()(*given, **named)], found[:1], found[1:])
+
 
 @dataclass
 class Trace:

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,7 +17,7 @@ ONE_SIDED = 0.99
 
 @dataclass
 class LayerRow:
-    """One convolution or linear layer.
+    """One convolution, linear or recurrent layer.
 
     Attributes:
         name: its dotted name.
@@ -43,12 +42,18 @@ class LayerRow:
         return self.sign_balance is not None and not 1 - ONE_SIDED <= self.sign_balance <= ONE_SIDED
 
 
+def weight_count(layer: nn.Module) -> int:
+    """How many weights a convolution, a linear or a recurrent layer has, without biases."""
+    weights = [layer.weight] if hasattr(layer, 'weight') else [p for p in layer.parameters() if p.ndim > 1]
+    return sum(weight.numel() for weight in weights)
+
+
 @dataclass
 class BinarizationReport:
     """The result of :func:`bnn_plugins.binarize_`. ``print(report)`` and rich both show it as a table.
 
     Attributes:
-        rows: every convolution and linear layer, in the order of the model.
+        rows: every convolution, linear and recurrent layer, in the order of the model.
         replaced: ``{name of a replaced activation: 'ReLU -> Hardtanh: reason'}``.
         traced: whether a forward pass was traced for the structure, and how far.
     """
@@ -60,9 +65,8 @@ class BinarizationReport:
     @classmethod
     def of(cls, model: nn.Module) -> 'BinarizationReport':
         """The report of a model that is binary already, natively or by ``binarize_``."""
-        layers: list[tuple[str, Any]] = [(c.name, c.module) for c in candidates(model)]  # convolutions and linear layers
-        return cls([LayerRow(name, type(layer).__name__, isinstance(layer, BinaryLayer), '', layer.weight.numel())
-                    for name, layer in layers])
+        return cls([LayerRow(c.name, type(c.module).__name__, isinstance(c.module, BinaryLayer), '', weight_count(c.module))
+                    for c in candidates(model)])
 
     @property
     def binary(self) -> list[LayerRow]:

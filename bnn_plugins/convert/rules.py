@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..binarize.lookup import unknown
 from ..layers import BinaryLayer
-from .dataflow import Probe, Trace
+from .dataflow import LAYERS, Probe, Trace
 
 
 @dataclass(frozen=True)
@@ -203,6 +203,8 @@ def stays_float(candidate: Candidate) -> str | None:
 def cannot_be_binary(candidate: Candidate, trace: Trace) -> str | None:
     """Why no rule can make the layer binary: a binary layer in its place would not compute what it computes, or never run."""
     layer, cls = candidate.module, type(candidate.module)
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        return f'there is no binary {cls.__name__}'
     base = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
     if cls.__name__ == 'NonDynamicallyQuantizableLinear':
         return 'nn.MultiheadAttention uses its weight without calling it'
@@ -258,10 +260,11 @@ def walk(model: nn.Module) -> Iterator[Candidate]:
 
 
 def candidates(model: nn.Module) -> list[Candidate]:
-    """All convolutions and linear layers, in the order of ``named_modules``; not the real parts inside of binary layers."""
+    """All convolutions, linear and recurrent layers, in the order of ``named_modules``; not the real parts inside of binary
+    layers."""
     binary = [module for module in model.modules() if isinstance(module, BinaryLayer)]
     parts = {part for layer in binary for part in layer.modules() if part is not layer}
-    return [c for c in walk(model) if isinstance(c.module, nn.Conv2d | nn.Linear) and c.module not in parts]
+    return [c for c in walk(model) if isinstance(c.module, LAYERS) and c.module not in parts]
 
 
 def check_rules(rules: dict[str, str], names: list[str]) -> None:

@@ -23,8 +23,8 @@ def pack_(model: nn.Module) -> nn.Module:
     the packed layer is returned and ``model`` stays as it is.
 
     Raises:
-        ValueError: when the model has no binary layer, is packed already, or has one that cannot be packed; it is then as
-            before.
+        TypeError: for what is no module. ValueError: when the model has no binary layer, is packed already, or has one that
+            cannot be packed; it is then as before.
 
     Example:
         >>> model = nn.Sequential(BinaryConv2d(16, 32, 3, method='xnor'), nn.BatchNorm2d(32)).eval()
@@ -33,6 +33,8 @@ def pack_(model: nn.Module) -> nn.Module:
         >>> torch.equal(pack_(model)(x), latent)
         True
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'pack_ takes a module, but got a {type(model).__name__}: pack its parts, as in pack_(pipe.unet)')
     packed = packed_forms(model)
     if not packed:
         already = any(isinstance(module, PackedModule) for module in model.modules())

@@ -310,3 +310,26 @@ def test_pipeline_file_names_the_class(tmp_path):
     index = json.loads((tmp_path / 'model_index.json').read_text())
     assert index['unet'] == ['bnn_plugins.integrations.diffusers.unet_2d', 'BinaryUNet2DModel']
     assert isinstance(DDIMPipeline.from_pretrained(tmp_path).unet, BinaryUNet2DModel)
+
+
+def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
+    """A photograph that its EXIF turns, and 16 bits of grey, which Pillow alone would clip to white."""
+    turned = np.zeros((4, 4, 3), np.uint8)
+    turned[0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the first row of the sensor is the last column of the picture
+    Image.fromarray(turned).save(tmp_path / 'turned.png', exif=exif)
+    shown = build_dataset(dict(type='imagefolder', path=str(tmp_path)), 4).images[0, 0]
+    assert torch.equal(shown, torch.from_numpy(turned[..., 0]).rot90(-1))
+
+    (tmp_path / 'grey').mkdir()
+    deep = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4)
+    Image.fromarray(deep).save(tmp_path / 'grey/a.png')
+    grey = build_dataset(dict(type='imagefolder', path=str(tmp_path / 'grey'), channels=1), 4).images[0, 0]
+    assert torch.equal(grey, torch.from_numpy((deep // 257).astype(np.uint8)))
+
+
+@pytest.mark.parametrize('flags', [['--num', '0'], ['--steps', '0'], ['--num', '-3']], ids=' '.join)
+def test_no_pictures_and_no_steps(flags):
+    with pytest.raises(ValueError, match=f'{flags[0]} must be at least 1, but got {flags[1]}'):
+        sample.main(['anywhere', *flags])

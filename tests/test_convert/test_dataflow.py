@@ -100,6 +100,14 @@ def test_the_users_rules_go_before_the_data_flow(rules):
     assert 'read' not in {row.name for row in report.binary}, 'it would never run'
 
 
+@pytest.mark.parametrize('inputs', [(X, T), dict(x=X, t=T)], ids=['tuple', 'dict'])
+def test_inputs_of_a_model_that_no_rule_set_knows(inputs):
+    report = binarize_(Everything(), dict(method='bireal', act='hardtanh'), inputs)
+    assert {row.name for row in report.binary} == FEATURES | {'k'}
+    with pytest.raises(ValueError, match='inputs has no tensor'):
+        binarize_(Everything(), 'bireal', (3,))
+
+
 def test_features_are_no_predictions():
     """The last layer of a backbone is binary."""
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -137,6 +137,10 @@ def picture_files(path: str) -> list[Path]:
 
 
 def on_white(image: Image.Image, channels: int) -> Image.Image:
+    """The picture as a viewer shows it: turned as its EXIF says, 16 bits of grey as 8, white where it is transparent."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I'):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ('RGBA', 'LA', 'P'):
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)

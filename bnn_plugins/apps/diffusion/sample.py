@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument('--low', help='super-resolution: folder of small pictures')
     parser.add_argument('--high', help='super-resolution: folder of the same names in full size')
     args = parser.parse_args(argv)
+    for flag, value in (('--num', args.num), ('--steps', args.steps)):
+        if value < 1:
+            raise ValueError(f'{flag} must be at least 1, but got {value}')
     pipe = load_pipeline(args.pipeline)
     if args.pack or args.save_packed:
         pack_(pipe.unet)

@@ -19,9 +19,9 @@ TEXT = ('cross_attention_dim', 'joint_attention_dim', 'caption', 'text', 'encode
 
 
 def probe(model: nn.Module) -> Probe | None:
-    """The calls of ``model``, ``None`` for what is no model of diffusers."""
+    """The calls of ``model``, ``None`` for what is no model of diffusers, or has no config."""
     modeling = sys.modules.get('diffusers.models.modeling_utils')
-    if modeling is None or not isinstance(model, modeling.ModelMixin):
+    if modeling is None or not isinstance(model, modeling.ModelMixin) or not hasattr(model, 'config'):
         return None
     tries = list(islice(inputs(model), TRIES))
     stream, *_ = inspect.signature(model.forward).parameters

@@ -195,26 +195,42 @@ def refuse_casting(*args, **kwargs) -> None:
 
 
 def note_config(model: nn.Module, cfg: BNNConfig) -> None:
-    """After ``binarize_`` of a diffusers model: its config and its quantizer, so that it is saved as what it is."""
+    """After ``binarize_`` of a diffusers model, or of one that has some: config and quantizer, to be saved as what it is.
+
+    Raises:
+        ValueError: when it has another config already, for its folder could only name one of them.
+    """
+    for part in parts_with_config(model):
+        before = part.config.get('quantization_config')
+        before = BNNConfig.from_dict(before) if isinstance(before, dict) else before
+        if before is not None and before != cfg:
+            raise ValueError(f'this {type(part).__name__} was made binary with {before.to_diff_dict()} before, and its config '
+                             f'could not name {cfg.to_diff_dict()} as well: build it again, and say all in one config')
+        guard_(part)
+        part.hf_quantizer = BNNQuantizer(cfg, pre_quantized=True)
+        part.quantization_method = cfg.quant_method
+        part.is_quantized = False
+        part.register_to_config(quantization_config=cfg)
+
+
+def parts_with_config(model: nn.Module) -> list[ConfigMixin]:
+    """The model, or the models of diffusers inside of it (a ``MultiControlNetModel`` has no config), if they have binary
+    layers."""
     if isinstance(model, ConfigMixin):
-        guard_(model)
-        model.hf_quantizer = BNNQuantizer(cfg, pre_quantized=True)
-        model.quantization_method = cfg.quant_method
-        model.is_quantized = False
-        model.register_to_config(quantization_config=cfg)
+        return [model] if any(isinstance(module, BinaryLayer) for module in model.modules()) else []
+    return [part for child in model.children() for part in parts_with_config(child)]
 
 
 def note_packed(model: nn.Module) -> None:
     """At ``pack_`` of a diffusers model: it is loaded through the quantizer, and refuses a change of dtype from now on."""
-    if not isinstance(model, ConfigMixin):
-        return
-    if getattr(model, 'hf_quantizer', None) is None:
-        if 'method' not in model.config:
-            raise ValueError(f'this {type(model).__name__} was made binary by hand, so its folder could not say how to load '
-                             'it: use bnn_plugins.binarize_ or BinaryUNet2DModel')
-        note_config(model, BNNConfig(method=model.config.method, pad_value=model.config.pad_value))  # BinaryUNet2DModel
-    model.hf_quantizer.packed = model.is_quantized = True
-    model.bfloat16 = model.double = refuse_casting  # as diffusers itself does for half and float
+    for part in parts_with_config(model):
+        if getattr(part, 'hf_quantizer', None) is None:
+            if 'method' not in part.config:
+                raise ValueError(f'this {type(part).__name__} was made binary by hand, so its folder could not say how to '
+                                 'load it: use bnn_plugins.binarize_ or BinaryUNet2DModel')
+            note_config(part, BNNConfig(method=part.config.method, pad_value=part.config.pad_value))  # BinaryUNet2DModel
+        part.hf_quantizer.packed = part.is_quantized = True
+        part.bfloat16 = part.double = refuse_casting  # as diffusers itself does for half and float
 
 
 def register(auto: ModuleType) -> None:

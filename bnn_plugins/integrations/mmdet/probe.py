@@ -105,4 +105,9 @@ def samples(model: nn.Module, size: tuple[int, int], stride: int, masks: bool = 
         sample.ignored_instances = sample.ignored_instances[:0]
         sample.gt_sem_seg.sem_seg.zero_()
     data = model.data_preprocessor(data, False)
-    return data['inputs'], data['data_samples']
+    images = data['inputs']
+    if isinstance(images, list):  # a model whose config has no preprocessor
+        images = torch.stack(images).float()
+        for sample in data['data_samples']:
+            sample.set_metainfo(dict(batch_input_shape=size, pad_shape=size))
+    return images, data['data_samples']

@@ -1,0 +1,65 @@
+"""Folders load as what was saved, or say why they cannot."""
+
+import diffusers
+import pytest
+import torch
+from torch import nn
+
+from bnn_plugins import BNNConfig, binarize_, list_methods, pack_
+from bnn_plugins.deploy import PackedLayer
+
+X = torch.randn(1, 3, 16, 16)
+
+
+def unet():
+    return diffusers.UNet2DModel(sample_size=16, block_out_channels=(16, 16), norm_num_groups=4, layers_per_block=1,
+                                 down_block_types=('DownBlock2D',) * 2, up_block_types=('UpBlock2D',) * 2)
+
+
+@pytest.mark.parametrize('method', list_methods())
+def test_packed_folders_of_each_method(method, tmp_path):
+    """RBNN's rotations were not to be had on the meta device, where packed models are prepared."""
+    model = unet()
+    binarize_(model, method)
+    expected = pack_(model.eval())(X, 3).sample
+    model.save_pretrained(tmp_path)
+    assert torch.equal(diffusers.UNet2DModel.from_pretrained(tmp_path).eval()(X, 3).sample, expected)
+
+
+def test_two_configs_cannot_be_saved_in_one_folder():
+    model = unet()
+    binarize_(model, BNNConfig(method='xnor', rules={'mid_block.*': 'float'}))
+    binarize_(model, BNNConfig(method='xnor', rules={'mid_block.*': 'float'}))
+    sentence = r"UNet2DModel was made binary with .*'xnor'.* before, and its config could not name .*'recu'"
+    with pytest.raises(ValueError, match=sentence):
+        binarize_(model, 'recu')
+
+
+def test_models_inside_of_a_model_without_a_config(tmp_path):
+    nets = [diffusers.ControlNetModel(block_out_channels=(16, 16), layers_per_block=1, cross_attention_dim=8,
+                                      norm_num_groups=4,
+                                      down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), attention_head_dim=4,
+                                      conditioning_embedding_out_channels=(8, 8)) for _ in range(2)]
+    model = diffusers.MultiControlNetModel(nets)
+    for net in nets:
+        for parameter in net.controlnet_down_blocks.parameters():
+            nn.init.normal_(parameter)
+    binarize_(model, 'reactnet')
+    condition = torch.randn(1, 3, 16, 16)
+
+    def call(model):
+        return model(torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), 3, torch.ones(1, 5, 8),
+                     [condition, condition], [1.0, 0.5])[0]
+
+    expected = call(pack_(model.eval()))
+    model.save_pretrained(tmp_path / 'nets')
+    loaded = diffusers.MultiControlNetModel.from_pretrained(tmp_path / 'nets').eval()
+    assert any(isinstance(module, PackedLayer) for module in loaded.nets[1].modules())
+    for a, b in zip(call(loaded), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('verb', [pack_, lambda pipe: binarize_(pipe, 'xnor')], ids=['pack_', 'binarize_'])
+def test_a_pipeline_is_no_module(verb):
+    with pytest.raises(TypeError, match=r'takes a module, but got a DDPMPipeline'):
+        verb(diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler()))
