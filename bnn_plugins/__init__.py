@@ -31,6 +31,7 @@ from .deploy import (
     save_packed,
     unfuse_,
     verify,
+    weight_levels,
 )
 from .integrations.import_hooks import install
 from .layers.training import set_training_path, training_report
@@ -41,7 +42,7 @@ __all__ = [
     '__version__', 'after_step_', 'binarize_', 'clip_latents_', 'fuse_', 'list_estimators', 'list_methods',
     'list_probabilities', 'list_rules', 'load_packed_', 'pack_', 'quantize_rest_', 'register_estimator', 'register_method',
     'register_probability', 'register_rules', 'remove_rules', 'save_packed', 'set_progress', 'set_training_path',
-    'start_epoch_', 'summarize', 'training_report', 'unfuse_', 'verify',
+    'start_epoch_', 'summarize', 'training_report', 'unfuse_', 'verify', 'weight_levels',
 ]
 
 install()

@@ -18,6 +18,7 @@ def main():
     parser.add_argument('--show', action='store_true', help='show the predictions')
     parser.add_argument('--show-dir', help='folder for painted images')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between images with --show')
+    parser.add_argument('--tta', action='store_true', help='test time augmentation: also the mirror image of each image')
     parser.add_argument('--no-fuse', dest='fuse', action='store_false', help='run a packed file layer by layer')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')

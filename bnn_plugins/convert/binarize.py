@@ -42,8 +42,8 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str,
 
     Raises:
         TypeError: for what is no module.
-        ValueError: for an unknown key, method or pattern, when ``model`` itself is a bare layer, when nothing in it can
-            become binary, or when it has no attention that ``attention`` could be for.
+        ValueError: for an unknown key, method or pattern, when ``model`` itself is a bare layer, cannot be called with
+            ``inputs``, when nothing in it can become binary, or when it has no attention that ``attention`` could be for.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
@@ -62,6 +62,8 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str,
                          'layer itself: bnn_plugins.layers.BinaryConv2d or BinaryLinear')
     check_rules(cfg.rules, [c.name for c in found])
     flow = trace(model, probe_of(model) if inputs is None else Probe.of(inputs))
+    if inputs is not None and flow.failure:
+        raise ValueError(f'this {type(model).__name__} cannot be called with these inputs: {flow.failure}')
     report.traced = flow.said
     replaces, made = cfg.takes_signs and cfg.replacement_act != 'keep', False
 

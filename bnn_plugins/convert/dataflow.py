@@ -113,6 +113,7 @@ class Trace:
         modulating: names of layers that only compute gates, modulations or positions.
         predicts: see :class:`Probe`.
         said: one sentence about what was run.
+        failure: the first error, ``''`` without one.
     """
 
     layers: dict[str, LayerFlow] = field(default_factory=dict)
@@ -120,6 +121,7 @@ class Trace:
     modulating: set[str] = field(default_factory=set)
     predicts: bool = False
     said: str = 'no forward pass: names and classes decided'
+    failure: str = ''
 
 
 def trace(model: nn.Module, probe: Probe | None) -> Trace:
@@ -134,14 +136,15 @@ def trace(model: nn.Module, probe: Probe | None) -> Trace:
     with warnings.catch_warnings(), patch.object(CUSTOM, 'apply', observer.custom_functions()), same_random():
         warnings.simplefilter('ignore')
         for call in probe.calls:
-            twin = copy_to(model, device)
-            with observer.hooked(twin):
-                try:
+            try:
+                twin = copy_to(model, device)
+                with observer.hooked(twin):
                     observer.leave(call(twin))
-                except Exception as error:  # whatever a model that nobody has seen before may raise
-                    failures.append(f'{type(error).__name__}: {first_line(error)}')
+            except Exception as error:  # whatever a model that nobody has seen before may raise
+                failures.append(f'{type(error).__name__}: {first_line(error)}')
     found = observer.found
     if failures:
+        found.failure = failures[0]
         found.said = f'forward pass incomplete ({failures[0]}): names and classes decided where it did not get to'
     if not found.layers or len(failures) == len(probe.calls):
         found.predicts = False

@@ -23,7 +23,7 @@ from bnn_kernels.derived import Derived
 from bnn_kernels.geometry import INT8_TERMS_LIMIT, TERMS_LIMIT
 
 from ..binarize import ActivationBinarizer
-from ..layers import AdaptiveConv2d, BinaryConv2d, BinaryLinear
+from ..layers import AdaptiveConv2d, BinaryConv2d, BinaryLayer, BinaryLinear
 from ..layers.adaptive import spend
 from ..layers.base import finish
 from ..layers.conv import convolve_levels
@@ -189,6 +189,33 @@ class PackedLayer(PackedModule):
             if value is not None and getattr(self, name) is None:
                 setattr(self, name, torch.empty_like(value))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+@torch.no_grad()
+def weight_levels(layer: nn.Module) -> Tensor:
+    """The integers that a latent or a packed layer sums with: -1 and +1 for weights of one bit, without the scale.
+
+    Returns:
+        float32, of the shape of the latent weight: ``[O, C / groups, kH, kW]`` or ``[O, C]``; the bases of a layer with
+        several lie one whole set of filters behind the other.
+
+    Raises:
+        TypeError: for another module.
+
+    Example:
+        >>> layer = BinaryLinear(3, 1, method='xnor')
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.5, -2.0, 0.0]]))
+        >>> weight_levels(layer)
+        tensor([[ 1., -1.,  1.]])
+        >>> torch.equal(weight_levels(pack_(nn.Sequential(layer))[0]), weight_levels(layer))
+        True
+    """
+    if isinstance(layer, PackedLayer):
+        return layer._weight(torch.float32)
+    if not isinstance(layer, BinaryLayer):
+        raise TypeError(f'weight_levels takes a latent or a packed layer, but got a {type(layer).__name__}')
+    binarizer = copy.deepcopy(layer.weight_binarizer).eval()  # some draw their signs in training
+    return binarizer(layer.weight)[0].float()
 
 
 def levels_dtype(activation: ActivationBinarizer, x: Tensor) -> torch.dtype:

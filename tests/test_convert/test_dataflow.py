@@ -144,6 +144,26 @@ def test_a_call_that_fails_says_what_it_can(rules):
     assert report.traced.startswith('forward pass incomplete (RuntimeError: mat1 and mat2 shapes cannot be multiplied')
 
 
+def test_inputs_that_do_not_fit():
+    """What the user gives is no guess: it has to work."""
+    model = Everything()
+    with pytest.raises(ValueError, match=r'this Everything cannot be called with these inputs: RuntimeError: Given groups=1'):
+        binarize_(model, 'bireal', (torch.randn(2, 7, 6, 5), T))
+    assert not any(isinstance(module, BinaryLayer) for module in model.modules())
+
+
+def test_a_probe_that_fails():
+    def probe(model):
+        raise KeyError('image_size')
+
+    register_rules(RuleSet('broken', probe=probe))
+    try:
+        report = binarize_(nn.Sequential(nn.Conv2d(8, 8, 3)), 'bireal')
+    finally:
+        remove_rules('broken')
+    assert report.traced.startswith("forward pass incomplete (KeyError: 'image_size')")
+
+
 def test_a_model_that_nobody_can_call():
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
     report = binarize_(model, 'bireal')

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from bnn_plugins import load_packed_, pack_, save_packed, summarize
+from bnn_plugins import list_methods, load_packed_, pack_, save_packed, summarize, weight_levels
 from bnn_plugins.deploy import (
     PACKED,
     PackedAttention,
@@ -331,3 +331,19 @@ def test_a_state_dict_knows_what_its_bits_mean(tmp_path):
     with pytest.raises(ValueError, match=r"layer '0' is .*binarynet. in the model, but .* bireal. in the state dict"):
         pack_(nn.Sequential(linear(method='binarynet'))).load_state_dict(state)
     pack_(nn.Sequential(linear(method='binarynet'))).load_state_dict(dict(state))  # without metadata, torch's own checks only
+
+
+@pytest.mark.parametrize('method', list_methods())
+def test_weight_levels(method):
+    """The same integers before and after, of the shape of the latent weight; of one bit, signs."""
+    torch.manual_seed(0)
+    for layer in (BinaryConv2d(6, 4, (3, 2), groups=2, method=method), BinaryLinear(40, 3, method=method)):
+        latent = weight_levels(layer)
+        assert latent.shape == (layer.bases * len(layer.weight), *layer.weight.shape[1:])
+        assert layer.w_bits > layer.bases or set(latent.unique().tolist()) == {-1.0, 1.0}
+        assert torch.equal(weight_levels(pack_(nn.Sequential(copy.deepcopy(layer)))[0]), latent)
+
+
+def test_a_real_layer_has_no_levels():
+    with pytest.raises(TypeError, match='takes a latent or a packed layer, but got a Linear'):
+        weight_levels(nn.Linear(3, 3))

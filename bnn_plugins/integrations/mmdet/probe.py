@@ -82,7 +82,11 @@ def in_an_epoch():
 
 
 def prepare_(model: nn.Module) -> None:
-    """Few proposals, where thousands would go through each box head."""
+    """Few proposals, where thousands would go through each box head; learned ones are boxes only once they are initialised."""
+    from mmdet.models.dense_heads import EmbeddingRPNHead
+    for module in model.modules():
+        if isinstance(module, EmbeddingRPNHead):
+            module.init_weights()
     configs = [getattr(module, key, None) for module in model.modules() for key in ('train_cfg', 'test_cfg')]
     for cfg in configs:
         if isinstance(cfg, dict):

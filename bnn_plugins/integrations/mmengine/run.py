@@ -14,7 +14,7 @@ from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, load_checkpoint
 
 import bnn_kernels
 
@@ -116,12 +116,13 @@ def train_config(cfg: Config, resume: str | None, amp: bool, auto_scale_lr: bool
 
 def test(config: str, checkpoint: str, work_dir: str | None = None, out: str | None = None, show: bool = False,
          show_dir: str | None = None, wait_time: float = 2, cfg_options: dict | None = None, launcher: str = 'none',
-         fuse: bool = True) -> dict:
+         fuse: bool = True, tta: bool = False) -> dict:
     """Evaluate a checkpoint or a packed file; the arguments are the flags of mmdet's ``tools/test.py``.
 
     Args:
         fuse: run a packed file as fused blocks (:func:`bnn_plugins.fuse_`); without, layer by layer, in the order of the
             latent model's floating point operations.
+        tta: augment each image, as ``tta_model`` and ``tta_pipeline`` of the config say, by default with its mirror image.
 
     Returns:
         the metrics, ``{'coco/bbox_mAP_50': ..., ...}``.
@@ -132,7 +133,9 @@ def test(config: str, checkpoint: str, work_dir: str | None = None, out: str | N
     """
     cfg = load_config(config, work_dir, cfg_options, launcher)
     packed = checkpoint.endswith('.safetensors')
-    cfg.load_from = None if packed else checkpoint
+    cfg.load_from = None if packed or tta else checkpoint
+    if tta:
+        augment_test_(cfg)
     if show or show_dir:
         if cfg.get('default_scope', 'mmdet') != 'mmdet':
             raise ValueError('--show and --show-dir paint boxes: they are for detectors')
@@ -143,15 +146,33 @@ def test(config: str, checkpoint: str, work_dir: str | None = None, out: str | N
         kind = 'DumpDetResults' if cfg.get('default_scope', 'mmdet') == 'mmdet' else 'DumpResults'
         cfg.test_evaluator.append(dict(type=kind, out_file_path=out))
     runner = build_runner(cfg)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = model.module if tta else model
+    if tta and not packed:
+        load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
     if packed:
         # Checks more than mmengine's loading does: the file and the model must have the same layers.
-        model = load_packed_(runner.model.module if is_model_wrapper(runner.model) else runner.model, checkpoint)
+        load_packed_(model, checkpoint)
         if fuse:
             print_log(fuse_(model).summary(), logger='current')
     metrics = runner.test()
     if packed:
         print_log(f'packed layers ran on the backend {bnn_kernels.last_backend()!r}', logger='current')
     return metrics
+
+
+def augment_test_(cfg: Config) -> None:
+    """Put the model of ``cfg`` into mmdet's model for augmented images, and the augmentation into the test pipeline."""
+    dataset = cfg.test_dataloader.dataset
+    while 'pipeline' not in dataset:
+        dataset = dataset.dataset
+    *steps, pack = copy.deepcopy(dataset.pipeline)
+    pack['meta_keys'] = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+    flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+    dataset.pipeline = cfg.get('tta_pipeline') or [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    wrapper = cfg.get('tta_model') or dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5),
+                                                                            max_per_img=100))
+    cfg.model = dict(wrapper, module=cfg.model)
 
 
 def latest_checkpoint(work_dir: str | Path) -> str | None:

@@ -60,6 +60,18 @@ def test_the_fused_detector_gives_the_same_boxes_within_rounding(trained, tmp_pa
         assert near.float().mean() > 0.9, 'a sign that flipped reaches few boxes'
 
 
+def test_augmented_images(trained, tmp_path):
+    """Mutation: without loading into the model inside, mmengine only warns of all keys; boxes are of random weights."""
+    config, checkpoint, packed = trained
+    latent_metrics, latent = predictions(config, checkpoint, tmp_path / 'latent.pkl', tta=True)
+    packed_metrics, bits = predictions(config, packed, tmp_path / 'packed.pkl', fuse=False, tta=True)
+    assert latent_metrics == packed_metrics
+    plain = predictions(config, checkpoint, tmp_path / 'plain.pkl')[1]
+    for one, other, without in zip(latent, bits, plain, strict=True):
+        assert torch.equal(one['pred_instances']['bboxes'], other['pred_instances']['bboxes'])
+        assert not torch.equal(one['pred_instances']['scores'], without['pred_instances']['scores']), 'the mirror image counts'
+
+
 @pytest.mark.parametrize('with_config', [True, False])
 def test_det_inferencer_runs_a_packed_file(trained, digits, with_config):
     config, checkpoint, packed = trained
