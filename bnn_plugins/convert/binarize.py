@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..layers import BinaryAttention, BinaryConv2d, BinaryLayer, BinaryLinear, Expansion, build_act
 from ..layers.multihead import SplitMultiheadAttention
 from .config import BNNConfig
-from .dataflow import NON_NEGATIVE, Probe, Trace, trace
+from .dataflow import NON_NEGATIVE, trace
+from .flow import Probe, Trace
 from .report import BinarizationReport, LayerRow, weight_count
 from .rules import candidates, check_rules, decide, known, probe_of, walk
 
@@ -61,6 +62,9 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str,
         raise ValueError(f'binarize_ changes the children of a model; for a single {type(model).__name__} build the binary '
                          'layer itself: bnn_plugins.layers.BinaryConv2d or BinaryLinear')
     check_rules(cfg.rules, [c.name for c in found])
+    for entry in cfg.modules_to_not_convert or ():
+        if not any(f'.{entry}.' in f'.{c.name}.' for c in found):
+            raise ValueError(f'modules_to_not_convert: no convolution or linear layer is in a module {entry!r}')
     flow = trace(model, probe_of(model) if inputs is None else Probe.of(inputs))
     if inputs is not None and flow.failure:
         raise ValueError(f'this {type(model).__name__} cannot be called with these inputs: {flow.failure}')
@@ -72,6 +76,8 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str,
         kind, weights = type(layer).__name__, weight_count(layer)
         if isinstance(layer, BinaryLayer):
             binary, reason = True, 'binary already'
+        elif cfg.kept(candidate.name):
+            binary, reason = False, f'{cfg.kept(candidate.name)!r} of modules_to_not_convert'
         else:
             binary, reason = decide(candidate, cfg.rules, cfg.roles, flow, replaces)
             if binary:

@@ -43,6 +43,8 @@ class BNNConfig:
             binary, too. ``None``: they stay real, only the projections become binary.
         act: what replaces a ReLU that would feed signs: ``'auto'`` (the method's own where it needs no channel count, else
             ``'hardtanh'``), ``'hardtanh'``, ``'identity'``, ``'prelu'`` (one slope) or ``'keep'``.
+        modules_to_not_convert: names of modules (or parts of names, as ``'proj_out'``) whose layers stay float, before all
+            rules: the key that the other backends of diffusers have for it. One that matches no layer is an error.
 
     Raises:
         ValueError: for an unknown method, option or value.
@@ -63,6 +65,7 @@ class BNNConfig:
     act: str = 'auto'
     roles: list[str] | None = None
     attention: str | dict | None = None
+    modules_to_not_convert: list[str] | None = None
 
     quant_method: ClassVar[QuantMethod] = QuantMethod.BNN
 
@@ -109,6 +112,10 @@ class BNNConfig:
         """As JSON, under the name that diffusers' configs have for it; ``use_diff``: only what differs from the defaults."""
         values = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(values, indent=2)  # not sorted: the first rule that matches wins
+
+    def kept(self, name: str) -> str | None:
+        """The entry of ``modules_to_not_convert`` that a layer of this name is in."""
+        return next((entry for entry in self.modules_to_not_convert or () if f'.{entry}.' in f'.{name}.'), None)
 
     @property
     def takes_signs(self) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -42,7 +43,7 @@ class LayerRow:
         return self.sign_balance is not None and not 1 - ONE_SIDED <= self.sign_balance <= ONE_SIDED
 
 
-def weight_count(layer: nn.Module) -> int:
+def weight_count(layer: Any) -> int:
     """How many weights a convolution, a linear or a recurrent layer has, without biases."""
     weights = [layer.weight] if hasattr(layer, 'weight') else [p for p in layer.parameters() if p.ndim > 1]
     return sum(weight.numel() for weight in weights)

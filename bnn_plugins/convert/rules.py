@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..binarize.lookup import unknown
 from ..layers import BinaryLayer
-from .dataflow import LAYERS, Probe, Trace
+from .dataflow import LAYERS
+from .flow import Probe, Trace
 
 
 @dataclass(frozen=True)

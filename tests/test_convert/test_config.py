@@ -10,7 +10,7 @@ from bnn_plugins import BNNConfig, list_methods
 
 FULL = dict(method=dict(type='xnor', estimator=dict(type='swish_sign', beta=3.0)), expand=None,
             rules={'z.*': 'float', 'a?': 'binary', '*': 'float'}, pad_value=-1, act='prelu', roles=['ff', 'resnet_conv'],
-            attention='bool')
+            attention='bool', modules_to_not_convert=['proj_out'])
 
 
 @pytest.mark.parametrize('values', [{}, FULL, *(dict(method=name) for name in list_methods()),
@@ -27,7 +27,7 @@ def test_round_trip(values):
 
 def test_defaults():
     assert BNNConfig().to_dict() == dict(quant_method='bnn', method='reactnet', expand=None, rules={}, pad_value=0, act='auto',
-                                         roles=None, attention=None)
+                                         roles=None, attention=None, modules_to_not_convert=None)
 
 
 def test_what_differs_from_the_defaults():

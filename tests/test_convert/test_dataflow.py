@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnn_plugins import RuleSet, binarize_, register_rules, remove_rules
-from bnn_plugins.convert.dataflow import Probe, trace
+from bnn_plugins.convert.dataflow import trace
+from bnn_plugins.convert.flow import Probe
 from bnn_plugins.layers import BinaryLayer
 
 X, T = torch.randn(2, 8, 6, 5), torch.tensor([3, 40])

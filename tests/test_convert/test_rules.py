@@ -128,6 +128,20 @@ def test_computed_weight(norm):
     assert dict(model['sn'].named_parameters()).keys() == before.keys()
 
 
+def test_modules_to_not_convert():
+    """As diffusers' other backends: whole parts of names, before all rules."""
+    cfg = dict(modules_to_not_convert=['block.0', 'proj'], rules={'*': 'binary'})
+    said = 'of modules_to_not_convert'
+    for path, reason in (('block.0.conv', f"'block.0' {said}"), ('a.proj', f"'proj' {said}"),
+                         ('block.01.conv', "rule '*'"), ('a.projection', "rule '*'")):
+        model = nest(path, nn.Conv2d(8, 8, 3))
+        model.add_module('proj', nn.Conv2d(8, 8, 3))
+        model.add_module('x', nest('block.0', nn.Conv2d(8, 8, 3)))
+        assert row_of(model, path, **cfg).reason == reason
+    with pytest.raises(ValueError, match="modules_to_not_convert: no convolution or linear layer is in a module 'prj'"):
+        binarize_(nest('proj', nn.Conv2d(8, 8, 3)), dict(modules_to_not_convert=['prj']))
+
+
 class TestUserRules:
     def test_they_win_over_the_built_in(self):
         model = nest('conv1', nn.Conv2d(3, 8, 3))

@@ -10,7 +10,7 @@ from itertools import islice, product
 import torch
 from torch import Tensor, nn
 
-from ...convert.dataflow import Probe
+from ...convert.flow import Probe
 
 BATCH, TOKENS, FRAMES, TRIES = 2, 7, 5, 60
 FEATURES = {'T2IAdapter', 'MultiAdapter'}  # what they return is added inside of a UNet

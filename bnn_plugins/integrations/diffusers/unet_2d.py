@@ -162,6 +162,14 @@ class BinaryUNet2DModel(UNet2DModel):
             CrossTimestepConnection(self, num_train_timesteps=num_train_timesteps or 1000, **cross_timestep)
         guard_(self)
 
+    def forward(self, sample: Tensor, *args, **kwargs):
+        """As ``UNet2DModel``; raises ``ValueError`` for a height or width that cannot be halved by every level."""
+        divisor = 2 ** (len(self.down_blocks) - 1)
+        if any(side % divisor for side in sample.shape[-2:]):
+            raise ValueError(f'height and width must be multiples of {divisor}, which the {len(self.down_blocks)} levels of '
+                             f'this UNet halve, but got {sample.shape[-2]} x {sample.shape[-1]}')
+        return super().forward(sample, *args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)

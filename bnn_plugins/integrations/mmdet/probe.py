@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...convert.dataflow import Probe
+from ...convert.flow import Probe
 
 SIZE = (128, 160)
 

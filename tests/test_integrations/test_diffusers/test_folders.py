@@ -52,8 +52,8 @@ def test_models_inside_of_a_model_without_a_config(tmp_path):
                      [condition, condition], [1.0, 0.5])[0]
 
     expected = call(pack_(model.eval()))
-    model.save_pretrained(tmp_path / 'nets')
-    loaded = diffusers.MultiControlNetModel.from_pretrained(tmp_path / 'nets').eval()
+    model.save_pretrained(str(tmp_path / 'nets'))
+    loaded = diffusers.MultiControlNetModel.from_pretrained(str(tmp_path / 'nets')).eval()
     assert any(isinstance(module, PackedLayer) for module in loaded.nets[1].modules())
     for a, b in zip(call(loaded), expected, strict=True):
         assert torch.equal(a, b)

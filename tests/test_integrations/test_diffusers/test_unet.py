@@ -322,3 +322,12 @@ def test_methods_of_blocks(tmp_path):
         assert torch.equal(BinaryUNet2DModel.from_pretrained(tmp_path)(x, t).sample, expected)
     with pytest.raises(ValueError, match=r"'mid_blok'.*'mid_block'"):
         build(block_methods={'mid_blok': one})
+
+
+@pytest.mark.parametrize(('height', 'width'), [(7, 8), (8, 9)])
+def test_sizes_that_the_levels_cannot_halve(height, width):
+    unet = build()
+    levels = len(unet.down_blocks)
+    sentence = f'multiples of {2 ** (levels - 1)}, which the {levels} levels of this UNet halve, but got {height} x {width}'
+    with pytest.raises(ValueError, match=sentence):
+        unet(torch.randn(1, 3, height, width), 3)

@@ -75,7 +75,8 @@ def test_a_whole_detector_keeps_its_prediction_layers_float():
     stay_float = ('backbone.conv1', 'bbox_head.retina_cls', 'bbox_head.retina_reg', 'neck.lateral_convs.0.conv')
     assert not any(kinds[n] for n in stay_float)
     assert all(kinds[n] for n in ('backbone.layer1.0.conv1', 'bbox_head.cls_convs.0.conv', 'neck.fpn_convs.0.conv'))
-    assert not any(isinstance(m, nn.ReLU) for m in model.modules())
+    assert {name for name, m in model.named_modules() if isinstance(m, nn.ReLU)} == {
+        'bbox_head.cls_convs.0.activate', 'bbox_head.reg_convs.0.activate'}, 'only float prediction layers are behind these'
 
 
 def test_pretrained_float_weights_become_latents(tmp_path):
