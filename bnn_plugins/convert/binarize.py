@@ -56,6 +56,14 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str,
         cfg = BNNConfig.from_dict({'method': cfg} if isinstance(cfg, str) else cfg)
     if not isinstance(model, nn.Module):
         raise TypeError(f'binarize_ takes a module, but got a {type(model).__name__}: binarize_ its parts, as pipe.unet')
+    report = convert_(model, cfg, inputs)
+    for note in CONVERTED:
+        note(model, cfg)
+    return report
+
+
+def convert_(model: nn.Module, cfg: BNNConfig, inputs: Tensor | tuple | dict | None = None) -> BinarizationReport:
+    """:func:`binarize_` without a note to the library of the model."""
     report = BinarizationReport(replaced=split_attention_(model, cfg))
     found = candidates(model)
     if found and found[0].name == '':
@@ -92,8 +100,6 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str,
         raise ValueError(f'nothing in this {type(model).__name__} became binary. {said}')
     if replaces and made:
         replace_relus_(model, cfg.replacement_act, report, flow)
-    for note in CONVERTED:
-        note(model, cfg)
     return report
 
 

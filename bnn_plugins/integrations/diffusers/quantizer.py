@@ -6,6 +6,7 @@ diffusers has no call to register a quantizer of a third party; packages that br
 
 import json
 import re
+from dataclasses import replace
 from types import ModuleType
 
 from diffusers.configuration_utils import ConfigMixin
@@ -16,8 +17,8 @@ from torch import nn
 
 from bnn_kernels import LAYOUT_VERSION
 
-from ...convert import CONVERTED, BNNConfig, binarize_
-from ...convert.binarize import to_binary
+from ...convert import CONVERTED, BNNConfig
+from ...convert.binarize import convert_, to_binary
 from ...deploy import PACKED, pack_
 from ...deploy.file import FORMAT, SCHEMA_VERSION, check_versions, checksum, prepare_
 from ...layers import BinaryLayer, build_act
@@ -33,6 +34,7 @@ class BNNQuantizer(DiffusersQuantizer):
 
     Attributes:
         report (BinarizationReport | None): which layers became binary at loading, and why the others did not.
+        layers (list[str]): names of the binary layers, which are saved with the weights: other rules may hold where they load.
     """
 
     use_keep_in_fp32_modules = True
@@ -41,7 +43,7 @@ class BNNQuantizer(DiffusersQuantizer):
 
     def __init__(self, quantization_config: BNNConfig, **kwargs):
         super().__init__(quantization_config, **kwargs)
-        self.packed, self.report = False, None
+        self.packed, self.report, self.layers = False, None, []
         # Of packed weights: the first file, the names of the tensors, the signatures of the layers where the file has them.
         self.path, self.stored_keys, self.signatures = '', set(), None
 
@@ -62,6 +64,10 @@ class BNNQuantizer(DiffusersQuantizer):
         if self.packed:
             self.path, self.stored_keys = str(checkpoint_files[0]), set(loaded_keys)
             self.signatures = check_packed_weights(checkpoint_files)
+            self.layers = list(self.signatures or ())
+        elif str(checkpoint_files[0]).endswith('.safetensors'):
+            with safe_open(str(checkpoint_files[0]), framework='pt') as file:
+                self.layers = json.loads((file.metadata() or {}).get('bnn_latent', '[]'))
         return loaded_keys
 
     def preprocess_model(self, model: nn.Module, **kwargs):
@@ -71,12 +77,21 @@ class BNNQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs):
         if not any(isinstance(module, BinaryLayer) for module in model.modules()):  # our own models have them already
-            self.report = binarize_(model, self.quantization_config)
+            self.report = convert_(model, self.exact_config(model))
+            note_config(model, self.quantization_config)
             logger.info('%s: %s', type(model).__name__, self.report.summary())
         if self.packed:
             pack_(model) if self.signatures is None else prepare_(model, self.signatures, self.path)
         elif self.report is not None:
             self.materialise_(model)
+
+    def exact_config(self, model: nn.Module) -> BNNConfig:
+        """With the layers that are binary in the checkpoint, whatever the rules of this version would say."""
+        known = dict(model.named_modules())
+        if not self.layers or not all(isinstance(known.get(name), nn.Conv2d | nn.Linear) for name in self.layers):
+            return self.quantization_config
+        rules = {**dict.fromkeys(self.layers, 'binary'), '*': 'float'}
+        return replace(self.quantization_config, rules=rules, roles=None, modules_to_not_convert=None)
 
     def new_modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """The modules that a float checkpoint does not know by name: binary layers, and what stands in for ReLUs."""
@@ -116,12 +131,13 @@ class BNNQuantizer(DiffusersQuantizer):
             self.materialise_(model)
         align_(model)
         model.is_quantized = self.packed
+        self.layers = binary_layers(model)
         model.register_to_config(quantization_config=self.quantization_config)
         return model
 
     def get_state_dict_and_metadata(self, state_dict: dict, safe_serialization: bool = False) -> tuple[dict, dict]:
         if not self.packed:
-            return state_dict, {}
+            return state_dict, {'bnn_latent': json.dumps(self.layers)} if safe_serialization else {}
         if not safe_serialization:
             raise ValueError('packed models are written as safetensors only: leave safe_serialization=True')
         layers = json.dumps({name: local['signature'] for name, local in state_dict._metadata.items() if 'signature' in local})
@@ -208,9 +224,14 @@ def note_config(model: nn.Module, cfg: BNNConfig) -> None:
                              f'could not name {cfg.to_diff_dict()} as well: build it again, and say all in one config')
         guard_(part)
         part.hf_quantizer = BNNQuantizer(cfg, pre_quantized=True)
+        part.hf_quantizer.layers = binary_layers(part)
         part.quantization_method = cfg.quant_method
         part.is_quantized = False
         part.register_to_config(quantization_config=cfg)
+
+
+def binary_layers(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, BinaryLayer)]
 
 
 def parts_with_config(model: nn.Module) -> list[ConfigMixin]:

@@ -49,7 +49,7 @@ def test_models_inside_of_a_model_without_a_config(tmp_path):
 
     def call(model):
         return model(torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), 3, torch.ones(1, 5, 8),
-                     [condition, condition], [1.0, 0.5])[0]
+                     [condition, condition], [1.0, 0.5], return_dict=False)[0]
 
     expected = call(pack_(model.eval()))
     model.save_pretrained(str(tmp_path / 'nets'))
@@ -63,3 +63,21 @@ def test_models_inside_of_a_model_without_a_config(tmp_path):
 def test_a_pipeline_is_no_module(verb):
     with pytest.raises(TypeError, match=r'takes a module, but got a DDPMPipeline'):
         verb(diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler()))
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_a_folder_has_the_layers_that_were_saved(packed, tmp_path, monkeypatch):
+    """Mutation: where other rules hold (another version, other inputs of the trace), a method without parameters of its own
+    would load as another network in silence."""
+    model = unet()
+    report = binarize_(model, 'bireal')
+    expected = (pack_(model.eval()) if packed else model.eval())(X, 3).sample
+    model.save_pretrained(tmp_path)
+    from bnn_plugins.convert import rules
+    monkeypatch.setattr(rules, 'stays_float', lambda candidate: 'other rules' if 'up_blocks' in candidate.name else None)
+    loaded = diffusers.UNet2DModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(X, 3).sample, expected)
+    assert {row.name for row in loaded.hf_quantizer.report.binary} == {row.name for row in report.binary}
+    again = tmp_path / 'again'
+    loaded.save_pretrained(again)
+    assert torch.equal(diffusers.UNet2DModel.from_pretrained(again).eval()(X, 3).sample, expected)

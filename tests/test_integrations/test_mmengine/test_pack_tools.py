@@ -60,11 +60,12 @@ def test_the_fused_detector_gives_the_same_boxes_within_rounding(trained, tmp_pa
         assert near.float().mean() > 0.9, 'a sign that flipped reaches few boxes'
 
 
-def test_augmented_images(trained, tmp_path):
+def test_augmented_images(trained, digits, tmp_path):
     """Mutation: without loading into the model inside, mmengine only warns of all keys; boxes are of random weights."""
     config, checkpoint, packed = trained
-    latent_metrics, latent = predictions(config, checkpoint, tmp_path / 'latent.pkl', tta=True)
-    packed_metrics, bits = predictions(config, packed, tmp_path / 'packed.pkl', fuse=False, tta=True)
+    options = dict(tta=True, cfg_options={'test_evaluator.ann_file': f'{digits}/annotations/test.json'})
+    latent_metrics, latent = predictions(config, checkpoint, tmp_path / 'latent.pkl', **options)
+    packed_metrics, bits = predictions(config, packed, tmp_path / 'packed.pkl', fuse=False, **options)
     assert latent_metrics == packed_metrics
     plain = predictions(config, checkpoint, tmp_path / 'plain.pkl')[1]
     for one, other, without in zip(latent, bits, plain, strict=True):
