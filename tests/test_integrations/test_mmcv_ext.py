@@ -474,6 +474,16 @@ def test_deformable_convolutions_are_their_definition(geometry, whole):
                                deformed(x, offset, mask, weight, bias, **geometry))
 
 
+def test_offsets_of_a_larger_level():
+    """DyHead hands a level the offsets of the larger one below; mmcv's kernels take them as they lie in memory."""
+    geometry = GEOMETRIES[0]
+    x, offset, mask, weight, bias = deformable(geometry)
+    grown = [torch.cat([t.flatten(1), torch.randn(2, 3 * t[0].numel())], 1).reshape(2, t.shape[1], 2 * t.shape[2], -1)
+             for t in (offset, mask)]
+    torch.testing.assert_close(mmcv_ops.modulated_deform_conv2d(x, *grown, weight, bias, *geometry.values()),
+                               deformed(x, offset, mask, weight, bias, **geometry))
+
+
 def test_zero_offsets_are_a_convolution():
     x, offset, mask, weight, bias = deformable(GEOMETRIES[0])
     expected = torch.nn.functional.conv2d(x, weight, bias, padding=1)

@@ -22,15 +22,18 @@ def columns_of(x: Tensor, offset: Tensor, mask: Tensor | None, kernel: Sequence[
 
     Args:
         x: ``[N, C, H, W]``.
-        offset: ``[N, 2 * G * K, H', W']`` in pixels, for each of the G deform groups and K taps (y, x).
+        offset: ``[N, 2 * G * K, H', W']`` in pixels, for each of the G deform groups and K taps (y, x). Where it is larger, as
+            in mmdet's DyHead, mmcv reads the first numbers of each image as if they had this shape, and so does this.
         mask: ``[N, G * K, H', W']``, a factor of each sample; ``None`` for 1.
 
     Returns:
-        Tensor: ``[N, C * K, H' * W']``, the taps of a channel side by side.
+        Tensor: ``[N, C * K, H', W']``, the taps of a channel side by side.
     """
-    (images, channels, height, width), (rows, columns) = x.shape, offset.shape[-2:]
+    images, channels, height, width = x.shape
     taps, groups = kernel[0] * kernel[1], deform_groups
-    offset = offset.reshape(images, groups, taps, 2, rows, columns)
+    rows, columns = ((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in zip(
+        (height, width), kernel, stride, padding, dilation, strict=True))
+    offset = offset.flatten(1)[:, :2 * groups * taps * rows * columns].reshape(images, groups, taps, 2, rows, columns)
     i, j, p, q = (torch.arange(size, device=x.device) for size in (rows, columns, *kernel))
     p, q = (t.flatten()[:, None, None] for t in torch.meshgrid(p * dilation[0], q * dilation[1], indexing='ij'))
     at_y = (i * stride[0] - padding[0])[:, None] + p + offset[:, :, :, 0]  # [N, G, K, H', W']
@@ -48,16 +51,18 @@ def columns_of(x: Tensor, offset: Tensor, mask: Tensor | None, kernel: Sequence[
             total = total + pixels.gather(2, index) * share.reshape(images * groups, 1, -1)
     samples = total.reshape(images, groups, channels // groups, taps, rows * columns)
     if mask is not None:
+        mask = mask.flatten(1)[:, :groups * taps * rows * columns]
         samples = samples * mask.reshape(images, groups, 1, taps, rows * columns)
-    return samples.reshape(images, channels * taps, rows * columns)
+    return samples.reshape(images, channels * taps, rows, columns)
 
 
 def convolve(x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, stride, padding, dilation,
              groups: int, deform_groups: int) -> Tensor:
     """The deformable convolution ``[N, O, H', W']``; ``weight`` is ``[O, C / groups, kh, kw]``, ``bias`` ``[O]``."""
     samples = columns_of(x, offset, mask, weight.shape[2:], stride, padding, dilation, deform_groups)
-    samples = samples.reshape(len(x), groups, -1, samples.shape[-1])
-    out = (weight.reshape(groups, len(weight) // groups, -1) @ samples).reshape(len(x), len(weight), *offset.shape[-2:])
+    size = samples.shape[-2:]
+    samples = samples.reshape(len(x), groups, -1, size.numel())
+    out = (weight.reshape(groups, len(weight) // groups, -1) @ samples).reshape(len(x), len(weight), *size)
     return out if bias is None else out + bias[:, None, None]
 
 
