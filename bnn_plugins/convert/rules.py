@@ -190,7 +190,7 @@ def traced_role(candidate: Candidate, trace: Trace, signs: bool) -> str | None:
     if trace.predicts and 'output' in layer.uses:
         return 'prediction: the outputs of the model, or its loss, read it (data flow)'
     for use, reason in USES.items():
-        if use in layer.uses:
+        if use in layer.uses and (use == 'position' or not layer.readers):  # what layers read, too, is features
             return f'{reason} (data flow)'
     if layer.sources == {'position'} or (layer.vector and layer.sources and layer.sources <= {'condition', 'position'}):
         return 'computed from a timestep, a condition or a position alone (data flow)'

@@ -172,6 +172,24 @@ def test_a_model_that_nobody_can_call():
     assert report.replaced.keys() == {'1'}
 
 
+class Context(nn.Module):
+    """As SCNet's global context: features are averaged and added to other features, and read by a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(8, 8, 1) for _ in range(4))
+
+    def forward(self, x):
+        features = self.a(x)
+        context = (features + self.b(features)).mean((2, 3), keepdim=True)
+        return self.d(self.c(x) + context)
+
+
+def test_what_layers_read_is_features_even_where_its_mean_modulates():
+    report = binarize_(Context(), 'bireal', X)
+    assert {row.name for row in report.rows if row.binary} == {'a', 'c'}
+
+
 class Sampling(torch.autograd.Function):
     """As mmcv's: features, where to sample them, filters."""
 

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +45,21 @@ def features(x: Tensor | list[Tensor], given: Callable, predicts: bool = True) -
 
 
 def detector(model: nn.Module) -> Probe:
-    """Its losses, then its raw outputs."""
+    """Its losses; then its raw outputs, for what only they compute. They may be features, the losses tell predictions."""
     kinds = [(SIZE, 1, True), (SIZE, 8, True), (SIZE, 1, False), ((320, 320), 1, True)]
     inputs = [samples(model, *kind) for kind in kinds]
-    return Probe([partial(first_that_runs, inputs=inputs, mode=mode) for mode in ('loss', 'tensor')], [x for x, _ in inputs])
+    trained: list[bool] = []
+
+    def losses(model: nn.Module):
+        found = first_that_runs(model, inputs, 'loss')
+        trained.append(True)
+        return found
+
+    def outputs(model: nn.Module):
+        found = first_that_runs(model, inputs, 'tensor')
+        return None if trained else found
+
+    return Probe([losses, outputs], [images for images, _ in inputs])
 
 
 def first_that_runs(model: nn.Module, inputs: list[tuple[Tensor, list]], mode: str):

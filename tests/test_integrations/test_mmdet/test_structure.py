@@ -23,6 +23,10 @@ CONFIGS = {
     'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': {'bbox_head.cls_branches.0', 'bbox_head.reg_branches.0.4'},
     'ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py': {'roi_head.mask_iou_head.fc_mask_iou', 'roi_head.bbox_head.fc_cls'},
 }
+# Features that are returned or averaged beside their way through the network.
+FEATURES = {'ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py': {'neck.fpn_convs.0.conv', 'backbone.layer4.2.conv3'},
+            'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': {'decoder.layers.5.ffn.layers.1',
+                                                                      'encoder.layers.0.self_attn.output_proj'}}
 
 
 def build(name):
@@ -89,3 +93,4 @@ def test_what_only_the_loss_reads_stays_real(name):
     binary = {row.name for row in report.binary}
     assert CONFIGS[name] & first, 'the walk found what we know of'
     assert first & binary == set()
+    assert FEATURES.get(name, set()) <= binary
