@@ -35,8 +35,8 @@ def binarize_(model: nn.Module, cfg: BNNConfig | dict | str,
         model: any module; the convolutions and linear layers inside of it are candidates.
         cfg: a :class:`BNNConfig`, a dict of its fields, or a method's name.
         inputs: what the model is called with, a tensor, a tuple of arguments or a dict of keyword arguments: the first tensor
-            is what the network transforms (an image, latents), all others are conditions (a timestep, a text). Its outputs are
-            taken for predictions.
+            is what the network transforms (images ``[N, C, H, W]``, latents), all others are conditions (timesteps ``[N]``, a
+            text). Its outputs are taken for predictions. Two images tell more than one.
 
     Returns:
         which layers became binary or stayed float, with the reason.

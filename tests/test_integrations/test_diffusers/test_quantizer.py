@@ -172,7 +172,7 @@ def test_damaged_packed_weights(unet, tmp_path, damage):
 @pytest.mark.parametrize(('old', 'new', 'message'), [
     ('"pad_value": 0', '"pad_value": 1', r'the layer .*pad_value 1 .* in the model, but .*pad_value 0 '),
     ('"method": "reactnet"', '"method": "bireal"', r'the layer .*method bireal.* in the model, but .*method reactnet'),
-    ('"layers_per_block": 1', '"layers_per_block": 2', r'the layer .* in the model, but "not binary" in the file'),
+    ('"layers_per_block": 1', '"layers_per_block": 2', r'the layer .* is "conv .* in the model, but "conv .* in the file'),
     ('"mid_block_type": "UNetMidBlock2D"', '"mid_block_type": null', r'the layer .* is "not binary" in the model, but'),
     ('"class_embed_type": null', '"class_embed_type": "timestep"', '4 tensors missing in the file and 0 unknown to the model'),
     ('"resnet_time_scale_shift": "default"', '"resnet_time_scale_shift": "scale_shift"', '0 tensors missing .* and 2 unknown'),
