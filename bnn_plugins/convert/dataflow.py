@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from .flow import Flow, LayerFlow, Probe, Trace, bounds, broadcast, carry, flow_of, learned, merge, tensors
+from .flow import Flow, LayerFlow, Probe, RawOutputs, Trace, bounds, broadcast, carry, flow_of, learned, merge, tensors
 
 LAYERS = (_ConvNd, nn.Linear, nn.RNNBase)
 NON_NEGATIVE = (nn.ReLU, nn.ReLU6)
@@ -100,8 +100,9 @@ def find_modulating(found: Trace) -> None:
     while grown:
         grown = False
         for name, layer in found.layers.items():
-            direct = layer.uses and not layer.readers and 'output' not in layer.uses
-            through = layer.vector and layer.readers and layer.readers <= real and 'output' not in layer.uses
+            returned = layer.uses & {'output', 'raw output'}
+            direct = layer.uses and not layer.readers and not returned
+            through = layer.vector and layer.readers and layer.readers <= real and not returned
             if name not in real and (direct or through):
                 real.add(name)
                 grown = True
@@ -170,8 +171,9 @@ class Observer(TorchFunctionMode):
 
     def leave(self, outputs) -> None:
         """``outputs`` are what the model returned."""
+        raw = isinstance(outputs, RawOutputs)
         for tensor in tensors(outputs):
-            self.use(tensor, 'output')
+            self.use(tensor, 'raw output' if raw else 'output')
 
     def use(self, tensor: Tensor, kind: str) -> None:
         for name in flow_of(tensor).layers:

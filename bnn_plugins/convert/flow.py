@@ -31,7 +31,8 @@ class LayerFlow:
     """What a forward pass says about one layer.
 
     Attributes:
-        uses: what else its output is: ``'output'`` of the model, ``'position'``, ``'gate'``, ``'modulation'``.
+        uses: what else its output is: ``'output'`` of the model, ``'raw output'`` (:class:`RawOutputs`), ``'position'``,
+            ``'gate'``, ``'modulation'``.
         readers: the layers that read its output.
         sources: of its input, see :class:`Flow`.
         vector: whether its input is one vector for each image.
@@ -73,6 +74,13 @@ class Probe:
         if not found:
             raise ValueError('inputs has no tensor: give what the model is called with')
         return cls([lambda model: model.eval()(*given, **named)], found[:1], found[1:])
+
+
+@dataclass(frozen=True)
+class RawOutputs:
+    """What a call returns that may be features beside predictions: predictions are those that no layer reads."""
+
+    outputs: object
 
 
 @dataclass

@@ -187,7 +187,8 @@ def traced_role(candidate: Candidate, trace: Trace, signs: bool) -> str | None:
     layer = trace.layers.get(candidate.name)
     if layer is None:
         return None
-    if trace.predicts and 'output' in layer.uses:
+    predicts = 'output' in layer.uses or ('raw output' in layer.uses and not layer.readers)
+    if trace.predicts and predicts:
         return 'prediction: the outputs of the model, or its loss, read it (data flow)'
     for use, reason in USES.items():
         if use in layer.uses and (use == 'position' or not layer.readers):  # what layers read, too, is features

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ...convert.flow import Probe
+from ...convert.flow import Probe, RawOutputs
 
 SIZE = (128, 160)
 
@@ -45,21 +45,12 @@ def features(x: Tensor | list[Tensor], given: Callable, predicts: bool = True) -
 
 
 def detector(model: nn.Module) -> Probe:
-    """Its losses; then its raw outputs, for what only they compute. They may be features, the losses tell predictions."""
+    """Its losses, then its raw outputs."""
     kinds = [(SIZE, 1, True), (SIZE, 8, True), (SIZE, 1, False), ((320, 320), 1, True)]
     inputs = [samples(model, *kind) for kind in kinds]
-    trained: list[bool] = []
-
-    def losses(model: nn.Module):
-        found = first_that_runs(model, inputs, 'loss')
-        trained.append(True)
-        return found
-
-    def outputs(model: nn.Module):
-        found = first_that_runs(model, inputs, 'tensor')
-        return None if trained else found
-
-    return Probe([losses, outputs], [images for images, _ in inputs])
+    calls = [lambda model: first_that_runs(model, inputs, 'loss'),
+             lambda model: RawOutputs(first_that_runs(model, inputs, 'tensor'))]
+    return Probe(calls, [images for images, _ in inputs])
 
 
 def first_that_runs(model: nn.Module, inputs: list[tuple[Tensor, list]], mode: str):
