@@ -174,7 +174,7 @@ class PackedLayer(PackedModule):
                     sums[j] = sums[j] + (self._binary(words, w, -1) + self._plane_sums(w)) // 2 * worth
         if self.bases > 1:
             return torch.cat(sums, self.channel_dim)
-        return sum(acc * 2 ** j for j, acc in enumerate(sums))
+        return sums[0] if len(sums) == 1 else sum(acc * 2 ** j for j, acc in enumerate(sums))
 
     @property
     def replicas(self) -> int:

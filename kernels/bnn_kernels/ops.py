@@ -55,6 +55,8 @@ def pack_features(x: Tensor, threshold: Tensor | None = None) -> Tensor:
         >>> pack_features(torch.tensor([[0.5, -2.0, 0.0]]))
         tensor([[5]], dtype=torch.int32)
     """
+    if PreparedOp.direct(x) and (threshold is None or type(threshold) is Tensor):
+        return shared_op('pack_features')(x=x, threshold=threshold)
     return _pack_features(x, _tensor_or_none(threshold))
 
 
@@ -266,6 +268,8 @@ def binary_linear(x_words: Tensor, w_words: Tensor, features: int) -> Tensor:
         >>> binary_linear(pack_features(torch.ones(1, 3)), pack_weight(torch.tensor([[1.0, 1.0, -1.0]])), 3)
         tensor([[1]], dtype=torch.int32)
     """
+    if PreparedOp.direct(x_words) and type(w_words) is Tensor and type(features) is int:
+        return shared_op('binary_linear', ('features', features))(x_words=x_words, w_words=w_words)
     return _binary_linear(x_words, w_words, features)
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import bnn_kernels
 from bnn_plugins import fuse_, pack_, unfuse_
-from bnn_plugins.layers import BinaryConv2d, RPReLU
+from bnn_plugins.layers import BinaryConv2d, BinaryLinear, RPReLU
 
 from .fuse_nets import Sequence, exact_image, make_exact_, near, run, small
 from .nets import net, randomise_
@@ -148,7 +149,6 @@ class TestOddNetworks:
         assert near(run(model, x), expected, 1)
 
     def test_linear_layers_with_more_dimensions(self):
-        from bnn_plugins.layers import BinaryLinear
         model = nn.Sequential(BinaryLinear(12, 20, method='reactnet'), RPReLU(20, -1), BinaryLinear(20, 9, method='bireal'),
                               nn.Hardtanh(), BinaryLinear(9, 12, method='xnor', bias=False))
         for shape in ((5, 12), (2, 3, 12), (2, 3, 4, 12)):
@@ -156,7 +156,6 @@ class TestOddNetworks:
             assert report.rows['0'] == 'linear, RPReLU, sign of 2, words only'
 
     def test_a_norm_after_a_linear_layer_of_sequences(self):
-        from bnn_plugins.layers import BinaryLinear
         model = make_exact_(pack_(nn.Sequential(BinaryLinear(12, 7, method='bireal'), nn.BatchNorm1d(7)).eval()))
         x = exact_image(3, 7, 12)
         expected = run(model, x)  # the norm takes dimension 1 for channels
@@ -181,3 +180,32 @@ class TestOddNetworks:
         assert fuse_(packed).rows['0'] == 'conv, ReLU, sign of 2, words only'
         x = torch.randn(2, 12, 6, 7)
         assert near(run(packed, x), run(latent, x), 0.95)
+
+
+@pytest.mark.skipif(bnn_kernels.available_backends()['cpu'] != 'available', reason='the engine was not compiled')
+@pytest.mark.parametrize('shape', [(12,), (1, 12), (5, 12), (2, 3, 12)], ids=str)
+def test_linear_layers_are_one_call(shape):
+    """Packing, layers, shortcut and non-linearities of features: joined, in whatever shape they come."""
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.act = BinaryLinear(12, 12, method='reactnet'), BinaryLinear(12, 12), RPReLU(12, -1)
+            self.last = BinaryLinear(12, 7, method='bireal')
+
+        def forward(self, x):
+            y = self.act(self.one(x) + x)
+            return self.last(self.two(y) + y), y
+
+    model = make_exact_(pack_(Residual().eval()))
+    inputs = [exact_image(*shape), exact_image(*shape), exact_image(4, *shape)[2], exact_image(*shape, 2)[..., 0]]
+    with torch.no_grad():
+        expected = [model(x) for x in inputs]
+        fuse_(model)
+        for x, outs in zip(inputs, expected, strict=True):
+            for _ in range(2):
+                found = model(x)
+                assert equal(found, outs)
+                assert [y.stride() for y in found] == [y.stride() for y in outs]
+    (segment,) = vars(model)['forward'].plan.program.segments
+    assert len(segment.lines) == 4
+    assert segment.known[next(iter(segment.known))] is not None, 'one call'

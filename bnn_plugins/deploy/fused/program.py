@@ -245,11 +245,11 @@ class Segment:
         results = self.one_by_one(tensors, note)
         if len(self.known) >= MOST_SIGNATURES:
             self.known.clear()
-        self.known[key] = None if None in calls else self.joined(calls)
+        self.known[key] = None if None in calls else self.joined(calls, results)
         return results
 
-    def joined(self, calls: list[Callable]) -> Callable[..., list[Tensor] | None] | None:
-        """The calls of the steps as one."""
+    def joined(self, calls: list[Callable], examples: list[Tensor]) -> Callable[..., list[Tensor] | None] | None:
+        """The calls of the steps as one; it returns what has the shapes of the examples."""
         names: dict[Value, Hashable] = {value: value for value in self.inputs}  # one where memory is one
         ios = []
         for step, reads, writes in self.lines:
@@ -262,13 +262,21 @@ class Segment:
         results = [names[v] for v in self.outputs]
         made = [result for result in results if result not in self.inputs]
         call = join(calls, ios, self.inputs, made)
-        if call is None or len(made) == len(results):
+        features = any(not step.is_conv for step, _, _ in self.lines)
+        if call is None or (len(made) == len(results) and not features):
             return call
+        shapes = [(x.shape, x.stride()) for x in examples]
 
-        def with_inputs(*tensors: Tensor) -> list[Tensor] | None:
+        def as_known(*tensors: Tensor) -> list[Tensor] | None:
             new = call(*tensors)
-            values = dict(zip([*self.inputs, *made], [*tensors, *(new or [])], strict=False))
-            return None if new is None else [values[result] for result in results]
+            if new is None:
+                return None
+            values = dict(zip([*self.inputs, *made], [*tensors, *new], strict=True))
+            found = [values[result] for result in results]
+            if features:  # operators make images of them
+                found = [x if x.shape == shape else x.as_strided(shape, stride)
+                         for x, (shape, stride) in zip(found, shapes, strict=True)]
+            return found
 
-        return with_inputs
+        return as_known
 

@@ -32,11 +32,13 @@ class Step(nn.Module):
         in_place: whether its stream is written over its shortcut.
         owns: whether its stream is a tensor of its own in channels-last memory, which another step may write over.
         streams: whether its result is in the dtype ``stream``.
+        is_conv: whether it makes images; else features, in contiguous memory.
     """
 
     label = text = ''
     stream = host = torch.float32
     joins = pack = keep = in_place = owns = streams = False
+    is_conv = True
 
     def layers(self) -> list[nn.Module]:
         """The modules whose tensors the constants are made of."""
@@ -101,7 +103,7 @@ class PackStep(Step):
         self.copies, self.channel_dim = input_copies(layer), layer.channel_dim
         self.is_conv, self.groups = isinstance(layer, PackedConv2d), getattr(layer, 'groups', 1)
         self.depends = depends_on_input(layer)
-        self.joins = self.is_conv and self.copies == 1 and not self.depends
+        self.joins = self.copies == 1 and not self.depends
 
     def layers(self) -> list[nn.Module]:
         return sign_modules(self.held[0])

@@ -114,8 +114,8 @@ class Writer:
 
     def as_given(self, node: fx.Node) -> Value:
         """The value as the host knows it, in the memory format in which the model gives it."""
-        if node.op == 'placeholder':
-            return self.values[node]
+        if node.op == 'placeholder' or (node in self.made and not self.made[node].is_conv):
+            return self.host(node)
         if node not in self.formatted:
             self.formatted[node], = self.step(FormatStep(), f'format of {node.name}', self.host(node), Value(0))
             if node in self.m.changed:  # what changes in place is one value

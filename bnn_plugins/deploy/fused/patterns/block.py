@@ -133,7 +133,7 @@ class BlockStep(Step):
         in_place: the shortcut's memory takes the stream.
     """
 
-    streams = True
+    streams = joins = True
 
     def __init__(self, layer: PackedLayer, tiles: int, norms: list[nn.Module], has_shortcut: bool,
                  act: nn.Module | str | None, consumer: PackedLayer | None, keep: bool, in_place: bool):
@@ -143,7 +143,7 @@ class BlockStep(Step):
         self.norms, self.acts = UnownedModules(norms), UnownedModules([act])
         self.consumers = UnownedModules([] if consumer is None else [consumer])
         self.pack, self.has_shortcut = consumer is not None, has_shortcut
-        self.is_conv = self.joins = self.owns = isinstance(layer, PackedConv2d)
+        self.is_conv = self.owns = isinstance(layer, PackedConv2d)
         self.wants_flat = not self.is_conv and (any(norms) or channels_first(act))
         self.channels = layer._fan() * getattr(layer, 'groups', 1)
         self.options = {}  # of the public functions
@@ -184,6 +184,11 @@ class BlockStep(Step):
                                           dtype=self.stream if self.keep else torch.float32)
 
     def io(self, out, words, shortcut=None):
+        if not self.is_conv and isinstance(words, Tensor):
+            if self.is_apart(words, shortcut) or not (shortcut is None or shortcut.is_contiguous()):
+                raise ValueError('an operator takes the shortcut, and the norm, of one image')
+            words, shortcut = as_image(words), as_image(shortcut)
+            shortcut = None if shortcut is None else shortcut.permute(0, 3, 1, 2)
         if self.by_integers:
             return OpIO({'x_words': words}, (out,))
         made = out if self.pack and self.keep else (out, None) if self.pack else (None, out)
@@ -224,14 +229,10 @@ class BlockStep(Step):
 
     def on_features(self, words: Tensor, shortcut: Tensor | None):
         """A linear layer is a 1x1 convolution of an image of one column."""
-        lead = words.shape[:-1]
-        if self.wants_flat and len(lead) != 1:  # a norm or PReLU has its channels at dimension 1
+        if self.is_apart(words, shortcut):
             return self.in_parts(words, shortcut)
-        if shortcut is not None:
-            if shortcut.shape != (*lead, self.width):
-                return self.in_parts(words, shortcut)
-            shortcut = shortcut.reshape(1, -1, 1, self.width).permute(0, 3, 1, 2)
-        image = words.reshape(1, -1, 1, words.shape[-1])
+        lead, image, shortcut = words.shape[:-1], as_image(words), as_image(shortcut)
+        shortcut = None if shortcut is None else shortcut.permute(0, 3, 1, 2)
         if self.by_integers:
             out = bnn_kernels.binary_conv2d_sign(image, self.weight, self.channels, self.limit, self.flip)
             return out.view(*lead, -1)
@@ -240,6 +241,11 @@ class BlockStep(Step):
                                                     dtype=self.stream if self.keep else torch.float32)
         return self.wanted(packed.view(*lead, -1) if self.pack else None,
                            stream.permute(0, 2, 3, 1).reshape(*lead, -1) if self.keep else None)
+
+    def is_apart(self, words: Tensor, shortcut: Tensor | None) -> bool:
+        """Whether a norm of a linear layer has its channels elsewhere, at dimension 1, or its shortcut another shape."""
+        flat = words.dim() == 2
+        return (self.wants_flat and not flat) or (shortcut is not None and shortcut.shape != (*words.shape[:-1], self.width))
 
     def in_parts(self, words: Tensor, shortcut: Tensor | None):
         """Operator by operator, where the shortcut or the norm has another shape than one operator takes."""
@@ -255,7 +261,7 @@ class BlockStep(Step):
 
     def affine_of(self, words: Tensor) -> Tensor:
         """Without shortcut and non-linearity, by the operator."""
-        image = words if self.is_conv else words.reshape(1, -1, 1, words.shape[-1])
+        image = words if self.is_conv else as_image(words)
         _, x = bnn_kernels.binary_block2d(image, self.weight, self.channels, Epilogue(self.scale, self.bias), pack=False,
                                           dtype=self.stream, **self.options)
         return x if self.is_conv else x.permute(0, 2, 3, 1).reshape(*words.shape[:-1], -1)
@@ -291,3 +297,8 @@ class BlockStep(Step):
         total = acc * scale + bias
         total = total if shortcut is None else total + shortcut.double().abs()
         return through_act(total, self.acts[0], layer.channel_dim) * self.rounding(expected)
+
+
+def as_image(features: Tensor | None) -> Tensor | None:
+    """``[..., C]`` as ``[1, rows, 1, C]``."""
+    return None if features is None else features.reshape(1, -1, 1, features.shape[-1])
