@@ -24,7 +24,8 @@ from ..binarize.lookup import unknown
 from .activations import RPReLU
 from .expand import expand_input
 
-PATHS = ('auto', 'torch')
+PATHS = ('auto', 'operators', 'torch')
+LEAST_WORK = 1 << 23  # multiply-accumulates of a product: below it, what surrounds the operators takes longer than they save
 RANGE = 'kind:binary'  # of torch's profiler: a fused unit calls no module that a profile could see
 
 
@@ -34,7 +35,8 @@ class set_training_path:
     The environment variables BNN_PLUGINS_TRAINING and BNN_PLUGINS_GRADIENTS set the initial values.
 
     Args:
-        path: ``'auto'`` (training operators where they apply) or ``'torch'`` (never).
+        path: ``'auto'`` (training operators where they apply and win), ``'operators'`` (wherever they apply) or ``'torch'``
+            (never).
         gradients: operands of the two products of a backward pass, ``'float32'`` or ``'bfloat16'``; under autocast to bfloat16
             always ``'bfloat16'``.
 
@@ -77,7 +79,7 @@ def training_report(model: nn.Module) -> str:
 
     Example:
         >>> model = nn.Sequential(BinaryConv2d(64, 64, 3), BinaryConv2d(64, 64, 3, method='dorefa')).train()
-        >>> _ = model(torch.randn(1, 64, 8, 8))
+        >>> _ = model(torch.randn(1, 64, 20, 20))
         >>> training_report(model)
         'training operators: 1 of 2 binary layers; 1 take those of torch (activations of {0, 1} or several bits)'
     """
@@ -146,6 +148,8 @@ def refusal_of(layer, x: Tensor) -> str:
         return f'padding={layer.padding!r}'
     if layer.fan_in >= TERMS_LIMIT or x.numel() == 0:
         return 'nothing to sum, or too much'
+    if _setting[0] == 'auto' and products_of(layer, x) < LEAST_WORK:
+        return 'too little work'
     if torch.is_autocast_enabled('cpu'):
         if torch.get_autocast_dtype('cpu') != torch.bfloat16:
             return 'autocast to another dtype than bfloat16'
@@ -154,6 +158,14 @@ def refusal_of(layer, x: Tensor) -> str:
         return f'weights of {layer.weight.dtype}'
     able, reason = training.supported(x)
     return '' if able else reason
+
+
+def products_of(layer, x: Tensor) -> int:
+    """Multiply-accumulates of a layer's product."""
+    rows = x.numel() // x.shape[layer.channel_dim]
+    if layer.channel_dim == 1:
+        rows //= layer.stride[0] * layer.stride[1]
+    return rows * layer.weight.numel()
 
 
 def has_hooks(module: nn.Module) -> bool:

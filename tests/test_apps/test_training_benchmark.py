@@ -26,7 +26,7 @@ def test_each_kind(config, options, size, tmp_path):
     lines = list(csv.DictReader((tmp_path / 'training.csv').open()))
     assert [line['variant'] for line in lines] == ['float32', 'bfloat16', 'binary']
     twin, _, binary = rows
-    assert binary.path == 'operators'
+    assert binary.path == 'torch'
     assert (twin.path, twin.of_float32) == ('', 1.0)
     assert twin.kinds['binary_forward_ms'] == 0 < binary.kinds['binary_forward_ms']
     assert {row.batch for row in rows} == {4}

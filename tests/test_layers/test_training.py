@@ -22,6 +22,13 @@ THROUGH_TORCH = {
 }
 
 
+@pytest.fixture(autouse=True)
+def operators():
+    """Also where there is too little work for them to win."""
+    with set_training_path('operators'):
+        yield
+
+
 class Unit(nn.Module):
     def __init__(self, method, act='hardtanh', stride=1, outputs=24, **options):
         super().__init__()
@@ -34,7 +41,7 @@ class Unit(nn.Module):
         return unit2d(self.conv, self.norm, self.act, x, x if self.conv.stride == (1, 1) else None)
 
 
-def trained(module, x, grad=None, dtype=torch.float32, path='auto'):
+def trained(module, x, grad=None, dtype=torch.float32, path='operators'):
     """Output, and the gradients of the input and of all parameters, after one step from the same start."""
     module, leaf = copy.deepcopy(module).to(dtype).train(), x.detach().to(dtype, copy=True).requires_grad_()
     with set_training_path(path):
@@ -126,6 +133,12 @@ def test_what_takes_torch_says_why():
     assert seen
     with set_training_path('torch'):
         refused(BinaryConv2d(24, 16, 3), x, 'turned off by set_training_path')
+    with set_training_path():
+        refused(BinaryConv2d(24, 16, 3), x, 'too little work')
+        refused(BinaryLinear(24, 16), torch.randn(5, 24), 'too little work')
+        large = BinaryConv2d(64, 64, 3).train()
+        large(torch.randn(4, 64, 20, 20))
+        assert 'training operators: 1 of 1' in training_report(large)
     assert training_report(nn.Conv2d(1, 1, 1)) == 'training operators: no binary layer was trained yet'
 
 
@@ -193,7 +206,7 @@ def test_bfloat16_gradients():
     expected = trained(unit, x, grad)[1]
     module = copy.deepcopy(unit).train()
     leaf = x.clone().requires_grad_()
-    with set_training_path('auto', 'bfloat16'):
+    with set_training_path('operators', 'bfloat16'):
         y = module(leaf)
         y.backward(grad)
     assert torch.equal(y, expected['y'])

@@ -31,7 +31,7 @@ def losses(method: str, path: str, dtype: torch.dtype) -> list[float]:
             after_step_(network)
             values.append(loss.item())
     if dtype == torch.float32:
-        assert training_report(network).endswith('6 of 6 binary layers') is (path == 'auto')
+        assert training_report(network).endswith('6 of 6 binary layers') is (path == 'operators')
     return values
 
 
@@ -39,7 +39,7 @@ def losses(method: str, path: str, dtype: torch.dtype) -> list[float]:
 def test_losses_stay_together(method):
     """A sign that flips by rounding changes what follows, in float32 by torch just as here: both are held against float64."""
     exact = torch.tensor(losses(method, 'torch', torch.float64))
-    torch32, operators = (torch.tensor(losses(method, path, torch.float32)) for path in ('torch', 'auto'))
+    torch32, operators = (torch.tensor(losses(method, path, torch.float32)) for path in ('torch', 'operators'))
     assert abs(operators[0] - exact[0]) < 1e-5
     assert (operators[:5] - exact[:5]).abs().amax() < 0.02
     spread = (torch32 - exact).abs().mean()
