@@ -162,8 +162,8 @@ class PackedLayer(PackedModule):
             words = self._pack(activation.prepare(x), activation.threshold())
             sums = [self._binary(words, w, self.pad_value) for w in self.weight_bits]
         elif in_bytes(self, activation, x):
-            return self._bytes(activation(x).to(torch.int8 if activation.twos_complement else torch.uint8),
-                               *byte_weight(self.weight_bits, self._fan()))
+            dtype = torch.int8 if activation.twos_complement else torch.uint8
+            return self._bytes(activation(x).to(dtype), *byte_weight(self.weight_bits, self._fan(), dtype))
         else:
             levels = activation(x).to(torch.int32)
             sums = [0] * len(self.weight_bits)
@@ -233,17 +233,18 @@ def in_bytes(layer: PackedLayer, activation: ActivationBinarizer, x: Tensor) -> 
         and layer.fan_in <= INT8_TERMS_LIMIT
 
 
-def byte_weight(words: Tensor, channels: int) -> tuple[Tensor, bnn_kernels.Epilogue]:
-    """The levels of a weight as int8, and the epilogue that leaves sums as they are; in eager code made once for each."""
+def byte_weight(words: Tensor, channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, bnn_kernels.Epilogue]:
+    """The zero of inputs of ``dtype``, the levels of a weight as int8, and the epilogue that leaves sums as they are; in eager
+    code made once for each."""
     if bnn_kernels.PreparedOp.direct(words):
-        return known_byte_weight([words], (channels,))
-    return new_byte_weight(words, channels)
+        return known_byte_weight([words], (channels, dtype))
+    return new_byte_weight(words, channels, dtype)
 
 
-def new_byte_weight(words: Tensor, channels: int) -> tuple[Tensor, bnn_kernels.Epilogue]:
+def new_byte_weight(words: Tensor, channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, bnn_kernels.Epilogue]:
     levels = sum(bnn_kernels.unpack_weight(plane, channels) * 2 ** j for j, plane in enumerate(words)).to(torch.int8)
     ones = torch.ones(len(levels), device=words.device)
-    return levels, bnn_kernels.Epilogue(ones, torch.zeros_like(ones))
+    return torch.zeros(1, dtype=dtype, device=words.device), levels, bnn_kernels.Epilogue(ones, torch.zeros_like(ones))
 
 
 known_byte_weight = Derived(new_byte_weight)
@@ -297,9 +298,10 @@ class PackedConv2d(PackedLayer):
         # padding='same' with an even kernel pads one row or column more at the end: the first output is one too many.
         return acc[..., bottom - top:, right - left:]
 
-    def _bytes(self, levels: Tensor, weight: Tensor, epilogue: bnn_kernels.Epilogue) -> Tensor:
+    def _bytes(self, levels: Tensor, zero: Tensor, weight: Tensor, epilogue: bnn_kernels.Epilogue) -> Tensor:
         left, right, top, bottom = self._reversed_padding_repeated_twice
-        _, acc = bnn_kernels.int8_conv2d(levels, levels.new_zeros(1), weight, epilogue, stride=self.stride,
+        levels = levels.contiguous(memory_format=torch.channels_last)  # as the operator reads them, without a copy of its own
+        _, acc = bnn_kernels.int8_conv2d(levels, zero, weight, epilogue, stride=self.stride,
                                          padding=(bottom, right), dilation=self.dilation, groups=self.groups)
         return acc[..., bottom - top:, right - left:].to(torch.int32)
 
@@ -365,8 +367,8 @@ class PackedLinear(PackedLayer):
     def _binary(self, words: Tensor, w: Tensor, pad_value: int) -> Tensor:
         return bnn_kernels.binary_linear(words, w, self.fan_in)
 
-    def _bytes(self, levels: Tensor, weight: Tensor, epilogue: bnn_kernels.Epilogue) -> Tensor:
-        return bnn_kernels.int8_linear(levels, levels.new_zeros(1), weight, epilogue).to(torch.int32)
+    def _bytes(self, levels: Tensor, zero: Tensor, weight: Tensor, epilogue: bnn_kernels.Epilogue) -> Tensor:
+        return bnn_kernels.int8_linear(levels, zero, weight, epilogue).to(torch.int32)
 
     def forward(self, input: Tensor) -> Tensor:
         seen = expand_input(self, input)

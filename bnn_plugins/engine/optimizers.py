@@ -77,6 +77,6 @@ class BinaryOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     @staticmethod
     def _check_bop(model: nn.Module) -> None:
         for name, layer in model.named_modules():
-            if isinstance(layer, BinaryLayer) and not isinstance(layer.weight_binarizer, SignWeight):
+            if isinstance(layer, BinaryLayer) and type(layer.weight_binarizer).forward is not SignWeight.forward:
                 raise ValueError(f'Bop has weights of -1 and +1, but the method {layer.method!r} of the layer {name!r} '
                                  'computes them from latents: use one that takes plain signs, such as binarynet or reactnet')

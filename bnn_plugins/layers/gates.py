@@ -74,7 +74,7 @@ class GateProduct(nn.Module):
             raise ValueError('real inputs and real weights leave nothing binary: this is nn.LSTM')
         self._sign_checked = self._sign_checked or not isinstance(self.activation, SignActivation)
         channels = len(self.weight) * self.replicas
-        if norm != 'none' and isinstance(self.weight_binarizer, SignWeight):
+        if norm != 'none' and type(self.weight_binarizer) is SignWeight:
             self.weight_binarizer.scale = 'none'
         if norm == 'none':
             self.norm = nn.Identity()

@@ -44,7 +44,8 @@ class BinaryConvModule(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm_name is not None:
-            return in_format_of(x, unit2d(self.conv, getattr(self, self.norm_name), self.act, x, self.shortcut(x)))
+            out = unit2d(self.conv, getattr(self, self.norm_name), self.act, x, self.shortcut(x))
+            return in_format_of(x, out) if self.training else out
         out, shortcut = self.conv(x), self.shortcut(x)
         return self.act(out if shortcut is None else out + shortcut)
 

@@ -280,7 +280,8 @@ class TestSharedModules:
                                      anchor_generator=dict(type='mmdet.MlvlPointGenerator', offset=0, strides=[8, 16]),
                                      bbox_coder=dict(type='mmdet.DistancePointBBoxCoder'), norm_cfg=dict(type='BN'),
                                      loss_cls=dict(type='mmdet.QualityFocalLoss', use_sigmoid=True),
-                                     loss_bbox=dict(type='mmdet.GIoULoss'), with_objectness=False)
+                                     loss_bbox=dict(type='mmdet.GIoULoss'), with_objectness=False,
+                                     loss_centerness=dict(type='mmdet.CrossEntropyLoss'))
         binarize_(head, 'bireal')
         kinds = [type(module) for name, module in head.named_modules(remove_duplicate=False) if name.endswith('.conv')]
         assert kinds

@@ -224,6 +224,7 @@ def test_folded_norms(method, bias):
     fuse_conv_bn = pytest.importorskip('mmcv.cnn').fuse_conv_bn
     layer, x = build_conv(method, 0, in_channels=6, out_channels=5, kernel_size=3, padding=1, bias=bias, size=(6, 5))
     norms = randomise_(nn.Sequential(nn.BatchNorm2d(5), nn.BatchNorm2d(5)))
+    norms[0].weight.data[0], norms[1].weight.data[0] = -0.7, 0.9  # one factor is negative, once and twice
     unfused = nn.Sequential(layer, *norms).eval()
     expected = unfused(x)
     once = fuse_conv_bn(nn.Sequential(copy.deepcopy(layer), norms[0]).eval())[0]

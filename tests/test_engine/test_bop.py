@@ -68,7 +68,7 @@ def test_methods(method):
     optim = wrapper(model, threshold=0.0, gamma=0.5, lr=0.01)
     x, y = torch.randn(64, 3, 8, 8), torch.randint(4, (64,))
     losses = []
-    for _ in range(30):
+    for _ in range(60):
         loss = nn.functional.cross_entropy(model(x), y)
         optim.update_params(loss)
         losses.append(loss.item())
