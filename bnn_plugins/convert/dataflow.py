@@ -73,10 +73,13 @@ def first_line(error: Exception, width: int = 100) -> str:
 
 
 def copy_to(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of ``model`` on ``device``; to the meta device nothing is copied but shapes."""
+    """A copy of ``model`` on ``device``; to the meta device nothing is copied but shapes. Parameters that are drawn only by
+    ``init_weights`` hold whatever was in their memory before: they become finite, so that the pass reaches its end."""
     moved = {}
     for tensor in (*model.parameters(), *model.buffers()):
         new = tensor.detach().to(device, copy=True)
+        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
+            new = new.nan_to_num(0.0, 0.0, 0.0).clamp_(-1e3, 1e3)
         moved[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
     return copy.deepcopy(model, moved)
 
