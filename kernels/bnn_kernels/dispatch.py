@@ -176,14 +176,33 @@ def explain(run: Callable, *inputs) -> dict[str, Selection]:
         >>> why['pack_features'].backend == last_backend('pack_features')
         True
     """
-    global _explained
-    before, why = (_explained, getattr(_explaining, 'why', None)), {}
-    _explained, _explaining.why = next(_explanations), why
+    before, why = getattr(_explaining, 'why', None), {}
+    _explaining.why = why
     try:
-        run(*inputs)
+        with chosen_anew():
+            run(*inputs)
     finally:
-        _explained, _explaining.why = before
+        _explaining.why = before
     return why
+
+
+@contextmanager
+def chosen_anew(machine: bool = False):
+    """Inside, operators ask all backends again, and nothing that was chosen inside is taken after it.
+
+    Args:
+        machine: the machine seems to be another one inside, so backends are asked again whether they are available.
+    """
+    global _round
+    before, _round = _round, next(_rounds)
+    if machine:
+        _load.cache_clear()
+    try:
+        yield
+    finally:
+        _round = before
+        if machine:
+            _load.cache_clear()
 
 
 def selection(op: str, **call) -> Selection:
@@ -270,13 +289,13 @@ def _chosen(op: str, call: dict) -> tuple[str, Backend]:
 
 def choice() -> tuple[str | None, int, int]:
     """What the selection of a backend depends on beside the call: it holds as long as this is the same."""
-    return _forced, len(BACKENDS), _explained
+    return _forced, len(BACKENDS), _round
 
 
 _forced: str | None = os.environ.get('BNN_KERNELS_BACKEND') or None  # looked up at the first call: importing stays light
 _last, _explaining = threading.local(), threading.local()
-_explanations = count(1)
-_explained = 0  # the number of the `explain` that runs: with another number, all backends are asked again
+_rounds = count(1)
+_round = 0  # with another number, all backends are asked again
 
 
 def _able() -> list[tuple[str, Backend]]:

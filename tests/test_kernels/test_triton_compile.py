@@ -1,4 +1,4 @@
-"""Every kind of launch of the plain Triton backends compiles for the GPUs they are for, without spills."""
+"""Every kind of launch of the plain Triton backends compiles, through Triton's own way to a launch, without spills."""
 
 import re
 
@@ -7,13 +7,13 @@ import torch
 
 pytest.importorskip('triton')
 
+from benchmarks.gpu import profile
 from bnn_kernels import Epilogue, Recurrence
 from bnn_kernels.attention import Planes
 from bnn_kernels.geometry import Conv2dGeometry
 from bnn_kernels.triton.bitplane import Bitplane
+from bnn_kernels.triton.offline import Launch, compiling_for
 from bnn_kernels.triton.popcount import Popcount
-
-from .triton_compiled import compiled, launches
 
 BACKENDS = {'popcount': Popcount, 'bitplane': Bitplane}
 
@@ -96,21 +96,34 @@ CASES = [
 SIZES = ('pixels', 'height', 'width', 'out_height', 'out_width', 'batch', 'steps', 'queries', 'keys')
 
 
+def launches(backend: str, architecture: str, op: str, **call) -> list[Launch]:
+    """What a backend launches for a call on a GPU of `architecture`, with CPU tensors in the place of its own."""
+    with compiling_for(architecture) as gpu:
+        getattr(BACKENDS[backend](), op)(**call)
+    return gpu.launches
+
+
 @pytest.mark.parametrize(('backend', 'architecture', 'call'), CASES)
 def test_compiles_without_spills(backend, architecture, call):
-    op, arguments = CALLS[call]
-    noted = launches(BACKENDS[backend](), architecture, op, **arguments)
-    assert len(noted) == (2 if call == 'block-grouped' or call.startswith('lstm') else 1)  # an LSTM: one per step
-    for one in noted[:1] if call.startswith('lstm') else noted:
-        result = compiled(one, architecture)
-        assert result.spills == 0
-        assert result.registers < 255
+    noted = launches(backend, architecture, CALLS[call][0], **CALLS[call][1])
+    assert len(noted) == {'block-grouped': 2, 'lstm-soft': 2, 'lstm-binary': 2}.get(call, 1)  # an LSTM: one per step
+    for kernel in {launch.kernel for launch in noted}:
+        compiled = kernel.compiled
+        if architecture.startswith('sm_'):
+            machine, assembly = profile.disassembled(compiled['cubin']), compiled['ptx']
+            assert machine.stack == 0
+            assert machine.registers < 255
+        else:
+            assembly = compiled['amdgcn']
+            registers, spills = (int(re.search(rf'\.vgpr_{what}:\s*(\d+)', assembly)[1]) for what in ('count', 'spill_count'))
+            assert spills == 0
+            assert registers < 255
         # The contract forbids contraction: not one fused multiply-add, in the compiler's output or, with --fmad=false, later.
-        assert not re.search(r'\bfma\.|v_fma|v_mac_f|v_pk_fma', result.assembly)
+        assert not re.search(r'\bfma\.|v_fma|v_mac_f|v_pk_fma', assembly)
         if 'pack' not in call:
-            assert one.options['enable_fp_fusion'] is False
-            assert all(next(p for p in one.kernel.params if p.name == name).do_not_specialize
-                       for name in SIZES if name in one.arguments)
+            assert kernel.metadata.enable_fp_fusion is False
+            parameters = {parameter.name: parameter for parameter in kernel.source.fn.params}
+            assert all(parameters[name].do_not_specialize for name in SIZES if name in parameters)
 
 
 @pytest.mark.parametrize(('backend', 'architecture', 'instruction', 'expected'), [
@@ -121,24 +134,23 @@ def test_compiles_without_spills(backend, architecture, call):
     ('popcount', 'gfx942', 'v_bcnt_u32_b32', 8),
 ])
 def test_the_matrix_and_popcount_units_are_used(backend, architecture, instruction, expected):
-    op, arguments = CALLS['sign-64']
-    noted, = launches(BACKENDS[backend](), architecture, op, **arguments)
-    assert len(re.findall(instruction, compiled(noted, architecture).assembly)) == expected
+    noted, = launches(backend, architecture, CALLS['sign-64'][0], **CALLS['sign-64'][1])
+    compiled = noted.kernel.compiled
+    assert len(re.findall(instruction, compiled['ptx' if 'ptx' in compiled else 'amdgcn'])) == expected
 
 
 def test_words_across_tiles_take_a_second_kernel():
     """One group of outputs does not end at a word: the sums are stored, and packed by a kernel of its own."""
-    noted = launches(Bitplane(), 'sm_90', *CALLS['block-grouped'][:1], **CALLS['block-grouped'][1])
-    assert [one.kernel.__name__ for one in noted] == ['convolve', 'finish_apart']
+    noted = launches('bitplane', 'sm_90', CALLS['block-grouped'][0], **CALLS['block-grouped'][1])
+    assert [one.kernel.metadata.name for one in noted] == ['convolve', 'finish_apart']
     assert noted[0].arguments['sums'].shape == (2 * 9 * 8, 60)
     assert noted[0].arguments['words'] is None
     for call in 'block-64', 'block-replicas', 'sign-256':
-        op, arguments = CALLS[call]
-        noted, = launches(Bitplane(), 'sm_90', op, **arguments)
+        noted, = launches('bitplane', 'sm_90', CALLS[call][0], **CALLS[call][1])
         assert noted.arguments['sums'] is None
 
 
 def test_in_place_needs_no_copy():
     call = block(64, 64)
-    noted, = launches(Bitplane(), 'sm_90', 'binary_block2d', **call)
-    assert noted.arguments['stream'].data_ptr() == noted.arguments['shortcut'].data_ptr() == call['out'].data_ptr()
+    noted, = launches('bitplane', 'sm_90', 'binary_block2d', **call)
+    assert noted.arguments['out'].data_ptr() == noted.arguments['shortcut'].data_ptr() == call['out'].data_ptr()

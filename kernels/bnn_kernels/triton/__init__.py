@@ -2,6 +2,7 @@
 
 versions.py    which Triton this is, the names that moved between versions; raises ImportError where there is none to use
 backend.py     the operators as methods: what all backends share
+device.py      which GPU a tensor is on; offline.py puts one there that is not, and compiles for it
 launch.py      from shapes to a launch; tables.py and tables.toml choose the tiles
 geometry.py    which input pixel a tap reads; bits.py: popcount
 epilogue.py    what follows the accumulator, up to the packed words

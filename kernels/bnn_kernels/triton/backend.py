@@ -9,6 +9,7 @@ from ..dispatch import Backend
 from ..epilogue import Epilogue
 from ..geometry import Conv2dGeometry, linear_geometry
 from ..layout import words_per_group
+from .device import capability, holds, is_there
 from .launch import Results, convolve, count_pixels, pack_signs
 from .sequence import SequenceOperators
 from .versions import INTERPRETED
@@ -29,7 +30,7 @@ class TritonBackend(SequenceOperators, Backend):
     least_capability: tuple[int, int]
 
     def available(self) -> tuple[bool, str]:
-        if INTERPRETED or torch.cuda.is_available():
+        if INTERPRETED or is_there():
             return True, ''
         return False, (f'{self.name} needs an NVIDIA or AMD GPU and torch sees none; TRITON_INTERPRET=1 in the environment '
                        f'interprets it on the CPU, for tests')
@@ -49,12 +50,12 @@ class TritonBackend(SequenceOperators, Backend):
         if INTERPRETED:
             reason = f'{self.name} is interpreted (TRITON_INTERPRET=1) and takes CPU tensors, got {device}'
             return (True, '') if device.type == 'cpu' else (False, reason)
-        if device.type != 'cuda':
+        if not holds(device):
             return False, f'{self.name} takes CUDA tensors, got {device}'
-        capability = torch.cuda.get_device_capability(device)
-        if not torch.version.hip and capability < self.least_capability:
-            least = '.'.join(map(str, self.least_capability))
-            return False, f'{self.name} needs compute capability {least}, {device} has {capability[0]}.{capability[1]}'
+        have = capability(device)
+        if have is not None and have < self.least_capability:
+            least, have = ('.'.join(map(str, numbers)) for numbers in (self.least_capability, have))
+            return False, f'{self.name} needs compute capability {least}, {device} has {have}'
         return True, ''
 
     def pack_activations(self, x: Tensor, threshold: Tensor | None, groups: int) -> Tensor:
@@ -93,7 +94,7 @@ class TritonBackend(SequenceOperators, Backend):
         if shortcut is not None:
             shortcut = shortcut.contiguous(memory_format=torch.channels_last)
         words = _words(x_words, geometry, epilogue.width, epilogue.out_groups) if pack else None
-        self._convolve(x_words, w_words, geometry, Results(words=words, stream=out, shortcut=shortcut, **epilogue.vectors()),
+        self._convolve(x_words, w_words, geometry, Results(words=words, out=out, shortcut=shortcut, **epilogue.vectors()),
                        epilogue.width, epilogue.out_groups, epilogue.act, dtype)
         nothing = [x_words.new_empty(0, dtype=of) for of in (torch.int32, dtype)]
         return nothing[0] if words is None else words, nothing[1] if out is None else out

@@ -40,7 +40,7 @@ def kept_signs(packed, mask, PLANE: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=['pixels', 'height', 'width', 'out_height', 'out_width'])
-def convolve(x, w, sums, words, stream, shortcut, scale, bias, gamma, slope, zeta, threshold, flip,
+def convolve(x, w, sums, words, out, shortcut, scale, bias, gamma, slope, zeta, threshold, flip,
              pixels, height, width, out_height, out_width,
              CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, KERNEL_H: tl.constexpr,
              KERNEL_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr,
@@ -99,7 +99,7 @@ def convolve(x, w, sums, words, stream, shortcut, scale, bias, gamma, slope, zet
             _, exists = source(column, tap, width, STRIDE_W, PADDING_W, DILATION_W, TRANSPOSED)
             columns_inside += exists.to(tl.int32)
         acc -= (rows_inside * columns_inside * FILLING)[:, None]
-    finish(acc, pixel, real_pixel, group * PER_GROUP + start, PER_GROUP - start, sums, words, stream, shortcut, scale, bias,
+    finish(acc, pixel, real_pixel, group * PER_GROUP + start, PER_GROUP - start, sums, words, out, shortcut, scale, bias,
            gamma, slope, zeta, threshold, flip, OUTPUTS, REPLICAS, ACT, ELEMENT, BLOCK_M, BLOCK_N)
 
 

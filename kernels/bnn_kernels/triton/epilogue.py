@@ -32,11 +32,11 @@ def encode(v, ELEMENT: tl.constexpr):
 
 
 @triton.jit
-def float_bits(acc, pixel, real_pixel, channel, real_channel, scale, bias, shortcut, gamma, slope, zeta, threshold, stream,
+def float_bits(acc, pixel, real_pixel, channel, real_channel, scale, bias, shortcut, gamma, slope, zeta, threshold, out,
                CHANNELS: tl.constexpr, ACT: tl.constexpr, ELEMENT: tl.constexpr):
-    """The float epilogue of one tile: stores the stream where there is one and returns the bits, bool [M, N].
+    """The float epilogue of one tile: stores the stream in `out` where there is one and returns the bits, bool [M, N].
 
-    `pixel` [M] and `channel` [N] are places in the stream and the shortcut, [pixels, CHANNELS] in memory.
+    `pixel` [M] and `channel` [N] are places in `out` and the shortcut, [pixels, CHANNELS] in memory.
     """
     real = real_pixel[:, None] & real_channel[None, :]
     place = pixel.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
@@ -55,8 +55,8 @@ def float_bits(acc, pixel, real_pixel, channel, real_channel, scale, bias, short
     elif ACT == 'hardtanh':
         v = tl.where(v < -1, -1.0, tl.where(v > 1, 1.0, v))
     element = encode(v, ELEMENT)
-    if stream is not None:
-        tl.store(stream + place, element, mask=real)
+    if out is not None:
+        tl.store(out + place, element, mask=real)
     level = 0.0
     if threshold is not None:
         level = _row(threshold, channel, real_channel)
@@ -80,7 +80,7 @@ def packed(bits, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def finish(acc, pixel, real_pixel, first, count, sums, words, stream, shortcut, scale, bias, gamma, slope, zeta, threshold,
+def finish(acc, pixel, real_pixel, first, count, sums, words, out, shortcut, scale, bias, gamma, slope, zeta, threshold,
            flip, OUTPUTS: tl.constexpr, REPLICAS: tl.constexpr, ACT: tl.constexpr, ELEMENT: tl.constexpr,
            BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Everything behind the accumulators `first` ... `first + count` of OUTPUTS; see `launch.Results` for the pointers.
@@ -96,7 +96,7 @@ def finish(acc, pixel, real_pixel, first, count, sums, words, stream, shortcut, 
             start = replica * OUTPUTS + first
             if scale is not None:
                 bits = float_bits(acc, pixel, real_pixel, start + lane, lane < count, scale, bias, shortcut, gamma, slope,
-                                  zeta, threshold, stream, REPLICAS * OUTPUTS, ACT, ELEMENT)
+                                  zeta, threshold, out, REPLICAS * OUTPUTS, ACT, ELEMENT)
             else:
                 bits = sign_bits(acc, start + lane, lane < count, threshold, flip)
             if words is not None:
@@ -107,7 +107,7 @@ def finish(acc, pixel, real_pixel, first, count, sums, words, stream, shortcut, 
 
 
 @triton.jit(do_not_specialize=['pixels'])
-def finish_apart(sums, words, stream, shortcut, scale, bias, gamma, slope, zeta, threshold, flip, pixels,
+def finish_apart(sums, words, out, shortcut, scale, bias, gamma, slope, zeta, threshold, flip, pixels,
                  OUTPUTS: tl.constexpr, REPLICAS: tl.constexpr, OUT_GROUPS: tl.constexpr, ACT: tl.constexpr,
                  ELEMENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """`finish` from stored sums [pixels, OUTPUTS], for channels whose words do not lie in one tile of a convolution."""
@@ -125,7 +125,7 @@ def finish_apart(sums, words, stream, shortcut, scale, bias, gamma, slope, zeta,
                   mask=real_pixel[:, None] & real_channel[None, :], other=0)
     if scale is not None:
         bits = float_bits(acc, pixel, real_pixel, channel, real_channel, scale, bias, shortcut, gamma, slope, zeta, threshold,
-                          stream, REPLICAS * OUTPUTS, ACT, ELEMENT)
+                          out, REPLICAS * OUTPUTS, ACT, ELEMENT)
     else:
         bits = sign_bits(acc, channel, real_channel, threshold, flip)
     word = start // 32 + tl.arange(0, BLOCK_N // 32)

@@ -2,7 +2,6 @@
 allocates its results and launches, so that it can be captured in a CUDA graph."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cache
 from typing import NamedTuple
 
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from ..geometry import Conv2dGeometry, Pair
 from . import epilogue, pack
-from .tables import architecture, tile
+from .device import architecture, on
+from .tables import tile
 from .versions import INTERPRETED
 
 PIXELS_LIMIT = 2**31  # pixels are counted in int32
@@ -31,7 +31,7 @@ class Results(NamedTuple):
 
     sums: Tensor | None = None  # int32 [pixels, O]
     words: Tensor | None = None  # int32 [pixels, out_groups * words]
-    stream: Tensor | None = None  # [pixels, P], may be the shortcut
+    out: Tensor | None = None  # [pixels, P], may be the shortcut
     shortcut: Tensor | None = None  # [pixels, P]
     scale: Tensor | None = None
     bias: Tensor | None = None
@@ -132,10 +132,3 @@ def _pointers(results: Results) -> dict[str, Tensor | None]:
 
 def bits(tensor: Tensor) -> Tensor:
     return tensor.view(torch.int16) if INTERPRETED and tensor.dtype == torch.bfloat16 else tensor
-
-
-def on(device: torch.device):
-    """Triton launches on the current device."""
-    if device.type != 'cuda' or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)

@@ -15,7 +15,7 @@ from .geometry import pixel_of, source
 
 
 @triton.jit(do_not_specialize=['pixels', 'height', 'width', 'out_height', 'out_width'])
-def convolve(x, w, sums, words, stream, shortcut, scale, bias, gamma, slope, zeta, threshold, flip,
+def convolve(x, w, sums, words, out, shortcut, scale, bias, gamma, slope, zeta, threshold, flip,
              pixels, height, width, out_height, out_width,
              CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, KERNEL_H: tl.constexpr,
              KERNEL_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr,
@@ -63,7 +63,7 @@ def convolve(x, w, sums, words, stream, shortcut, scale, bias, gamma, slope, zet
         acc = (taps_inside * CHANNELS)[:, None] - 2 * differ
     else:
         acc = TAPS * CHANNELS - 2 * differ
-    finish(acc, pixel, real_pixel, group * PER_GROUP + start, PER_GROUP - start, sums, words, stream, shortcut, scale, bias,
+    finish(acc, pixel, real_pixel, group * PER_GROUP + start, PER_GROUP - start, sums, words, out, shortcut, scale, bias,
            gamma, slope, zeta, threshold, flip, OUTPUTS, REPLICAS, ACT, ELEMENT, BLOCK_M, BLOCK_N)
 
 

@@ -4,10 +4,6 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-import torch
-
-from .versions import INTERPRETED
-
 
 @cache
 def tile(kernel: str, arch: str, outputs: int) -> dict[str, int]:
@@ -20,17 +16,6 @@ def tile(kernel: str, arch: str, outputs: int) -> dict[str, int]:
     rows = _tables()[kernel].get(arch) or _tables()[kernel]['default']
     row = max((row for row in rows if row['outputs'] <= outputs), key=lambda row: row['outputs'])
     return {name: value for name, value in row.items() if name != 'outputs'}
-
-
-@cache
-def architecture(device: torch.device) -> str:
-    """'sm_90' of an NVIDIA GPU, 'gfx942' of an AMD one, 'interpreter' where kernels run in numpy."""
-    if INTERPRETED:
-        return 'interpreter'
-    if torch.version.hip:
-        return torch.cuda.get_device_properties(device).gcnArchName.partition(':')[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    return f'sm_{major}{minor}'
 
 
 @cache

@@ -17,7 +17,7 @@ from triton.experimental.gluon import language as gl
 from ..dispatch import Backend
 from ..geometry import Conv2dGeometry, Pair, linear_geometry
 from ..layout import words_per_group
-from . import tensorcore_kernels, tensorcore_rewrite
+from . import device, tensorcore_kernels, tensorcore_rewrite
 from .tensorcore_tables import operands
 from .versions import gluon_refusal
 
@@ -63,7 +63,7 @@ class TensorCore(Backend):
     def available(self):
         if reason := gluon_refusal():
             return False, reason
-        if not torch.cuda.is_available() or torch.version.hip:
+        if not device.is_there() or torch.version.hip:
             return False, 'triton-tensorcore needs an NVIDIA GPU, and torch sees none'
         return True, ''
 
@@ -113,7 +113,7 @@ class TensorCore(Backend):
     def _refusal(self, op: str, call: dict) -> str:
         """Why this call cannot run here; '' where it can."""
         x_words, w_words = call['x_words'], call['w_words']
-        if self.machine is None and not x_words.is_cuda:
+        if self.machine is None and not device.holds(x_words.device):
             return f'triton-tensorcore needs CUDA tensors, got {x_words.device}'
         machine = self._machine(x_words)
         if machine.capability not in SHARED_BYTES:
@@ -151,9 +151,8 @@ class TensorCore(Backend):
         return ''
 
 
-def machine_of(device: torch.device) -> Machine:
-    properties = torch.cuda.get_device_properties(device)
-    return Machine((properties.major, properties.minor), properties.multi_processor_count,
+def machine_of(place: torch.device) -> Machine:
+    return Machine(device.capability(place) or (0, 0), device.processors(place),
                    os.environ.get('BNN_KERNELS_WGMMA', '1') != '0' and not tensorcore_rewrite.refusal())
 
 
