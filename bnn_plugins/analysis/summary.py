@@ -142,7 +142,8 @@ def size(count: int) -> str:
     return f'{count:.1f} GiB'
 
 
-def summarize(model: nn.Module, inputs: Tensor | tuple | dict, config: str = '', meta: dict | None = None) -> Summary:
+def summarize(model: nn.Module, inputs: Tensor | tuple | dict, config: dict | None = None,
+              meta: dict | None = None) -> Summary:
     """Count parameters, operations and bytes of a latent, packed or float model.
 
     Args:

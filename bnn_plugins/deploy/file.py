@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,10 +18,12 @@ from bnn_kernels import LAYOUT_VERSION
 from .int8_layers import int8_forms
 from .pack import PACKED, packed_forms, replace_
 from .packed import PackedModule
+from .plain_data import from_json, from_python, to_json
 
 FORMAT = 'bnn_plugins.packed'
 SCHEMA_VERSION = 1
-DAMAGE = (SafetensorError, UnicodeDecodeError, json.JSONDecodeError, KeyError)
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # of which a model may have another than the file
+DAMAGE = (SafetensorError, KeyError, ValueError)  # of UTF-8 and JSON, too
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class PackedFile:
         tensors: the state dict.
         layers: ``{layer name: signature}`` of the packed layers.
         versions: ``{module name: version of its state}`` where torch has another than 1.
-        config: text of the config that the model was built from, or ''.
+        config: of plain values, what the model was built from; empty where the file has none that is data.
         meta: what else the writer stored (class names, ...).
         path: where it was read, for messages.
     """
@@ -39,7 +42,7 @@ class PackedFile:
     tensors: dict[str, Tensor]
     layers: dict[str, str]
     versions: dict[str, int]
-    config: str
+    config: dict
     meta: dict
     path: str
 
@@ -49,16 +52,17 @@ class PackedFile:
                                 for field in ('tensors', 'layers', 'versions')})
 
 
-def save_packed(model: nn.Module, path: str | Path, config: str = '', meta: dict | None = None) -> Path:
+def save_packed(model: nn.Module, path: str | Path, config: dict | None = None, meta: dict | None = None) -> Path:
     """Write a packed model.
 
     Args:
         model: after :func:`pack_`.
-        config: text of the config, so that the file alone is enough to build the model again.
+        config: what the model was built from, so that the file alone is enough to build it again: plain values in nested
+            dicts, lists and tuples, such as ``Config.to_dict()`` of mmengine.
         meta: JSON-serialisable extras.
 
     Raises:
-        ValueError: when the model is not packed.
+        ValueError: when the model is not packed, or a value of the config is not plain.
 
     Example:
         >>> path = save_packed(pack_(nn.Sequential(BinaryLinear(64, 10, method='xnor'))), 'model.safetensors')
@@ -71,7 +75,7 @@ def save_packed(model: nn.Module, path: str | Path, config: str = '', meta: dict
     return path
 
 
-def serialize(model: nn.Module, config: str = '', meta: dict | None = None) -> bytes:
+def serialize(model: nn.Module, config: dict | None = None, meta: dict | None = None) -> bytes:
     """The bytes of a packed file; see :func:`save_packed`."""
     layers = {name: module.signature() for name, module in model.named_modules() if isinstance(module, PackedModule)}
     if not layers:
@@ -81,10 +85,13 @@ def serialize(model: nn.Module, config: str = '', meta: dict | None = None) -> b
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items() if name not in twins}
     versions = {name: local['version'] for name, local in state_dict._metadata.items() if local.get('version', 1) != 1}
     metadata = {'format': FORMAT, 'schema_version': str(SCHEMA_VERSION), 'layout_version': str(LAYOUT_VERSION),
-                'layers': json.dumps(layers), 'versions': json.dumps(versions), 'config': config,
+                'layers': json.dumps(layers), 'versions': json.dumps(versions), 'config': to_json(config or {}),
                 'meta': json.dumps(meta or {}), **({'twins': json.dumps(twins)} if twins else {})}
-    metadata['checksum'] = checksum(tensors, metadata)
-    return in_order(save(tensors, metadata))
+    return sealed(tensors, metadata)
+
+
+def sealed(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    return in_order(save(tensors, metadata | {'checksum': checksum(tensors, metadata)}))
 
 
 def in_order(data: bytes) -> bytes:
@@ -121,11 +128,26 @@ def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def read_packed(path: str | Path) -> PackedFile:
-    """Read and check a packed file.
+    """Read and check a packed file. Nothing in it is executed.
+
+    A config that earlier versions wrote as Python text is left out with a warning, see :func:`convert_packed`.
 
     Raises:
         FileNotFoundError: when there is none. ValueError: when it is cut short, altered, no packed file, or newer.
     """
+    tensors, metadata = read_checked(path)
+    try:
+        layers, versions, meta, twins = (parsed(metadata, *entry) for entry in
+                                         (('layers', str), ('versions', int), ('meta', object), ('twins', str, '{}')))
+        tensors |= {name: tensors[first] for name, first in twins.items()}
+        config = metadata['config'] and config_in(path, metadata)
+    except DAMAGE as error:
+        raise damaged(path, error) from None
+    return PackedFile(tensors, layers, versions, config or {}, meta, str(path))
+
+
+def read_checked(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a packed file that is whole and of this version."""
     if not is_packed_file(path):
         raise ValueError(f'{path} is a safetensors file, but not a packed model of bnn_plugins: write one with tools/pack.py')
     try:
@@ -133,17 +155,58 @@ def read_packed(path: str | Path) -> PackedFile:
             metadata = file.metadata()
             check_versions(path, metadata)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        content = PackedFile(tensors, json.loads(metadata['layers']), json.loads(metadata['versions']), metadata['config'],
-                             json.loads(metadata['meta']), str(path))
-    except DAMAGE as error:
-        raise ValueError(f'{path} is cut short or damaged ({error}): copy or pack it again') from error
+    except SafetensorError as error:
+        raise damaged(path, error) from None
     if checksum(tensors, metadata) != metadata.get('checksum'):
         raise ValueError(f'{path} was altered after it was written (its checksum does not fit): copy or pack it again')
-    try:
-        tensors.update({name: tensors[first] for name, first in json.loads(metadata.get('twins', '{}')).items()})
-    except DAMAGE as error:
-        raise ValueError(f'{path} is cut short or damaged ({error}): copy or pack it again') from error
+    return tensors, metadata
+
+
+def damaged(path: str | Path, error: Exception) -> ValueError:
+    return ValueError(f'{path} is cut short or damaged ({shortened(error)}): copy or pack it again')
+
+
+def shortened(text: object) -> str:
+    """One line of at most 200 characters: names in a file may be as long as the file."""
+    line = ' '.join(str(text).split())
+    return line if len(line) <= 200 else f'{line[:200]} ...'
+
+
+def parsed(metadata: dict[str, str], key: str, kind: type, default: str | None = None) -> dict:
+    """An entry of the metadata: a dict in JSON whose values are of one kind."""
+    content = from_json(metadata[key] if default is None else metadata.get(key, default))
+    if not isinstance(content, dict) or not all(isinstance(value, kind) for value in content.values()):
+        raise ValueError(f'the entry {key!r} of its metadata is of another kind')
     return content
+
+
+def config_in(path: str | Path, metadata: dict[str, str]) -> dict:
+    try:
+        return parsed(metadata, 'config', object)
+    except ValueError:
+        warnings.warn(f'the config in {path} is not data and was not read: pass the config yourself, or convert the file with '
+                      'bnn convert', stacklevel=4)
+        return {}
+
+
+def convert_packed(path: str | Path, out: str | Path, show: Callable[[str], object] = print) -> Path:
+    """Write a packed file again whose config is the Python text of an earlier version, with the config as data.
+
+    Args:
+        show: is called with the text before anything else is done with it. It is parsed, and not executed.
+
+    Raises:
+        ValueError: when the file is damaged, or its config has more than plain values.
+    """
+    tensors, metadata = read_checked(path)
+    text = metadata.get('config', '')
+    show(text)
+    try:
+        config = parsed(metadata, 'config', object)
+    except DAMAGE:
+        config = from_python(text)
+    Path(out).write_bytes(sealed(tensors, metadata | {'config': to_json(config)}))
+    return Path(out)
 
 
 def is_packed_file(path: str | Path) -> bool:
@@ -157,8 +220,8 @@ def is_packed_file(path: str | Path) -> bool:
     try:
         with safe_open(str(path), framework='pt') as file:
             return (file.metadata() or {}).get('format') == FORMAT
-    except DAMAGE as error:
-        raise ValueError(f'{path} is cut short or damaged ({error}): copy or pack it again') from error
+    except (SafetensorError, ValueError) as error:
+        raise damaged(path, error) from None
 
 
 def check_versions(path: str | Path, metadata: dict[str, str]) -> None:
@@ -168,7 +231,8 @@ def check_versions(path: str | Path, metadata: dict[str, str]) -> None:
         if found != str(known):
             newer = found.isdecimal() and int(found) > known
             advice = 'update bnn_plugins' if newer else 'pack the checkpoint again'
-            raise ValueError(f'{path} has {what} {found or "none"}, this version of bnn_plugins reads {known}: {advice}')
+            raise ValueError(f'{path} has {what} {shortened(found) or "none"}, this version of bnn_plugins reads {known}: '
+                             f'{advice}')
 
 
 def load_packed_(model: nn.Module, file: str | Path | PackedFile) -> nn.Module:
@@ -196,13 +260,17 @@ def load_packed_(model: nn.Module, file: str | Path | PackedFile) -> nn.Module:
     # Also for modules that the file does not have: mmdet's heads rename keys where they find no version.
     state_dict._metadata = {name: {'version': file.versions.get(name, 1)}
                             for name, _ in model.named_modules(remove_duplicate=False)}
+    for name, tensor in model.state_dict().items():
+        if name in file.tensors and {tensor.dtype, (found := file.tensors[name].dtype)} - FLOATS and found != tensor.dtype:
+            raise ValueError(f'{file.path} is for another config: {name!r} is {tensor.dtype} in the model, but {found} in the '
+                             'file')
     try:
         missing, unexpected = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:  # float parts of other shapes
-        raise ValueError(f'{file.path} is for another config: {error}') from error
+        raise ValueError(f'{file.path} is for another config: {shortened(str(error).partition(":")[2])}') from None
     if missing or unexpected:
         raise ValueError(f'{file.path} is for another config: ' + '; '.join(
-            f'{len(names)} tensors {what}, such as {names[0]!r}' for what, names in
+            f'{len(names)} tensors {what}, such as {shortened(names[0])!r}' for what, names in
             (('missing in the file', missing), ('unknown to the model', unexpected)) if names))
     return model
 
@@ -221,8 +289,9 @@ def prepare_(model: nn.Module, layers: dict[str, str], path: str | Path) -> nn.M
              if isinstance(packed.get(module, module), PackedModule)}
     for name in sorted(found.keys() | layers.keys()):
         if found.get(name) != layers.get(name):
-            raise ValueError(f'{path} is for another config: the layer {name!r} is "{found.get(name, "not binary")}" in the '
-                             f'model, but "{layers.get(name, "not binary")}" in the file')
+            raise ValueError(f'{path} is for another config: the layer {shortened(name)!r} is "'
+                             f'{found.get(name, "not binary")}" in the model, but "'
+                             f'{shortened(layers.get(name, "not binary"))}" in the file')
     for note in PACKED if packed else ():
         note(model)
     return replace_(model, packed)

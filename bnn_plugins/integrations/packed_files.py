@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..deploy import PackedFile, PackedLayer, PackedModule, fuse_, is_packed_file, load_packed_, read_packed
+from .stored_config import StoredConfig, from_stored
 
 # A comment makes the pattern a key of its own, sorted before the same pattern of somebody else.
 SCHEME = r'.*\.safetensors$(?#bnn_plugins)'
@@ -32,7 +33,8 @@ class PackedMeta(dict):
 
 
 def register(checkpoint: ModuleType) -> None:
-    """Add the packed file to ``mmengine.runner.checkpoint``."""
+    """Add the packed file to ``mmengine.runner.checkpoint``, and its config, which is data, to ``Config.fromstring``."""
+    wrapt.wrap_function_wrapper('mmengine.config', 'Config.fromstring', from_stored)
     register_scheme(checkpoint.CheckpointLoader)
     original = getattr(checkpoint, LOAD)
     parameters = inspect.signature(original)
@@ -68,10 +70,11 @@ def register_scheme(loader: type) -> None:
 def as_checkpoint(file: PackedFile) -> dict:
     """A packed file as the checkpoint that mmengine's readers expect.
 
-    The config in the message hub lets ``DetInferencer(weights=...)`` work without a config.
+    The config in the message hub lets ``DetInferencer(weights=...)`` work without a config, see
+    :func:`.stored_config.stored_config`.
     """
-    return {'state_dict': file.tensors, 'meta': PackedMeta(file.meta), 'message_hub': {'runtime_info': {'cfg': file.config}},
-            KEY: file}
+    return {'state_dict': file.tensors, 'meta': PackedMeta(file.meta),
+            'message_hub': {'runtime_info': {'cfg': StoredConfig(file)}}, KEY: file}
 
 
 def load_into_(model: nn.Module, file: PackedFile, revise_keys: list[tuple[str, str]]) -> None:

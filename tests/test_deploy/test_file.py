@@ -30,7 +30,7 @@ from bnn_plugins.layers import (
 
 from .nets import METHODS, Net, net, same
 
-CONFIG = "model = dict(type='Net')  # Grüße"
+CONFIG = {'model': {'type': 'Net', 'size': (3, [4.5, None, True]), 'text': 'Grüße'}, 'ids': {0: 'a', (1, 2): {'()': 1}}}
 META = {'dataset_meta': {'classes': ['cat', 'dog'], 'palette': [[1, 2, 3]]}}
 
 
@@ -95,7 +95,7 @@ def test_content(tmp_path):
     assert file.layers == layers
     assert file.tensors.keys() == model.state_dict().keys()
     empty = read_packed(save_packed(model, str(tmp_path / 'text.safetensors')))
-    assert (empty.config, empty.meta) == ('', {})
+    assert (empty.config, empty.meta) == ({}, {})
 
 
 def test_the_same_model_is_the_same_file(small):
@@ -271,7 +271,7 @@ class TestDamage:
         """Another dtype of the same size, swapped names, another config: only the checksum can see these."""
         _, data, _ = small
         for old, new in ((b'"I32"', b'"F32"'), (b'"I32"', b'"U32"'), (b'0.bias', b'0.bait'), (b'cat', b'cow'),
-                         (b"'Net'", b"'Nut'"), (b'stride (1, 1)', b'stride (2, 1)'), (b'pad_value 0', b'pad_value 1'),
+                         (b'Net', b'Nut'), (b'stride (1, 1)', b'stride (2, 1)'), (b'pad_value 0', b'pad_value 1'),
                          (b'[4]', b'[2]')):
             assert old in data, old
             self.refuse(tmp_path / 'a.safetensors', data.replace(old, new, 1))
@@ -398,6 +398,12 @@ class TestOtherConfig:
             load_packed_(nn.Sequential(nn.Conv2d(3, 3, 3)), path)
 
 
+def sealed_with(path, **entries):
+    """The bytes of a packed file with other entries in its metadata, under a right checksum; ``None`` for without."""
+    tensors, metadata = packed_file.read_checked(path)
+    return packed_file.sealed(tensors, {key: value for key, value in (metadata | entries).items() if value is not None})
+
+
 def forbidden(*args, **kwargs):
     raise AssertionError('a packed file is read without pickle')
 
@@ -437,10 +443,39 @@ class TestNoCode:
         with pytest.raises(ValueError, match='cut short or damaged'):
             load_packed_(net(), tmp_path / 'b.safetensors')
 
-    def test_config_is_text(self, tmp_path):
-        """It is stored, not run: a config that would raise comes back as it is."""
-        path = save_packed(pack_(net()), tmp_path / 'a.safetensors', "raise SystemExit('run')")
-        assert read_packed(path).config == "raise SystemExit('run')"
+    @pytest.mark.parametrize('text', ["raise SystemExit('run')", 'model = dict(size=(3, 4), a=[])', '[1]', '{"()": [1]}', '{'])
+    def test_a_config_that_is_no_data_is_not_read(self, text, tmp_path):
+        made = save_packed(pack_(net()), tmp_path / 'a.safetensors')
+        path = write(tmp_path / 'old.safetensors', sealed_with(made, config=text))
+        with pytest.warns(UserWarning, match=r'the config in .*old\.safetensors is not data and was not read: .* bnn convert'):
+            assert read_packed(path).config == {}
+
+    def test_conversion(self, tmp_path):
+        """The text of an earlier version is shown, and parsed; what would run in it is refused. Mutation: eval(text)."""
+        path, out, shown = tmp_path / 'old.safetensors', tmp_path / 'new.safetensors', []
+        model = pack_(net())
+        text = "model = dict(type='Net', size=(1, -2.5), names=['a'], more={'b': None, 3: inf})\nwork_dir = 'x'\n"
+        write(path, sealed_with(save_packed(model, tmp_path / 'a.safetensors', meta=META), config=text))
+        file = read_packed(packed_file.convert_packed(path, out, shown.append))
+        assert shown == [text]
+        model_config = {'type': 'Net', 'size': (1, -2.5), 'names': ['a'], 'more': {'b': None, 3: float('inf')}}
+        assert file.config == {'model': model_config, 'work_dir': 'x'}
+        assert file.meta == META
+        assert all(torch.equal(file.tensors[key], value) for key, value in model.state_dict().items())
+        assert read_packed(packed_file.convert_packed(out, tmp_path / 'again.safetensors', shown.append)).config == file.config
+        for text, line in (('import os', 1), ("model = dict()\na = __import__('os').system('x')", 2),
+                           ('a = [x for x in y]', 1), ('a = dict(**b)', 1), ('a = {**b}', 1), ('a, b = 1, 2', 1)):
+            write(path, sealed_with(tmp_path / 'a.safetensors', config=text))
+            with pytest.raises(ValueError, match=f'line {line} '):
+                packed_file.convert_packed(path, tmp_path / 'refused.safetensors', shown.append)
+        assert not (tmp_path / 'refused.safetensors').exists()
+
+    @pytest.mark.parametrize(('value', 'sentence'), [
+        (torch.ones(1), r'config\.model\.a\[1\] is a Tensor, and a packed file keeps plain values only'),
+        (print, r'config\.model\.a\[1\] is a builtin_function_or_method'), ({1}, 'is a set')])
+    def test_a_config_of_other_than_plain_values(self, value, sentence, small, tmp_path):
+        with pytest.raises(ValueError, match=sentence):
+            save_packed(small[0], tmp_path / 'a.safetensors', {'model': {'a': [1, value]}})
 
 
 class TestMmengine:
@@ -460,7 +495,7 @@ class TestMmengine:
         assert not any(isinstance(module, BinaryLayer) for module in fresh.modules())
         assert same(fresh.eval()(x), model(x))
         assert loaded['meta'] == META
-        assert loaded['message_hub']['runtime_info']['cfg'] == CONFIG
+        assert loaded['message_hub']['runtime_info']['cfg'].file.config == CONFIG
 
     def test_what_is_loaded_is_fused(self, tmp_path, monkeypatch):
         monkeypatch.setenv('BNN_PLUGINS_FUSE', '1')
@@ -581,16 +616,18 @@ def test_the_checksum_covers_everything(small):
         assert packed_file.checksum(tensors, {**metadata, **change}) != base
 
 
-def test_crafted_metadata(small, tmp_path):
-    """A right checksum over a missing or broken entry is a bad file, not a crash."""
-    for change in ({'layers': None}, {'layers': '{'}, {'versions': None}, {'meta': None}, {'config': None}):
-        tensors = {'a': torch.ones(2)}
-        metadata = {'format': packed_file.FORMAT, 'schema_version': '1', 'layout_version': '1', 'layers': '{}',
-                    'versions': '{}', 'config': '', 'meta': '{}'}
-        metadata = {key: value for key, value in {**metadata, **change}.items() if value is not None}
-        metadata['checksum'] = packed_file.checksum(tensors, metadata)
-        with pytest.raises(ValueError, match=r'cut short or damaged'):
-            read_packed(write(tmp_path / 'a.safetensors', save(tensors, metadata)))
+@pytest.mark.parametrize('entries', [
+    {'layers': None}, {'layers': '{'}, {'versions': None}, {'meta': None}, {'config': None}, {'layers': '[]'},
+    {'layers': '{"0": 3}'}, {'versions': '{"0": "x"}'}, {'meta': 'null'}, {'twins': '[["a", "b"]]'}, {'twins': '{"a": ["b"]}'},
+    {'meta': '[' * 100_000},
+    {'meta': '{"a": {"{}": [[[], 1]]}}'}, {'meta': '{"a": {"{}": [[1]]}}'}, {'twins': '{"a": "' + 'b' * 5_000_000 + '"}'},
+], ids=lambda entries: str(entries)[:40])
+def test_crafted_metadata(entries, small, tmp_path):
+    """A right checksum over a missing or broken entry is a bad file, not a crash, and one line says so."""
+    path = write(tmp_path / 'a.safetensors', small[1])
+    with pytest.raises(ValueError, match=r'a\.safetensors is cut short or damaged') as error:
+        read_packed(write(path, sealed_with(path, **entries)))
+    assert len(str(error.value)) < 500
 
 
 def test_meta_must_be_json(small, tmp_path):

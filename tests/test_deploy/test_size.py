@@ -33,7 +33,7 @@ def predicted_bytes(model, method):
 def test_resnet18(method, tmp_path):
     model = resnet(method)
     expected = predicted_bytes(model, method)
-    summary = summarize(model, torch.randn(1, 3, 32, 32), 'model = dict()', {'classes': ['a', 'b']})
+    summary = summarize(model, torch.randn(1, 3, 32, 32), {'model': {}}, {'classes': ['a', 'b']})
     latent = [m for m in model.modules() if isinstance(m, BinaryLayer)]
     assert len(latent) == 16
     floats = 4 * sum(m.weight.numel() for m in latent)
@@ -47,7 +47,7 @@ def test_resnet18(method, tmp_path):
         assert layers <= floats / 20
         assert layers <= floats / 30 or method == 'reactnet'
         assert summary.layer_compression == pytest.approx(floats / layers)
-    size = save_packed(model, tmp_path / 'net.safetensors', 'model = dict()', {'classes': ['a', 'b']}).stat().st_size
+    size = save_packed(model, tmp_path / 'net.safetensors', {'model': {}}, {'classes': ['a', 'b']}).stat().st_size
     assert size == summary.bytes_file
     header = sum(len(name) + 75 for name in model.state_dict())  # name, dtype, shape and offsets of each tensor as JSON
     header += sum(len(name) + len(m.signature()) + 12 for name, m in model.named_modules() if m in binary)
@@ -63,9 +63,9 @@ def test_bytes_file_of_a_packed_model(tmp_path):
 def test_config_and_meta_count(tmp_path):
     model = nn.Sequential(BinaryConv2d(8, 8, 3)).eval()
     x = torch.randn(1, 8, 5, 5)
-    plain, more = summarize(model, x).bytes_file, summarize(model, x, 'x' * 1000, {'a': 'b' * 1000}).bytes_file
+    plain, more = summarize(model, x).bytes_file, summarize(model, x, {'x': 'x' * 1000}, {'a': 'b' * 1000}).bytes_file
     assert 2000 <= more - plain < 2050
-    assert save_packed(pack_(model), tmp_path / 'a', 'x' * 1000, {'a': 'b' * 1000}).stat().st_size == more
+    assert save_packed(pack_(model), tmp_path / 'a', {'x': 'x' * 1000}, {'a': 'b' * 1000}).stat().st_size == more
 
 
 @pytest.mark.parametrize(('channels', 'words'), [(1, 1), (31, 1), (32, 1), (33, 2), (64, 2), (65, 3)])

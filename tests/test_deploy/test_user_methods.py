@@ -72,7 +72,7 @@ def test_from_the_config_to_the_packed_file(tmp_path):
     expected = model.eval()(x)
     bnn_plugins.pack_(model)
     assert torch.equal(model(x), expected)
-    bnn_plugins.save_packed(model, tmp_path / 'net.safetensors', config=cfg.to_json_string())
+    bnn_plugins.save_packed(model, tmp_path / 'net.safetensors', config=cfg.to_diff_dict())
     again = net()
     bnn_plugins.binarize_(again, cfg)
     bnn_plugins.load_packed_(again, tmp_path / 'net.safetensors')

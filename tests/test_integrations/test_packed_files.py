@@ -1,9 +1,12 @@
 """mmengine's readers and packed files: checked as by ``load_packed_``; a file of somebody else goes where it went before."""
 
+import contextlib
 import re
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 pytest.importorskip('mmengine.runner')
+from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
+from mmengine.registry import MODELS, Registry
 from mmengine.runner import CheckpointLoader, Runner, checkpoint, load_checkpoint
 
 from bnn_plugins import pack_, save_packed
 from bnn_plugins.deploy import PackedLinear, PackedModule, fused_parts
+from bnn_plugins.deploy.file import read_checked, sealed
 from bnn_plugins.integrations.packed_files import SCHEME, register_scheme
 from bnn_plugins.layers import BinaryLayer, BinaryLinear
 
@@ -191,3 +197,98 @@ def test_other_checkpoints_are_loaded_as_ever(tmp_path):
     load_checkpoint(twin, str(tmp_path / 'part.pth'))
     with pytest.raises(RuntimeError, match=r'missing keys in source state_dict: body\.1\.weight'):
         load_checkpoint(twin, str(tmp_path / 'part.pth'), strict=True)
+
+
+# --- its config -----------------------------------------------------------------------------------------------------------
+
+GOOD = dict(default_scope='bnn_plugins', model=dict(type='bnn_plugins.BinaryClassifier', backbone=dict(
+    type='bnn_plugins.BNNResNet', depth=18, method=dict(type='recu')), head=dict(num_classes=3)), image_size=32)
+
+
+def config_of(path):
+    """What mmengine does with the file when it is given no config."""
+    return Config.fromstring(CheckpointLoader.load_checkpoint(path)['message_hub']['runtime_info']['cfg'], file_format='.py')
+
+
+@pytest.fixture
+def write_config(tmp_path):
+    model = pack_(Net())
+    return lambda config: str(save_packed(model, tmp_path / 'net.safetensors', config))
+
+
+def test_the_config_arrives_as_data(write_config):
+    extra = dict(work_dir='x', custom_imports=dict(imports=['antigravity']), _base_=['/x.py'], load_from='x.pth')
+    init = dict(init_cfg=dict(type='Pretrained', checkpoint='x.pth'), pretrained='y.pth')
+    config = config_of(write_config(GOOD | extra | {'model': GOOD['model'] | init}))
+    assert config.to_dict() == GOOD, 'without what loads other weights, and without what only training needs'
+
+
+def test_text_that_is_python_is_not_run(write_config, tmp_path):
+    """The file that the issue describes: two lines of Python before the config, and a right checksum. It used to run."""
+    path, mark = write_config(GOOD), tmp_path / 'it_ran'
+    tensors, metadata = read_checked(path)
+    for text in (f'import pathlib\npathlib.Path({str(mark)!r}).touch()\nmodel = dict()',
+                 f'{{"model": __import__("pathlib").Path({str(mark)!r}).touch()}}'):
+        Path(path).write_bytes(sealed(tensors, metadata | {'config': text}))
+        with pytest.warns(UserWarning, match='is not data and was not read'), pytest.raises(ValueError, match='has no config'):
+            config_of(path)
+        if find_spec('mmdet'):
+            from mmdet.apis import DetInferencer
+            with pytest.warns(UserWarning, match='is not data'), pytest.raises(ValueError, match='has no config of a model'):
+                DetInferencer(weights=path, device='cpu', show_progress=False)
+        assert not mark.exists()
+
+
+def nested(**change):
+    return GOOD | {'model': GOOD['model'] | change}
+
+
+@pytest.mark.parametrize('config', [
+    nested(type='os.system', command='touch it_ran'), nested(type='antigravity'), nested(type='antigravity.X'),
+    nested(type='mmengine.utils.misc.get_object_from_string'), nested(neck=dict(type='subprocess.call', args=['x'])),
+    nested(type=['os.system']), nested(type=None), nested(_scope_='antigravity'), GOOD | dict(default_scope='antigravity'),
+    nested(test_cfg=[(dict(rcnn=dict(nms=dict(type="__import__('os').system('touch it_ran')"))),)]),
+    nested(backbone=dict(type='CameraMotionCompensation', warp_mode='exit()')),
+    GOOD | dict(test_dataloader=dict(collate_fn='os.system')),
+    GOOD | dict(test_dataloader=dict(collate_fn=dict(type='os.system'))),
+    nested(teacher=dict(checkpoint='beside.PTH')), nested(teacher_config='beside.py'), nested(a='https://example.com/x'),
+    nested(backbone=dict(checkpoint_path='x.pth.tar')),
+], ids=lambda config: str(config['model'])[-60:])
+def test_names_that_no_registry_holds(config, write_config, monkeypatch, tmp_path):
+    """Mutation: without the check, mmengine imports the name and calls it."""
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    with pytest.raises(ValueError, match=r'net\.safetensors was not built: config\..*; if you trust the model') as error:
+        MODELS.build(config_of(write_config(config)).model)
+    assert '\n' not in str(error.value)
+    assert not Path('it_ran').exists()
+    assert 'antigravity' not in set(sys.modules) - before
+
+
+def test_names_that_the_user_registered(write_config):
+    """What this process holds is trusted: the user imported it."""
+    registry = Registry('model', parent=MODELS, scope='mylib')
+    registry.register_module(name='MyNet')(Net)
+    try:
+        for name in ('mylib.MyNet', 'bnn_plugins.models.BNNResNet', 'ResNetOfMine'):
+            with also_registered(name):
+                assert config_of(write_config(dict(model=dict(type=name)))).model.type == name
+    finally:
+        MODELS.children.pop('mylib')
+
+
+@contextlib.contextmanager
+def also_registered(name):
+    """``ResNetOfMine`` in mmengine's own registry."""
+    if name == 'ResNetOfMine':
+        MODELS.register_module(name=name)(Net)
+    try:
+        yield
+    finally:
+        MODELS.module_dict.pop(name, None)
+
+
+def test_a_visualizer_writes_nowhere(write_config):
+    visualizer = dict(type='Visualizer', name='v', save_dir='/etc', vis_backends=[dict(type='WandbVisBackend')])
+    config = config_of(write_config(GOOD | dict(visualizer=visualizer)))
+    assert config.visualizer.to_dict() == dict(type='Visualizer', name='v')

@@ -20,6 +20,11 @@ def build_model(cfg: Config) -> nn.Module:
     return MODELS.build(cfg.model)
 
 
+def plain(cfg: Config) -> dict:
+    """What a packed file keeps of a config. To be called before the model is built, which moves parts of it around."""
+    return {key: value for key, value in copy.deepcopy(cfg.to_dict()).items() if key not in ('custom_imports', 'filename')}
+
+
 def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | None = None, verify: int = 0) -> Path:
     """Build the model of ``config``, load ``checkpoint``, pack it and write ``out`` (``.safetensors``).
 
@@ -37,12 +42,12 @@ def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | 
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f'the checkpoint {checkpoint!r} does not exist')
     cfg = load_config(config, cfg_options=cfg_options)
-    text = cfg.pretty_text  # building moves parts of the config around
+    stored = plain(cfg)
     model = build_model(cfg)
     loaded = load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
     dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
     latent = copy.deepcopy(model) if verify else None
-    path = save_packed(pack_(model), out, text, {'dataset_meta': dataset_meta})
+    path = save_packed(pack_(model), out, stored, {'dataset_meta': dataset_meta})
     if verify:
         report = verify_detector(cfg, latent, load_packed_(model, path), verify)
         print_log(str(report), logger='current')

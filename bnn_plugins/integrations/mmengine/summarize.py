@@ -10,7 +10,7 @@ from torch import nn
 
 from ...analysis import Summary, summarize
 from ...convert import BinarizationReport
-from .pack import build_model
+from .pack import build_model, plain
 from .run import load_config
 
 # Layer names of detectors are long: a table that wraps cannot be read at all, long lines can.
@@ -32,9 +32,9 @@ def model_inputs(cfg: Config, model: nn.Module, shape: Sequence[int] | None) -> 
 
 def summarize_config(cfg: Config, shape: Sequence[int] | None = None) -> tuple[nn.Module, Summary]:
     """Build the model of ``cfg`` and count it on one image of ``shape`` (height, width), see :func:`model_inputs`."""
-    text = cfg.pretty_text  # as tools/pack.py stores it: building moves parts of the config around
+    stored = plain(cfg)
     model = build_model(cfg)
-    return model, summarize(model, model_inputs(cfg, model, shape), config=text)
+    return model, summarize(model, model_inputs(cfg, model, shape), config=stored)
 
 
 def print_summary(config: str, shape: Sequence[int] | None = None, csv: str | None = None, signs: bool = False,
