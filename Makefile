@@ -7,13 +7,13 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 ENGINE := kernels/bnn_kernels/cpu/src
 
-.PHONY: install demo test lint check-arm test-triton sanitize mutate clean
+.PHONY: install demo test lint docs check-arm test-triton sanitize mutate clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: constraints.txt pyproject.toml setup.py $(wildcard $(ENGINE)/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[mmdet,classification,diffusers,report,numba,triton,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[mmdet,classification,diffusers,report,numba,triton,dev,docs]'
 	touch $@
 
 demo: install
@@ -23,6 +23,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The documentation, from docs/ and the docstrings, into build/site; no network, broken links are errors.
+docs: install
+	$(BIN)/python -m benchmarks.tables --check
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=.:kernels $(BIN)/mkdocs build --strict --quiet
 
 test: lint
 	$(BIN)/pytest --numprocesses 2 --dist worksteal

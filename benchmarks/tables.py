@@ -62,7 +62,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--check', action='store_true', help='exit with 1 when a table is not what its results file gives')
     args = parser.parse_args()
-    for path in (ROOT / 'README.md', ROOT / 'kernels/README.md', *sorted((ROOT / 'docs').glob('*.md'))):
+    for path in (ROOT / 'README.md', ROOT / 'kernels/README.md', *sorted((ROOT / 'docs').rglob('*.md'))):
         text = path.read_text()
         if args.check and text != filled(text):
             sys.exit(f'{path.name}: a table is out of date; run python -m benchmarks.tables')

@@ -1,14 +1,27 @@
-"""What the documents and settings say: files that they name are there, every text uses the terms of the field."""
+"""What the documents and settings say: files and headings that they name are there, commands are those of the tools, code
+compiles, every public name is in the reference, every text uses the terms of the field."""
 
+import argparse
+import importlib
 import re
+import runpy
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+import bnn_kernels
+import bnn_plugins
+from bnn_plugins import binarize, engine, layers
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted(path for path in (*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('kernels/*.md'),
-                                     *ROOT.glob('benchmarks/**/*.md')))
+DOCUMENTS = sorted(path for path in (*ROOT.glob('*.md'), *ROOT.rglob('docs/**/*.md'), *ROOT.glob('kernels/*.md'),
+                                     *ROOT.glob('benchmarks/**/*.md'), *ROOT.glob('configs/**/*.md')))
 FOLDERS = ('benchmarks', 'bnn_plugins', 'configs', 'docs', 'kernels', 'tests', 'tools')
+BLOCK = re.compile(r'^```(\w+)\n(.*?)^```', re.DOTALL | re.MULTILINE)
+PLACEHOLDERS = r'\[[^]]*\]|\.\.\.'  # optional arguments in brackets, dots for more of them
 SUFFIXES = {'.py', '.md', '.toml', '.yaml', '.yml', '.cpp', '.hpp', '.j2', '.css', ''}
 
 # Words of ours that the field has other words for, as patterns -> what to write.
@@ -47,6 +60,117 @@ def test_files_that_a_document_names_exist(document):
     missing = [name for name in named(document.read_text())
                if not (ROOT / name).exists() and not (document.parent / name).exists()]
     assert not missing
+
+
+def slugs(text: str) -> set[str]:
+    """The anchors of a document's headings, as mkdocs and GitHub make them."""
+    without_code = BLOCK.sub('', text)
+    return {re.sub(r'[\s-]+', '-', re.sub(r'[^\w\s-]', '', title.lower()).strip())
+            for title in re.findall(r'^#+ (.+)$', without_code, re.MULTILINE)}
+
+
+@pytest.mark.parametrize('document', DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_headings_that_a_link_names_exist(document):
+    for target, anchor in re.findall(r'\]\(([^)\s#:]*)#([\w-]+)\)', document.read_text()):
+        page = (document.parent / target).resolve() if target else document
+        assert anchor in slugs(page.read_text()), f'{page.name} has no heading #{anchor}'
+
+
+def blocks(language: str) -> list:
+    return [pytest.param(code, id=f'{path.relative_to(ROOT)}:{number}') for path in DOCUMENTS
+            for number, (kind, code) in enumerate(BLOCK.findall(path.read_text())) if kind == language]
+
+
+@pytest.mark.parametrize('code', blocks('python'))
+def test_code_compiles(code):
+    code = code.replace(' = ...', ' = None')
+    try:
+        compile(code, 'document', 'exec')
+    except SyntaxError:
+        compile(f'dict(\n{code}\n)', 'document', 'exec')  # a part of a config
+
+
+def commands() -> list:
+    """``(document, words)`` of every command of this repository in a document, in a block or in backticks."""
+    found = {}
+    for path in DOCUMENTS:
+        text = path.read_text()
+        shell = '\n'.join(code for kind, code in BLOCK.findall(text) if kind in ('shell', 'bash', 'console'))
+        inline = re.findall(r'`((?:OMP_NUM_THREADS=1 )?(?:python (?:tools/|-m benchmarks)|make )[^`]+)`', BLOCK.sub('', text))
+        for line in [*shell.replace('\\\n', ' ').splitlines(), *(' '.join(line.split()) for line in inline)]:
+            for command in re.sub(PLACEHOLDERS, '', line).split('&&'):
+                words = shlex.split(command, comments=True)
+                if words[:1] in (['python'], ['make']):
+                    found.setdefault(shlex.join(words), path)
+    return [pytest.param(shlex.split(command), id=f'{path.relative_to(ROOT)}: {command}') for command, path in found.items()]
+
+
+class Parsed(Exception):
+    pass
+
+
+@pytest.mark.parametrize('words', commands())
+def test_commands_are_those_of_the_tools(words, monkeypatch, capsys):
+    """The tool parses the arguments; nothing is run."""
+    def parse(self, args=None, namespace=None):
+        parse_known(self, args, namespace)
+        raise Parsed
+
+    def parse_known(self, args=None, namespace=None):
+        namespace, rest = known(self, args, namespace)
+        if rest and not forwards:
+            self.error(f'unrecognized arguments: {rest}')
+        return namespace, rest
+
+    if words[0] == 'make':
+        targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+        assert {word for word in words[1:] if '=' not in word} <= set(targets)
+        return
+    if words[1] == '-m' and 'ArgumentParser' not in (ROOT / (words[2].replace('.', '/') + '.py')).read_text():
+        assert len(words) == 3, f'{words[2]} takes no arguments'
+        return
+    known = argparse.ArgumentParser.parse_known_args
+    forwards = words[2:3] == ['benchmarks.diffusion.run']  # it hands the rest to tools/train_diffusion.py
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse)
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_known_args', parse_known)
+    monkeypatch.setattr(sys, 'argv', words[2 if words[1] == '-m' else 1:])
+    try:
+        if words[1] == '-m':
+            module = importlib.import_module(words[2])
+            if forwards:
+                monkeypatch.setattr(module, 'train', lambda flags: None)
+                monkeypatch.setattr(argparse.ArgumentParser, 'parse_known_args', parse)
+            module.main()
+        else:
+            runpy.run_path(words[1], run_name='__main__')
+    except Parsed:
+        return
+    except SystemExit as error:
+        pytest.fail(f'{capsys.readouterr().err.splitlines()[-1:] or error}')
+    pytest.fail('it parses no arguments')
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / 'README.md').read_text().splitlines()) <= 100
+
+
+def test_every_page_is_in_the_navigation():
+    text = re.sub(r'!ENV|!!python\S*', '', (ROOT / 'mkdocs.yml').read_text())
+
+    def pages(entry):
+        if isinstance(entry, str):
+            return [entry]
+        return [page for item in (entry.values() if isinstance(entry, dict) else entry) for page in pages(item)]
+
+    assert sorted(pages(yaml.safe_load(text)['nav'])) == sorted(str(path.relative_to(ROOT / 'docs'))
+                                                                for path in (ROOT / 'docs').rglob('*.md'))
+
+
+def test_every_public_name_is_in_the_reference():
+    listed = {line.rsplit('.', 1)[-1] for line in re.findall(r'^::: (\S+)$', (ROOT / 'docs/api.md').read_text(), re.MULTILINE)}
+    public = {name for package in (bnn_plugins, bnn_kernels, layers, binarize, engine) for name in package.__all__}
+    assert public | set(bnn_plugins._LATER) <= listed | {'__version__'}
 
 
 @pytest.mark.parametrize('pattern', WORDS)

@@ -37,7 +37,7 @@ def convolutions(results: Path = RESULTS) -> str:
         machine = file.stem.partition('_')[2].replace('_', ', ')
         parts.append('\n'.join([*lines, '', f'{machine}. Medians of CUDA graph replays, convolutions only; settings of which '
                                             f'every convolution was measured.', '']))
-    return '\n'.join(parts) or 'Nothing was measured on a GPU yet: `python -m benchmarks.gpu.run` does it.\n'
+    return '\n'.join(parts) or 'Nothing was measured on a GPU yet: `python -m benchmarks.gpu.run --out DIR` does it.\n'
 
 
 def summed(rows: list[dict[str, str]]) -> dict[tuple[str, int, int], list[float]]:
