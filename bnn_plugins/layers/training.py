@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bnn_kernels import training
 from bnn_kernels.geometry import TERMS_LIMIT, Conv2dGeometry, linear_geometry
-from bnn_kernels.training import GRADIENTS, Norm, SignProduct
+from bnn_kernels.training import GRADIENTS, NORM_TERMS, Norm, SignProduct
 
 from ..binarize.activations import SignActivation
 from ..binarize.estimators import Estimator
@@ -240,7 +240,7 @@ def fusable(conv, norm: nn.Module, x: Tensor, shortcut: Tensor | None) -> bool:
     """Whether a convolution and the norm behind it can be trained as one operator, as far as they are concerned."""
     if conv.bias is not None or conv.gain is not None or conv.folded_scale is not None or has_hooks(conv):
         return False
-    if conv.g_bits < 32 or conv.activation.step != 1.0:
+    if conv.g_bits < 32 or conv.activation.step != 1.0 or conv.fan_in > NORM_TERMS:
         return False
     if type(norm) is not nn.BatchNorm2d or has_hooks(norm) or norm.momentum is None:
         return False

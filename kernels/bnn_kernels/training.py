@@ -11,6 +11,7 @@ rounding. Runs on the engine of `bnn_kernels.cpu`, see `supported`.
 
 import math
 import struct as binary
+from array import array
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,13 +22,14 @@ from torch.nn import functional as F
 
 from .cpu import engine
 from .cpu.engine import DTYPES, address
-from .cpu.lowering import ACTS
+from .cpu.lowering import ACTS, conv_struct, prepare
 from .geometry import Conv2dGeometry
 from .layout import WORD_BITS
 from .ops import binary_conv2d, pack_activations
 
 GRADIENTS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 STANDARDIZE_EPS = 1e-5  # of the variance of a sample
+NORM_TERMS = (1 << 15) - 1  # of a sum in front of a norm: it is kept as int16 for a while
 
 
 class Surrogate(NamedTuple):
@@ -133,7 +135,7 @@ def sign_conv2d_norm(x: Tensor, signs: Tensor, product: SignProduct, norm: Norm,
     running statistics, which are updated.
 
     Args:
-        x, signs, product, shift: as `sign_conv2d`.
+        x, signs, product, shift: as `sign_conv2d`; at most `NORM_TERMS` products in a sum.
         norm: what has no tensors.
         scale: float32 `[O]`; None is 1.
         weight, bias, running_mean, running_var: float32 `[P]` of the norm, each may be None. P is O or a multiple of it:
@@ -180,9 +182,9 @@ def _rows(x: Tensor) -> int:
     return x.numel() // max(x.shape[1], 1)
 
 
-def _words(x: Tensor, width: int) -> Tensor:
+def _words(x: Tensor, width: int, groups: int = 1) -> Tensor:
     """Memory for one bit per value of an image as large as `x`."""
-    return torch.empty(x.shape[0], *x.shape[2:], -(-width // WORD_BITS), dtype=torch.int32)
+    return torch.empty(x.shape[0], *x.shape[2:], groups * -(-width // groups // WORD_BITS), dtype=torch.int32)
 
 
 def _like(x: Tensor, channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -199,29 +201,34 @@ class _Operand(NamedTuple):
 
 
 def _operand(x: Tensor, shift: Tensor | None, product: SignProduct, needs_grad: bool) -> _Operand:
-    words = pack_activations(x, None if shift is None else -shift, product.geometry.groups)
-    surrogate = product.surrogate
-    if not needs_grad:
-        return _Operand(words, None, None, None)
-    if product.standardize:
-        samples = product.samples or len(x)
+    surrogate, samples, channels, groups = product.surrogate, 1, x.shape[1], product.geometry.groups
+    keep = inside = statistics = None
+    limit = math.inf
+    if needs_grad and product.standardize:
+        keep, samples = x, product.samples or len(x)
         statistics = torch.empty(2, samples, dtype=torch.float64)
-        _pass('sample_statistics', 'SampleStatistics', samples=samples, count=x.numel() // samples, eps=STANDARDIZE_EPS, x=x,
-              statistics=statistics)
-        return _Operand(words, x, None, statistics)
-    if isinstance(surrogate, Surrogate) and surrogate.steepness == 0:
-        if surrogate.limit == math.inf:
-            return _Operand(words, None, None, None)
-        inside = _words(x, x.shape[1])
-        _pass('inside', 'Inside', rows=_rows(x), channels=x.shape[1], limit=float(surrogate.limit), x=x, shift=shift,
-              words=inside)
-        return _Operand(words, None, inside, None)
-    return _Operand(words, x, None, None)
+    elif needs_grad and not (isinstance(surrogate, Surrogate) and surrogate.steepness == 0):
+        keep = x
+    elif needs_grad and surrogate.limit < math.inf:
+        inside, limit = _words(x, channels), surrogate.limit
+    words = _words(x, channels, groups)
+    _pass('operand', 'Operand', samples=samples, rows=_rows(x) // samples, channels=channels, groups=groups,
+          limit=float(limit), eps=STANDARDIZE_EPS, x=x, shift=shift, words=words, inside=inside, statistics=statistics)
+    return _Operand(words, keep, inside, statistics)
 
 
 def _sums(words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Tensor:
     channels, _, _, stride, padding, dilation, groups, pad_value, *_ = geometry
     return binary_conv2d(words, w_words, channels, stride, padding, dilation, groups, pad_value)
+
+
+def _norm_sums(words: Tensor, prepared: Tensor, conv: array, geometry: Conv2dGeometry,
+               totals: Tensor | None = None) -> Tensor:
+    """The sums as int16, in channels-last memory; adds up what a batch norm needs of them."""
+    batch, *size, _ = words.shape
+    sums = torch.empty((batch, geometry.outputs, *geometry.size(size)), dtype=torch.int16, memory_format=torch.channels_last)
+    _pass('norm_sums', 'NormSums', conv=conv.buffer_info()[0], words=words, prepared=prepared, sums=sums, totals=totals)
+    return sums
 
 
 def _products(d_sums: Tensor, words: Tensor, signs: Tensor, geometry: Conv2dGeometry,
@@ -249,8 +256,8 @@ def _products(d_sums: Tensor, words: Tensor, signs: Tensor, geometry: Conv2dGeom
     return d_levels if needs[0] else None, d_signs.to(signs.dtype) if needs[1] else None
 
 
-def _d_input(d_levels: Tensor, operand: _Operand, shift: Tensor | None, product: SignProduct, residual: Tensor | None,
-             needs_shift: bool) -> tuple[Tensor, Tensor | None]:
+def _d_input(d_levels: Tensor, operand: _Operand, shift: Tensor | None, product: SignProduct, needs_shift: bool,
+             residual: Tensor | None = None, residual_inside: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Gradients of the input, with that of a shortcut added, and of the shift."""
     surrogate, x, factor = product.surrogate, operand.x, None
     samples = 1 if operand.statistics is None else operand.statistics.shape[1]
@@ -267,7 +274,7 @@ def _d_input(d_levels: Tensor, operand: _Operand, shift: Tensor | None, product:
     _pass('sign_backward', 'SignBackward', samples=samples, rows=_rows(d_x) // samples, channels=d_x.shape[1],
           dtype=DTYPES[d_levels.dtype], peak=float(surrogate.peak), steepness=float(surrogate.steepness),
           limit=float(surrogate.limit), grad=d_levels, x=x, inside=operand.inside, factor=factor, shift=shift,
-          statistics=operand.statistics, residual=residual, d_x=d_x, d_shift=d_shift)
+          statistics=operand.statistics, residual=residual, residual_inside=residual_inside, d_x=d_x, d_shift=d_shift)
     return d_x, d_shift
 
 
@@ -292,7 +299,7 @@ class _SignConv2d(torch.autograd.Function):
                                       (needs_x, needs[2]))
         d_x = d_shift = None
         if d_levels is not None:
-            d_x, d_shift = _d_input(d_levels, operand, shift, product, None, needs[1])
+            d_x, d_shift = _d_input(d_levels, operand, shift, product, needs[1])
         return d_x, d_shift, d_signs, None
 
 
@@ -309,34 +316,39 @@ class _SignConv2dNorm(torch.autograd.Function):
         vectors = {name: _vector(value) for name, value in vectors.items()}
         around = x if own_shortcut else None if shortcut is None else _image(shortcut)
         operand = _operand(x, shift, product, any(ctx.needs_input_grad[:2]))
-        w_words = pack_activations(signs.detach())
-        sums = _sums(operand.words, w_words, product.geometry)
+        geometry = product.geometry
+        conv = conv_struct(geometry, len(x), tuple(x.shape[2:]), engine.isa_number(), torch.get_num_threads())
+        prepared = prepare(pack_activations(signs.detach()), conv)
+        totals = torch.zeros(2, geometry.outputs, dtype=torch.int64)
+        sums = _norm_sums(operand.words, prepared, conv, geometry, totals)
         y, statistics = _like(sums, width), torch.empty(4, width, dtype=torch.float64)
         inside = _words(sums, width) if norm.act in ('relu', 'hardtanh') else None
         _pass('norm_forward', 'NormForward', rows=_rows(sums), outputs=sums.shape[1], width=width, act=ACTS[norm.act],
-              frozen=norm.frozen, eps=float(norm.eps), momentum=float(norm.momentum), sums=sums, shortcut=around,
-              running_mean=running_mean, running_var=running_var, statistics=statistics, y=y, inside=inside, **vectors)
+              frozen=norm.frozen, eps=float(norm.eps), momentum=float(norm.momentum), sums=sums, totals=totals,
+              shortcut=around, running_mean=running_mean, running_var=running_var, statistics=statistics, y=y, inside=inside,
+              **vectors)
         if not norm.frozen:
             for statistic in (running_mean, running_var):
                 if statistic is not None:
                     torch.autograd.graph.increment_version(statistic)
-        ctx.save_for_backward(*operand, shift, signs, w_words, around if norm.act == 'prelu' else None, inside, statistics,
+        ctx.save_for_backward(*operand, shift, signs, prepared, around if norm.act == 'prelu' else None, inside, statistics,
                               *vectors.values())
-        ctx.call = product, norm, own_shortcut
+        ctx.call = product, norm, own_shortcut, conv
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (*operand, shift, signs, w_words, around, inside, statistics, scale, weight, bias, gamma, slope,
+        (*operand, shift, signs, prepared, around, inside, statistics, scale, weight, bias, gamma, slope,
          zeta) = ctx.saved_tensors
         operand, needs = _Operand(*operand), ctx.needs_input_grad
-        product, norm, own_shortcut = ctx.call
+        product, norm, own_shortcut, conv = ctx.call
         grad = _image(grad)
-        sums = _sums(operand.words, w_words, product.geometry)
+        sums = _norm_sums(operand.words, prepared, conv, product.geometry)
         outputs, width = sums.shape[1], grad.shape[1]
         d_sums = _like(sums, outputs, GRADIENTS[product.gradients])
-        d_input = None if norm.act == 'identity' else _like(grad, width)
+        # What the act takes has this gradient: `grad` where `inside`, and nowhere written if that is all that reads it.
+        d_input = _like(grad, width) if norm.act == 'prelu' or (inside is not None and needs[6]) else None
         d: dict[str, Any] = {f'd_{name}': torch.empty(outputs if name == 'scale' else width) if value is not None else None
                              for name, value in dict(scale=scale, weight=weight, bias=bias, gamma=gamma, slope=slope,
                                                      zeta=zeta).items()}
@@ -345,11 +357,12 @@ class _SignConv2dNorm(torch.autograd.Function):
               shortcut=around, gamma=gamma, slope=slope, statistics=statistics, inside=inside, grad=grad, d_input=d_input,
               d_sums=d_sums, **d)
         del sums
-        residual = grad if d_input is None else d_input
+        residual, residual_inside = (grad, inside) if d_input is None else (d_input, None)
         needs_x = needs[0] or needs[1]
         d_levels, d_signs = _products(d_sums, operand.words, signs, product.geometry, (needs_x, needs[2]))
         d_x = d_shift = None
         if d_levels is not None:
-            d_x, d_shift = _d_input(d_levels, operand, shift, product, residual if own_shortcut else None, needs[1])
+            d_x, d_shift = _d_input(d_levels, operand, shift, product, needs[1], residual if own_shortcut else None,
+                                    residual_inside)
         return (d_x, d_shift, d_signs, d['d_scale'], d['d_weight'], d['d_bias'], residual if needs[6] else None, d['d_gamma'],
                 d['d_slope'], d['d_zeta'], *[None] * 6)

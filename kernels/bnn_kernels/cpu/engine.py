@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
 
-VERSION = 12  # of the C interface, as in src/api.cpp
+VERSION = 13  # of the C interface, as in src/api.cpp
 # From slow to fast; their places are enum Isa of src/engine.hpp.
 ISAS = ('portable', 'neon', 'avx2', 'avx512', 'amx', 'amx-emulated')
 EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself
@@ -39,7 +39,7 @@ FUNCTIONS = {
     'bnn_attention': (c_char_p, [c_int64, c_void_p]),
     'bnn_normalized': (c_char_p, [c_int64, c_int64, c_void_p]),
     **{f'bnn_{name}': (c_char_p, [c_int64, c_void_p]) for name in (
-        'norm_forward', 'norm_backward', 'sample_statistics', 'inside', 'sign_backward', 'unpack_signs')},
+        'operand', 'norm_sums', 'norm_forward', 'norm_backward', 'sign_backward', 'unpack_signs')},
     'bnn_ceilings': (None, [c_int64, c_void_p]),
 }
 

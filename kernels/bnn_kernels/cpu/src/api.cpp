@@ -55,7 +55,7 @@ class Stopwatch {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 12; }
+BNN_API int64_t bnn_version() { return 13; }
 
 // "Name:<bytes> field:<offset> ..." of a struct that Python fills in, empty for another name; valid until the thread asks again.
 BNN_API const char* bnn_struct_layout(const char* name) {
@@ -129,10 +129,10 @@ BNN_API const char* bnn_normalized(int64_t isa, int64_t threads, const bnn::Norm
   BNN_API const char* bnn_##name(int64_t isa, const bnn::Struct* call) { \
     return guarded([&] { bnn::name(isa, *call); }); \
   }
+BNN_TRAINING(operand, Operand)
+BNN_TRAINING(norm_sums, NormSums)
 BNN_TRAINING(norm_forward, NormForward)
 BNN_TRAINING(norm_backward, NormBackward)
-BNN_TRAINING(sample_statistics, SampleStatistics)
-BNN_TRAINING(inside, Inside)
 BNN_TRAINING(sign_backward, SignBackward)
 BNN_TRAINING(unpack_signs, Signs2Float)
 

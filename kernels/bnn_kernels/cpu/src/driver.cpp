@@ -149,6 +149,31 @@ class Sums : public Sink {
   int32_t* first_;
 };
 
+// The sums in half the bytes, and the totals of a block.
+class ShortSums : public Sink {
+ public:
+  ShortSums(const Conv& c, Narrow narrow, int16_t* first, bool totals)
+      : conv_(c), narrow_(narrow), first_(first), totals_(totals ? 2 * c.outputs : 0) {}
+
+  void take(const Chunk& chunk, const int32_t* rows, int64_t stride, int64_t pixel, int64_t pixels) const override {
+    const int64_t channel = chunk.group * conv_.group_outputs() + chunk.first;
+    narrow_(rows, stride, pixels, chunk.count, first_ + pixel * conv_.outputs + channel, conv_.outputs,
+            totals_.empty() ? nullptr : totals_.data() + channel);
+  }
+
+  // Whole numbers: their sum is the same whatever thread comes first.
+  void add_to(int64_t* totals) const {
+    for (size_t i = 0; i < totals_.size(); i++)
+      if (totals_[i] != 0) __atomic_fetch_add(totals + i, static_cast<int64_t>(totals_[i]), __ATOMIC_RELAXED);
+  }
+
+ private:
+  const Conv& conv_;
+  Narrow narrow_;
+  int16_t* first_;
+  mutable std::vector<double> totals_;
+};
+
 // An epilogue as a sink: for each replica of a chunk.
 template <class Parameters>
 class Epilogues : public Sink {
@@ -207,6 +232,14 @@ void conv2d(const Conv& c, const void* x, const void* prepared, int32_t* y) {
       if (chunk.count % work.accumulator.lanes != 0) pour(work, number, number + 1, sums);
       else work.accumulate(chunk, target + chunk.group * c.group_outputs() + chunk.first, c.outputs);
     }
+  });
+}
+
+void conv2d_int16(const Conv& c, const void* x, const void* prepared, int16_t* y, Narrow narrow, int64_t* totals) {
+  convolve(c, x, prepared, false, [&](const Work& work, int64_t first, int64_t last) {
+    const ShortSums sums(c, narrow, y + work.pixel * c.outputs, totals != nullptr);
+    pour(work, first, last, sums);
+    sums.add_to(totals);
   });
 }
 

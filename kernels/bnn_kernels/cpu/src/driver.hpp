@@ -8,6 +8,13 @@ namespace bnn {
 void conv2d(const Conv& conv, const void* x, const void* prepared, int32_t* y);  // y [N][H'][W'][O]
 void conv2d_sign(const Conv& conv, const void* x, const void* prepared, const Signs& signs);
 void block2d(const Conv& conv, const void* x, const void* prepared, const Fused& fused);
+
+// Rows of int32 sums, `stride` apart, to int16 ones, `outputs` apart; adds to the totals over rows of `count` channels: of the sums
+// from totals[0] on, of their squares from totals[outputs] on, both whole numbers. `totals` may be null.
+using Narrow = void (*)(const int32_t* rows, int64_t stride, int64_t pixels, int64_t count, int16_t* to, int64_t outputs,
+                        double* totals);
+void conv2d_int16(const Conv& conv, const void* x, const void* prepared, int16_t* y, Narrow narrow, int64_t* totals);
+
 void pack(const Kernel& kernel, const Packing& packing, int64_t threads);
 void downsample(const Kernel& kernel, const Downsample& downsample, int64_t threads);
 void quantize(const Kernel& kernel, const Quantizing& quantizing, int64_t threads);

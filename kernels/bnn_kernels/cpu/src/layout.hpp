@@ -41,14 +41,14 @@ inline std::string layout(std::string_view name) {
   BNN_FIELDS(Attention, threads, batch, heads, queries, keys, features, values, planes, mask_batch, mask_queries, table_heads,
              rules, limit, table, scale, q, k, v, mask, y);
   BNN_FIELDS(Normalized, rows, channels, dtype, x, mean, std, threshold, flip, words);
-  BNN_FIELDS(NormForward, threads, rows, outputs, width, act, frozen, eps, momentum, sums, scale, weight, bias, shortcut, gamma,
+  BNN_FIELDS(Operand, threads, samples, rows, channels, groups, limit, eps, x, shift, words, inside, statistics);
+  BNN_FIELDS(NormSums, threads, conv, words, prepared, sums, totals);
+  BNN_FIELDS(NormForward, threads, rows, outputs, width, act, frozen, eps, momentum, sums, totals, scale, weight, bias, shortcut, gamma,
              slope, zeta, running_mean, running_var, statistics, y, inside);
   BNN_FIELDS(NormBackward, threads, rows, outputs, width, act, frozen, dtype, sums, scale, weight, bias, shortcut, gamma, slope,
              statistics, inside, grad, d_input, d_sums, d_scale, d_weight, d_bias, d_gamma, d_slope, d_zeta);
-  BNN_FIELDS(SampleStatistics, threads, samples, count, eps, x, statistics);
-  BNN_FIELDS(Inside, threads, rows, channels, limit, x, shift, words);
   BNN_FIELDS(SignBackward, threads, samples, rows, channels, dtype, peak, steepness, limit, grad, x, inside, factor, shift,
-             statistics, residual, d_x, d_shift);
+             statistics, residual, residual_inside, d_x, d_shift);
   BNN_FIELDS(Signs2Float, threads, rows, channels, groups, dtype, words, y);
   return "";
 }

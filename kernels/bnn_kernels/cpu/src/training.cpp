@@ -56,24 +56,44 @@ Affine affine_of(const Norm& p, const double* statistics) {
 
 }  // namespace
 
+void operand(int64_t isa, const Operand& p) {
+  const TrainingKernel& kernel = training_kernel_of(isa);
+  const int64_t values = p.samples * p.rows * p.channels;
+  if (!p.statistics)
+    return ranges(p.samples * p.rows, values, p.threads,
+                  [&](int64_t first, int64_t last) { kernel.operand(p, first, last, nullptr); });
+  const double count = static_cast<double>(p.rows * p.channels);
+  ranges(p.samples, values, p.threads, [&](int64_t first, int64_t last) {
+    for (int64_t sample = first; sample < last; sample++) {
+      double totals[2] = {};
+      kernel.operand(p, sample * p.rows, (sample + 1) * p.rows, totals);
+      const double mean = totals[0] / count, squares = std::max(0.0, totals[1] - totals[0] * mean);
+      p.statistics[sample] = mean;
+      p.statistics[p.samples + sample] = 1 / std::sqrt(squares / (count - 1) + p.eps);
+    }
+  });
+}
+
+void norm_sums(int64_t isa, const NormSums& p) {
+  conv2d_int16(*p.conv, p.words, p.prepared, p.sums, training_kernel_of(isa).narrow, p.totals);
+}
+
 void norm_forward(int64_t isa, const NormForward& p) {
   const TrainingKernel& kernel = training_kernel_of(isa);
   const double rows = static_cast<double>(p.rows);
-  const std::vector<double> totals =
-      summed(p.rows, p.rows * p.outputs, p.threads, 2 * p.outputs,
-             [&](int64_t first, int64_t last, double* sums) { kernel.totals(p.sums, p.outputs, first, last, sums); });
   for (int64_t c = 0; c < p.width; c++) {
     const int64_t o = c % p.outputs;
-    const double scale = at(p.scale, o, 1), mean_sum = totals[o] / rows;
-    double mean = scale * mean_sum, var = scale * scale * std::max(0.0, totals[p.outputs + o] / rows - mean_sum * mean_sum);
+    const double sum = static_cast<double>(p.totals[o]), squares = static_cast<double>(p.totals[p.outputs + o]);
+    const double scale = at(p.scale, o, 1), mean_sum = sum / rows;
+    double mean = scale * mean_sum, var = scale * scale * std::max(0.0, squares / rows - mean_sum * mean_sum);
     if (p.frozen) {
       mean = p.running_mean[c], var = p.running_var[c];
     } else if (p.running_mean) {
       p.running_mean[c] += static_cast<float>(p.momentum * (mean - p.running_mean[c]));
       p.running_var[c] += static_cast<float>(p.momentum * (var * rows / (rows - 1) - p.running_var[c]));
     }
-    p.statistics[c] = totals[o];
-    p.statistics[p.width + c] = totals[p.outputs + o];
+    p.statistics[c] = sum;
+    p.statistics[p.width + c] = squares;
     p.statistics[2 * p.width + c] = mean;
     p.statistics[3 * p.width + c] = 1 / std::sqrt(var + p.eps);
   }
@@ -118,25 +138,6 @@ void norm_backward(int64_t isa, const NormBackward& p) {
   }
   ranges(p.rows, p.rows * width, p.threads,
          [&](int64_t first, int64_t last) { kernel.norm_backward_sums(p, grad, first, last); });
-}
-
-void sample_statistics(int64_t isa, const SampleStatistics& p) {
-  const TrainingKernel& kernel = training_kernel_of(isa);
-  const double count = static_cast<double>(p.count);
-  ranges(p.samples, p.samples * p.count, p.threads, [&](int64_t first, int64_t last) {
-    for (int64_t sample = first; sample < last; sample++) {
-      double totals[2] = {};
-      kernel.sample_totals(p.x + sample * p.count, p.count, totals);
-      const double mean = totals[0] / count, squares = std::max(0.0, totals[1] - totals[0] * mean);
-      p.statistics[sample] = mean;
-      p.statistics[p.samples + sample] = 1 / std::sqrt(squares / (count - 1) + p.eps);
-    }
-  });
-}
-
-void inside(int64_t isa, const Inside& p) {
-  const TrainingKernel& kernel = training_kernel_of(isa);
-  ranges(p.rows, p.rows * p.channels, p.threads, [&](int64_t first, int64_t last) { kernel.inside(p, first, last); });
 }
 
 void sign_backward(int64_t isa, const SignBackward& p) {

@@ -1,13 +1,36 @@
 // Training: what surrounds the products of a binary layer, forward and backward, in passes over channels-last memory.
 //
-// The sums of a convolution are integers, so the passes read them as int32 and nothing of them is kept for the backward pass,
-// which counts them again from the bits. training_loops.hpp holds the loops; a file training_*.cpp per instruction set compiles
-// them; training.cpp shares rows among threads and computes what there is once per channel, in double.
+// These passes wait for memory, not for arithmetic, so each reads and writes as little as it can. The sums of a convolution are
+// integers: they are written as int16, with what a batch norm needs of them, and not kept for the backward pass, which counts
+// them again from the bits. training_loops.hpp holds the loops; a file training_*.cpp per instruction set compiles them;
+// training.cpp shares rows among threads and computes what there is once per channel, in double.
 #pragma once
 
-#include "engine.hpp"
+#include "driver.hpp"
 
 namespace bnn {
+
+// Of an input, in one pass: bit = x + shift >= 0; where |x + shift| <= limit; mean and 1 / sqrt(var + eps) of each sample, the
+// variance divided by count - 1.
+struct Operand {
+  int64_t threads, samples, rows, channels, groups;
+  double limit, eps;
+  const float* x;  // [samples][rows][channels]
+  const float* shift;  // [channels], or null
+  uint32_t* words;  // [samples * rows][groups * words]
+  uint32_t* inside;  // [samples * rows][words of channels], or null
+  double* statistics;  // [2][samples], or null
+};
+
+// The sums of a convolution of at most 2^15 - 1 terms.
+struct NormSums {
+  int64_t threads;
+  const Conv* conv;
+  const uint32_t* words;
+  const void* prepared;
+  int16_t* sums;  // [rows][outputs]
+  int64_t* totals;  // [2][outputs] of zeros: becomes the sums over rows, of the sums and of their squares; or null
+};
 
 // y = act(norm(scale * sums) + shortcut), a batch norm. Channel c reads sum c % outputs.
 struct NormForward {
@@ -15,7 +38,8 @@ struct NormForward {
   int64_t act;  // enum Act
   int64_t frozen;  // 1: mean and deviation are those in `running_*`, which stay; 0: the batch's, which move them
   double eps, momentum;
-  const int32_t* sums;  // [rows][outputs]
+  const int16_t* sums;  // [rows][outputs]
+  const int64_t* totals;  // as NormSums writes them
   const float* scale;  // [outputs], or null: 1
   const float *weight, *bias;  // [width], or null
   const float* shortcut;  // [rows][width], or null
@@ -30,32 +54,15 @@ struct NormForward {
 struct NormBackward {
   int64_t threads, rows, outputs, width, act, frozen;
   int64_t dtype;  // of d_sums: FLOAT32 or BFLOAT16
-  const int32_t* sums;
+  const int16_t* sums;
   const float *scale, *weight, *bias, *shortcut, *gamma, *slope;
   const double* statistics;
   const uint32_t* inside;
   const float* grad;  // [rows][width], of y
-  float* d_input;  // [rows][width], of what the act takes: the shortcut's; null: not written (IDENTITY: it is `grad`)
+  float* d_input;  // [rows][width], of what the act takes: the shortcut's; null, not for PRELU: not written
   void* d_sums;  // [rows][outputs]
   float* d_scale;  // [outputs], or null
   float *d_weight, *d_bias, *d_gamma, *d_slope, *d_zeta;  // [width], or null
-};
-
-// Mean and 1 / sqrt(var + eps) of each sample, the variance divided by count - 1.
-struct SampleStatistics {
-  int64_t threads, samples, count;
-  double eps;
-  const float* x;  // [samples][count]
-  double* statistics;  // [2][samples]; written
-};
-
-// bit = |x + shift| <= limit.
-struct Inside {
-  int64_t threads, rows, channels;
-  double limit;
-  const float* x;  // [rows][channels]
-  const float* shift;  // [channels], or null
-  uint32_t* words;  // [rows][words of channels]
 };
 
 // d_x = grad * surrogate(v) + residual. The surrogate is `peak * max(1 - steepness |v|, 0)` where |v| <= limit, of v = x + shift or,
@@ -66,11 +73,12 @@ struct SignBackward {
   double peak, steepness, limit;
   const void* grad;  // [samples][rows][channels]
   const float* x;  // the same shape, or null with `inside`, `factor` or neither: a surrogate of `peak` everywhere
-  const uint32_t* inside;  // as Inside writes it, or null
+  const uint32_t* inside;  // as Operand writes it, or null
   const float* factor;  // the surrogate itself, or null
   const float* shift;  // [channels], or null
   const double* statistics;  // [2][samples], or null
   const float* residual;  // the same shape, or null
+  const uint32_t* residual_inside;  // which of its values count, as NormForward writes it; null: all
   float* d_x;
   float* d_shift;  // [channels], or null
 };
@@ -82,10 +90,10 @@ struct Signs2Float {
   void* y;  // [rows][channels]
 };
 
+void operand(int64_t isa, const Operand& p);
+void norm_sums(int64_t isa, const NormSums& p);
 void norm_forward(int64_t isa, const NormForward& p);
 void norm_backward(int64_t isa, const NormBackward& p);
-void sample_statistics(int64_t isa, const SampleStatistics& p);
-void inside(int64_t isa, const Inside& p);
 void sign_backward(int64_t isa, const SignBackward& p);
 void unpack_signs(int64_t isa, const Signs2Float& p);
 
@@ -103,12 +111,11 @@ constexpr int NORM_TOTALS = 4;  // of d_input, of d_input * sums, of grad * min(
 
 // What one instruction set contributes: rows first <= row < last. Totals are added to.
 struct TrainingKernel {
-  void (*totals)(const int32_t* sums, int64_t outputs, int64_t first, int64_t last, double* totals);  // [2][outputs]
+  void (*operand)(const Operand&, int64_t first, int64_t last, double* totals);  // rows of one sample; [2] or null
+  Narrow narrow;
   void (*norm_forward)(const NormForward&, const Affine&, int64_t first, int64_t last);
   void (*norm_backward_totals)(const NormBackward&, const Affine&, int64_t first, int64_t last, double* totals);
   void (*norm_backward_sums)(const NormBackward&, const GradAffine&, int64_t first, int64_t last);
-  void (*sample_totals)(const float* x, int64_t count, double* totals);  // [2]
-  void (*inside)(const Inside&, int64_t first, int64_t last);
   void (*sign_backward)(const SignBackward&, int64_t sample, int64_t first, int64_t last, double* d_shift);  // rows of a sample
   void (*unpack_signs)(const Signs2Float&, int64_t first, int64_t last);
 };

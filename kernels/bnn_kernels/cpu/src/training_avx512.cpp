@@ -18,6 +18,12 @@ namespace bnn {
 namespace {
 
 struct Training512 : Avx512 {
+  static Float from_int16(const int16_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)p)));
+  }
+  static void store_int16(int16_t* p, const int32_t* v) {
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_loadu_si512(v)));
+  }
   static Float where(uint32_t mask, Float yes, Float no) {
     return _mm512_mask_mov_ps(no, static_cast<__mmask16>(mask), yes);
   }

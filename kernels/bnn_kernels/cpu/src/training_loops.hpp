@@ -14,6 +14,8 @@ namespace bnn {
 namespace {
 
 struct Single : Scalar {
+  static Float from_int16(const int16_t* p) { return static_cast<float>(*p); }
+  static void store_int16(int16_t* p, const int32_t* v) { *p = static_cast<int16_t>(*v); }
   static Float where(uint32_t mask, Float yes, Float no) { return (mask & 1) != 0 ? yes : no; }
 };
 
@@ -86,25 +88,27 @@ void store_as(int64_t dtype, void* y, int64_t i, typename V::Float v) {
 }
 
 template <class S>
-void totals(const int32_t* sums, int64_t outputs, int64_t first, int64_t last, double* totals) {
-  each_block(first, last, outputs, [&](int64_t from, int64_t to) {
-    each_channel<S>(outputs, [&]<class V>(int64_t o) {
-      typename V::Float sum = V::set(0.0F), squares = sum;
-      for (int64_t row = from; row < to; row++) {
-        const typename V::Float s = V::from_int(sums + row * outputs + o);
-        sum = V::add(sum, s);
-        squares = V::multiply_add(s, s, squares);
-      }
-      add_total<V>(totals + o, sum);
-      add_total<V>(totals + outputs + o, squares);
-    });
+void narrow(const int32_t* rows, int64_t stride, int64_t pixels, int64_t count, int16_t* to, int64_t outputs, double* totals) {
+  each_channel<S>(count, [&]<class V>(int64_t o) {
+    typename V::Float sum = V::set(0.0F), squares = sum;
+    for (int64_t pixel = 0; pixel < pixels; pixel++) {
+      const int32_t* from = rows + pixel * stride + o;
+      V::store_int16(to + pixel * outputs + o, from);
+      if (!totals) continue;
+      const typename V::Float s = V::from_int(from);
+      sum = V::add(sum, s);
+      squares = V::multiply_add(s, s, squares);
+    }
+    if (!totals) return;
+    add_total<V>(totals + o, sum);
+    add_total<V>(totals + outputs + o, squares);
   });
 }
 
 // What the act takes, but for the shift of RPReLU.
 template <class V>
-typename V::Float before_act(const int32_t* sums, const float* shortcut, typename V::Float factor, typename V::Float offset) {
-  const typename V::Float v = V::multiply_add(V::from_int(sums), factor, offset);
+typename V::Float before_act(const int16_t* sums, const float* shortcut, typename V::Float factor, typename V::Float offset) {
+  const typename V::Float v = V::multiply_add(V::from_int16(sums), factor, offset);
   return shortcut ? V::add(v, V::load(shortcut)) : v;
 }
 
@@ -121,7 +125,7 @@ void norm_forward_as(const NormForward& p, const Affine& affine, int64_t first, 
                                 zeta = load_or<V>(p.zeta, c, 0), one = V::set(1.0F), zero = V::set(0.0F);
         const float* shortcut = p.shortcut;
         uint32_t* inside = p.inside;
-        const int32_t* sums = p.sums + o;
+        const int16_t* sums = p.sums + o;
         float* y = p.y + c;
         const int64_t width = p.width, outputs = p.outputs;
         for (int64_t row = from; row < to; row++) {
@@ -159,7 +163,7 @@ void norm_backward_totals_as(const NormBackward& p, const Affine& affine, int64_
         const typename V::Float factor = V::load(affine.factor.data() + c), offset = V::load(affine.offset.data() + c);
         const typename V::Float gamma = load_or<V>(p.gamma, c, 0), slope = load_or<V>(p.slope, c, 0), zero = V::set(0.0F);
         const float *grad = p.grad + c, *shortcut = p.shortcut;
-        const int32_t* sums = p.sums + o;
+        const int16_t* sums = p.sums + o;
         const uint32_t* inside = p.inside;
         const bool zero_is_negative = p.gamma == nullptr;  // of PReLU, not of RPReLU
         float* d_input = p.d_input;
@@ -178,7 +182,7 @@ void norm_backward_totals_as(const NormBackward& p, const Affine& affine, int64_
           }
           if (d_input) V::store(d_input + row * width + c, g);
           total = V::add(total, g);
-          with_sums = V::multiply_add(g, V::from_int(sums + row * outputs), with_sums);
+          with_sums = V::multiply_add(g, V::from_int16(sums + row * outputs), with_sums);
         }
         add_total<V>(totals + c, total);
         add_total<V>(totals + width + c, with_sums);
@@ -198,17 +202,22 @@ void norm_backward_totals(const NormBackward& p, const Affine& affine, int64_t f
 template <class S>
 void norm_backward_sums(const NormBackward& p, const GradAffine& affine, int64_t first, int64_t last) {
   const float* d_input = p.d_input ? p.d_input : p.grad;
-  const int64_t width = p.width, outputs = p.outputs, dtype = p.dtype;
+  const uint32_t* inside = p.d_input ? nullptr : p.inside;
+  const int64_t width = p.width, outputs = p.outputs, dtype = p.dtype, words = divide_up(width, WORD_BITS);
   each_block(first, last, width, [&](int64_t from, int64_t to) {
     each_channel<S>(outputs, [&]<class V>(int64_t o) {
       const typename V::Float to_sums = V::load(affine.to_sums.data() + o), offset = V::load(affine.offset.data() + o);
+      const typename V::Float zero = V::set(0.0F);
       const float* to_grad = affine.to_grad.data();
-      const int32_t* sums = p.sums;
+      const int16_t* sums = p.sums;
       void* d_sums = p.d_sums;
       for (int64_t row = from; row < to; row++) {
-        typename V::Float g = V::multiply_add(V::from_int(sums + row * outputs + o), to_sums, offset);
-        for (int64_t c = o; c < width; c += outputs)
-          g = V::multiply_add(V::load(d_input + row * width + c), V::load(to_grad + c), g);
+        typename V::Float g = V::multiply_add(V::from_int16(sums + row * outputs + o), to_sums, offset);
+        for (int64_t c = o; c < width; c += outputs) {
+          typename V::Float d = V::load(d_input + row * width + c);
+          if (inside) d = V::where(get_bits<V>(inside + row * words, c), d, zero);
+          g = V::multiply_add(d, V::load(to_grad + c), g);
+        }
         store_as<V>(dtype, d_sums, row * outputs + o, g);
       }
     });
@@ -216,38 +225,36 @@ void norm_backward_sums(const NormBackward& p, const GradAffine& affine, int64_t
 }
 
 template <class S>
-void sample_totals(const float* x, int64_t count, double* totals) {
-  constexpr int64_t BLOCK = 1024;
-  for (int64_t from = 0; from < count; from += BLOCK) {
-    const int64_t size = std::min(BLOCK, count - from);
-    typename S::Float sum = S::set(0.0F), squares = sum;
-    float rest = 0, rest_squares = 0;
-    int64_t i = from;
-    for (; i + S::lanes <= from + size; i += S::lanes) {
-      const typename S::Float v = S::load(x + i);
-      sum = S::add(sum, v);
-      squares = S::multiply_add(v, v, squares);
-    }
-    for (; i < from + size; i++) rest += x[i], rest_squares += x[i] * x[i];
-    double lanes[2][S::lanes] = {};
-    add_total<S>(lanes[0], sum);
-    add_total<S>(lanes[1], squares);
-    for (int l = 0; l < S::lanes; l++) totals[0] += lanes[0][l], totals[1] += lanes[1][l];
-    totals[0] += rest, totals[1] += rest_squares;
-  }
-}
-
-template <class S>
-void inside(const Inside& p, int64_t first, int64_t last) {
-  const int64_t words = divide_up(p.channels, WORD_BITS);
+void operand(const Operand& p, int64_t first, int64_t last, double* totals) {
+  const int64_t size = p.channels / p.groups, group_words = divide_up(size, WORD_BITS), words = p.groups * group_words,
+                inside_words = divide_up(p.channels, WORD_BITS), channels = p.channels;
   const float most = static_cast<float>(p.limit);
-  each_block(first, last, p.channels, [&](int64_t from, int64_t to) {
+  uint32_t* inside = p.inside;
+  each_block(first, last, channels, [&](int64_t from, int64_t to) {
     std::memset(p.words + from * words, 0, (to - from) * words * sizeof(uint32_t));
-    each_channel<S>(p.channels, [&]<class V>(int64_t c) {
-      const typename V::Float shift = load_or<V>(p.shift, c, 0), limit = V::set(most);
-      for (int64_t row = from; row < to; row++)
-        put_bits<V>(p.words + row * words, c, V::mask_ge(limit, absolute<V>(V::add(V::load(p.x + row * p.channels + c), shift))));
-    });
+    if (inside) std::memset(inside + from * inside_words, 0, (to - from) * inside_words * sizeof(uint32_t));
+    for (int64_t group = 0; group < p.groups; group++)
+      each_channel<S>(size, [&]<class V>(int64_t c) {
+        const int64_t channel = group * size + c;
+        const typename V::Float shift = load_or<V>(p.shift, channel, 0), limit = V::set(most), zero = V::set(0.0F);
+        const float* x = p.x + channel;
+        uint32_t* word = p.words + group * group_words;
+        typename V::Float sum = zero, squares = zero;
+        for (int64_t row = from; row < to; row++) {
+          const typename V::Float v = V::add(V::load(x + row * channels), shift);
+          put_bits<V>(word + row * words, c, V::mask_ge(v, zero));
+          if (inside) put_bits<V>(inside + row * inside_words, channel, V::mask_ge(limit, absolute<V>(v)));
+          if (totals) {
+            sum = V::add(sum, v);
+            squares = V::multiply_add(v, v, squares);
+          }
+        }
+        if (!totals) return;
+        double lanes[2][V::lanes] = {};
+        add_total<V>(lanes[0], sum);
+        add_total<V>(lanes[1], squares);
+        for (int l = 0; l < V::lanes; l++) totals[0] += lanes[0][l], totals[1] += lanes[1][l];
+      });
   });
 }
 
@@ -303,13 +310,18 @@ struct Along {
 template <class V>
 struct Write {
   const SignBackward& p;
+  int64_t channel, words;
   double* d_shift;
   typename V::Float inverse, along, offset;
   typename V::Float sum = V::set(0.0F);
-  void add(int64_t, int64_t i, typename V::Float g) {
+  void add(int64_t row, int64_t i, typename V::Float g) {
     sum = V::add(sum, g);
     if (p.statistics) g = V::multiply_add(g, inverse, V::multiply_add(V::load(p.x + i), along, offset));
-    if (p.residual) g = V::add(g, V::load(p.residual + i));
+    if (p.residual) {
+      typename V::Float residual = V::load(p.residual + i);
+      if (p.residual_inside) residual = V::where(get_bits<V>(p.residual_inside + row * words, channel), residual, V::set(0.0F));
+      g = V::add(g, residual);
+    }
     V::store(p.d_x + i, g);
   }
   void end() {
@@ -330,7 +342,7 @@ void sign_backward(const SignBackward& p, int64_t sample, int64_t first, int64_t
   }
   each_block(first, last, p.channels, [&](int64_t from, int64_t to) {
     surrogates<S>(p, inverse, from, to, [&]<class V>(int64_t c) {
-      return Write<V>{p, d_shift ? d_shift + c : nullptr, V::set(static_cast<float>(inverse)), V::set(static_cast<float>(along)),
+      return Write<V>{p, c, divide_up(p.channels, WORD_BITS), d_shift ? d_shift + c : nullptr, V::set(static_cast<float>(inverse)), V::set(static_cast<float>(along)),
                       V::set(static_cast<float>(-along * mean))};
     });
   });
@@ -350,8 +362,8 @@ void unpack_signs(const Signs2Float& p, int64_t first, int64_t last) {
 }
 
 template <class S>
-constexpr TrainingKernel training_kernel = {totals<S>,        norm_forward<S>, norm_backward_totals<S>, norm_backward_sums<S>,
-                                            sample_totals<S>, inside<S>,       sign_backward<S>,        unpack_signs<S>};
+constexpr TrainingKernel training_kernel = {operand<S>,  narrow<S>,       norm_forward<S>, norm_backward_totals<S>, norm_backward_sums<S>,
+                                            sign_backward<S>, unpack_signs<S>};
 
 }  // namespace
 }  // namespace bnn
