@@ -38,6 +38,11 @@ class _Sign(torch.autograd.Function):
         return (grad if surrogate is None else grad * surrogate), None
 
 
+def sign_with(x: Tensor, surrogate: Tensor | None) -> Tensor:
+    """``sign(x)``; its gradient is multiplied by ``surrogate``, a constant of the shape of ``x``, or ``None`` for 1."""
+    return _Sign.apply(x, surrogate)
+
+
 class Estimator(nn.Module):
     """Base class. A subclass defines :meth:`surrogate`; one with a schedule also :meth:`set_progress`."""
 
@@ -55,7 +60,7 @@ class Estimator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
             return sign(x)
-        return _Sign.apply(x, self.surrogate(x.detach()))
+        return sign_with(x, self.surrogate(x.detach()))
 
 
 ESTIMATORS = Registry('estimator', Estimator)

@@ -11,9 +11,10 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from .activations import deviation, round_ste
-from .estimators import STE, Estimator, build_estimator, sign
+from .activations import round_ste
+from .estimators import STE, Estimator, build_estimator, sign, sign_with
 
 __all__ = ['BNextWeight', 'DoReFaWeight', 'FloatWeight', 'IRNetWeight', 'RBNNWeight', 'ReBNNWeight', 'ReCUWeight',
            'ScaledStandardWeight', 'SignWeight', 'StochasticSignWeight', 'WeightBinarizer', 'XNORWeight']
@@ -71,11 +72,32 @@ class FloatWeight(WeightBinarizer):
         return weight, None
 
 
-def standardised(weight: Tensor) -> Tensor:
-    """``(W - mean) / std`` of each filter, ``[O, n]``; filters without deviation are centred only."""
-    flat = weight.flatten(1)
-    flat = flat - flat.mean(1, keepdim=True)
-    return flat / deviation(flat, (1,))
+class _Standardise(torch.autograd.Function):
+    """``(W - mean) / sqrt(var + eps)`` of each row of ``[O, n]``, the variance unbiased; without any it is centred only.
+
+    With its gradient in one function: recorded one by one, these small operations take longer than the products of a layer.
+    """
+
+    @staticmethod
+    def forward(ctx, flat: Tensor, eps: float) -> Tensor:
+        centred = flat - flat.mean(1, keepdim=True)
+        variance = centred.square().sum(1, keepdim=True) / max(flat.shape[1] - 1, 1)
+        inverse = torch.where(variance > 0, variance + eps, 1.0).rsqrt()
+        y = centred * inverse
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        y, inverse = ctx.saved_tensors
+        along = (grad * y).sum(1, keepdim=True) / max(y.shape[1] - 1, 1)
+        return (grad - grad.mean(1, keepdim=True) - y * along) * inverse, None
+
+
+def standardised(weight: Tensor, eps: float = 0.0) -> Tensor:
+    """``(W - mean) / sqrt(var + eps)`` of each filter, ``[O, n]``; filters without deviation are centred only."""
+    return _Standardise.apply(weight.flatten(1), eps)
 
 
 class SignWeight(WeightBinarizer):
@@ -225,7 +247,6 @@ class ReCUWeight(WeightBinarizer):
             raise ValueError(f'ReCU needs 0.5 < tau_min <= tau_max < 1, but got tau_min={tau_min} and tau_max={tau_max}')
         self.tau_min, self.tau_max = tau_min, tau_max
         self.alpha = nn.Parameter(torch.full((out_channels,), fan_in ** -0.5))
-        self.estimator = STE()
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:
@@ -235,13 +256,10 @@ class ReCUWeight(WeightBinarizer):
         self.quantile = -math.log(2 - 2 * self.tau)
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        flat = weight.flatten(1)
-        flat = flat - flat.mean(1, keepdim=True)
-        if flat.shape[1] > 1:
-            flat = flat * (2 * math.sqrt(2) / (flat.var(1, keepdim=True) + 1e-5).sqrt())
-        bound = self.quantile * flat.detach().abs().mean()
-        clamped = torch.minimum(torch.maximum(flat, -bound), bound)
-        return self.estimator(clamped.view_as(weight)), self.alpha
+        flat = standardised(weight, 1e-5)  # W_1 without its factor: the sign and the share of what is clamped do without it
+        magnitude = flat.detach().abs()
+        inside = (magnitude <= self.quantile * magnitude.mean()).to(flat.dtype).mul_(2 * math.sqrt(2))
+        return sign_with(flat, inside).view_as(weight), self.alpha
 
 
 class RBNNWeight(WeightBinarizer):
