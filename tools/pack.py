@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pack a checkpoint: bits, scales, float remainder and the config in one .safetensors file."""
+"""Pack a checkpoint: bits, scales, the layers that stay real and the config in one .safetensors file."""
 
 import argparse
 
@@ -16,6 +16,10 @@ def main():
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value')
     parser.add_argument('--verify', nargs='?', type=int, const=4, default=0, metavar='N',
                         help='compare with the checkpoint, layer by layer, on N images of the test set (4)')
+    parser.add_argument('--rest', choices=('float32', 'int8'), default='float32',
+                        help='the layers that are not binary; int8: a quarter of the bytes, calibrated; default %(default)s')
+    parser.add_argument('--calibration', default='32', metavar='N|FOLDER',
+                        help='for int8: images of the validation set, or a folder of images; default %(default)s')
     args = parser.parse_args()
 
     from bnn_plugins.integrations.mmengine import pack_checkpoint

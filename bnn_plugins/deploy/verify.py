@@ -16,14 +16,19 @@ from ..layers import BinaryLayer
 from ..layers.conv import convolve_levels
 from ..layers.expand import expand_input
 from ..layers.linear import multiply_levels
-from .drift import Drift, drift_of, read_levels, read_packed_levels, tolerance_of
+from .drift import ROUNDINGS, Drift, drift_of, read_levels, read_packed_levels, tolerance_of
 from .fused import fused_parts, fused_steps
 from .fused.fold import sign_threshold
 from .fused.graph import graph_module, trace_region
 from .fused.region import FusedForward
 from .fused.steps import Step, signs_of
 from .fused.write import Place
+from .int8_layers import INT8_CLASSES, UNSIGNED, Int8Layer
+from .pack import replace_
 from .packed import PackedConv2d, PackedLayer
+
+INT8 = 'int8'  # kind of the rows of real layers
+STEPS = 16  # of eight bits, of their whole range: how far values of an int8 rest may be apart that rounding has made different
 
 
 @dataclass
@@ -32,8 +37,8 @@ class LayerCheck:
 
     Attributes:
         name: of the layer.
-        kind: ``'accumulators'``, or what the step fuses.
-        positions: how many accumulators or signs were compared.
+        kind: ``'accumulators'``, ``'int8'`` of a real layer, or what the step fuses.
+        positions: how many accumulators, values of a real layer, or signs were compared.
         different: accumulators that are not equal, or signs that flipped.
         violations: those among them that must not be: any accumulator, a sign or a value outside of the bound.
         worst: largest distance from the latent model in units of the bound; 0 for integers.
@@ -58,6 +63,7 @@ class VerificationReport:
         drift: signs that are others when both models run by themselves, from input to output. Rounding turns a first one, and
             layers behind it see other inputs.
         tolerance: how large ``relative`` may be by rounding alone.
+        rest: of a model with an int8 rest: how far it takes the outputs, as ``relative``; what is lost, and no error.
     """
 
     rows: list[LayerCheck] = field(default_factory=list)
@@ -65,6 +71,7 @@ class VerificationReport:
     relative: float = 0.0
     drift: Drift = field(default_factory=Drift)
     tolerance: float = 0.0
+    rest: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -74,11 +81,11 @@ class VerificationReport:
 
     @property
     def flips(self) -> int:
-        return sum(row.different for row in self.rows if row.kind != 'accumulators')
+        return sum(row.different for row in self.rows if row.kind not in ('accumulators', INT8))
 
     @property
     def signs(self) -> int:
-        return sum(row.positions for row in self.rows if row.kind != 'accumulators')
+        return sum(row.positions for row in self.rows if row.kind not in ('accumulators', INT8))
 
     def add(self, other: 'VerificationReport') -> None:
         """Count what ``other`` counted, too."""
@@ -92,20 +99,23 @@ class VerificationReport:
                 setattr(total, count, getattr(total, count) + getattr(row, count))
             total.worst = max(total.worst, row.worst)
         self.outputs, self.relative = max(self.outputs, other.outputs), max(self.relative, other.relative)
-        self.tolerance = max(self.tolerance, other.tolerance)
+        self.tolerance, self.rest = max(self.tolerance, other.tolerance), max(self.rest, other.rest)
         self.drift = Drift(self.drift.signs + other.drift.signs, self.drift.far + other.drift.far,
                            self.drift.first or other.drift.first)
 
     def summary(self) -> str:
         layers = [row for row in self.rows if row.kind == 'accumulators']
         wrong, drift = sum(row.violations for row in self.rows), ''
+        int8 = [row for row in self.rows if row.kind == INT8]
+        rest = (f'{len(int8)} real layers in int8, at most {max(row.worst for row in int8):.0%} of what rounding may be, '
+                f'which takes outputs {self.rest:.1%} away; ') if int8 else ''
         if self.drift.signs:
             where = f'{self.drift.far:,} too far from their threshold' if self.drift.far else 'within rounding'
             drift = f'in a whole run {self.drift.signs:,} signs are others, the first, in {self.drift.first}, {where}; '
         verdict = 'NOT OK' if not self.ok else 'ok' if self.relative <= self.tolerance else 'explained by the signs'
         return (f'{len(layers)} layers, {sum(row.positions for row in layers):,} accumulators, '
                 f'{sum(row.different for row in layers):,} different; {self.flips:,} of {self.signs:,} signs flipped; '
-                f'{wrong:,} violations; {drift}outputs differ by at most {self.outputs:.3g}: {verdict}')
+                f'{wrong:,} violations; {rest}{drift}outputs differ by at most {self.outputs:.3g}: {verdict}')
 
     def __rich__(self):
         rows = [(row.name, row.kind, f'{row.positions:,}', f'{row.different:,}', f'{row.violations:,}', f'{row.worst:.3f}')
@@ -131,6 +141,10 @@ def verify(latent: nn.Module, packed: nn.Module, *inputs, **more) -> Verificatio
       where the latent value is this close to its threshold. :math:`\epsilon` is that of the dtype (2^-23 for float32), ``a``
       the accumulator, ``s`` the folded scale, ``b`` the sum of the magnitudes folded into the bias, ``x`` the shortcut; 16
       counts the roundings of both ways to compute it. Sums of real convolutions may also round once for each term.
+    - Each real layer in int8 (:func:`bnn_plugins.quantize_rest_`): its output is that of the float layer within what the
+      rounding of its weights and of its input adds up to, :math:`\\sum |x - x_q| |w| + |x_q| s / 2`, with ``s`` the step of a
+      weight. All else is compared with the latent model whose real layers are these: what int8 loses is told by
+      ``report.rest``.
 
     Args:
         latent: the latent model, in evaluation mode.
@@ -151,6 +165,10 @@ def verify(latent: nn.Module, packed: nn.Module, *inputs, **more) -> Verificatio
     """
     layers = matching_layers(latent, packed)
     report = VerificationReport()
+    rest = {name: module for name, module in packed.named_modules() if isinstance(module, Int8Layer)}
+    if rest:
+        latent, report = compare_rest(latent, rest, inputs, more)
+        layers = matching_layers(latent, packed)
     rows: dict[tuple[str, str], LayerCheck] = {}
 
     def row(name: str, kind: str) -> LayerCheck:
@@ -168,14 +186,56 @@ def verify(latent: nn.Module, packed: nn.Module, *inputs, **more) -> Verificatio
         streams = {step.stream for _, step in fused_steps(packed)}
         report.tolerance = tolerance_of(*streams, *{t.dtype for t in latent.parameters() if t.is_floating_point()} - {
             torch.float64}) if streams else 0.0
+        report.tolerance = max(report.tolerance, STEPS / UNSIGNED if rest and streams else 0.0)
         levels = stack.enter_context(read_levels(layers, report.tolerance))
         expected = latent(*inputs, **more)
     with read_packed_levels(packed) as read:
         found = packed(*inputs, **more)
     report.drift = drift_of(levels, read, packed)
     compare_outputs(report, tensors_in(expected), tensors_in(found))
-    report.rows = list(rows.values())
+    report.rows += rows.values()
     return report
+
+
+def compare_rest(latent: nn.Module, rest: dict[str, Int8Layer], inputs: tuple, more: dict) -> tuple[nn.Module,
+                                                                                                   VerificationReport]:
+    """A copy of the latent model with these real layers, and a report of them alone."""
+    real, report = {name: latent.get_submodule(name) for name in rest}, VerificationReport()
+    for name, layer in real.items():
+        if INT8_CLASSES.get(type(layer)) is not type(rest[name]):
+            raise ValueError(f'verify takes the same model twice, but the layer {name!r} is int8 in the second and no real '
+                             f'layer in the first')
+    with ExitStack() as stack:
+        for name, layer in real.items():
+            report.rows.append(LayerCheck(name, INT8))
+            stack.callback(layer.register_forward_hook(
+                lambda layer, args, out, check=report.rows[-1], int8=rest[name]: compare_int8(check, layer, int8, args[0],
+                                                                                              out)).remove)
+        expected = latent(*inputs, **more)
+    changed = copy.deepcopy(latent)
+    changed = replace_(changed, {changed.get_submodule(name): int8 for name, int8 in rest.items()})
+    apart = VerificationReport()
+    compare_outputs(apart, tensors_in(expected), tensors_in(changed(*inputs, **more)))
+    report.rest = apart.relative
+    return changed, report
+
+
+def compare_int8(check: LayerCheck, layer: nn.Module, int8: Int8Layer, x: Tensor, expected: Tensor) -> None:
+    """A real layer and its int8 form for the same input; see :func:`verify`."""
+    seen = (int8._quantized(x).double() - int8.input_zero) * int8.input_scale.double()
+    sums = copy.deepcopy(layer).double()  # without hooks of its own: deepcopy keeps none of this call's
+    sums._forward_hooks.clear()
+    sums._parameters['bias'] = None
+    weight = layer.weight.double().abs()
+    sums.weight.data.copy_(weight)
+    bound = sums((x.double() - seen).abs())
+    sums.weight.data.fill_(1)
+    steps = (int8.scale / int8.input_scale).double()
+    bound = bound + sums(seen.abs()) * steps.view(-1, *[1] * (0 if isinstance(layer, nn.Linear) else 2)) / 2
+    bound = bound * (1 + ROUNDINGS * torch.finfo(torch.float32).eps)
+    bound = bound + ROUNDINGS * torch.finfo(expected.dtype).eps * expected.abs() + torch.finfo(torch.float32).tiny
+    check.positions += expected.numel()
+    compare_values(check, int8.forward(x), expected, bound)
 
 
 def compare_outputs(report: VerificationReport, expected: list[Tensor], found: list[Tensor]) -> None:

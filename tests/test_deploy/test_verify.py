@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnn_plugins import fuse_, pack_, verify
+from bnn_plugins import fuse_, pack_, quantize_rest_, verify
 from bnn_plugins.deploy import VerificationReport
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
@@ -230,3 +230,35 @@ class TestOutputs:
         report = verify(latent, packed, torch.randn(5, 12))
         assert report.relative == float('inf')
         assert not report.ok
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_an_int8_rest_is_judged_by_what_its_rounding_may_be(fused):
+    """Mutations: the bound without half a step of the weight; a tolerance of float32 for fused int8 layers."""
+    latent, packed, x = pair(fused=False)
+    report = quantize_rest_(packed, [x])
+    if fused:
+        fuse_(packed)
+    found = verify(latent, packed, x)
+    assert found.ok, found.summary()
+    rows = {row.name: row for row in found.rows if row.kind == 'int8'}
+    assert rows.keys() == {row.name for row in report.int8}
+    assert all(0.01 < row.worst <= 1 and row.positions for row in rows.values())
+    assert 0 < found.rest < 2
+    assert 'real layers in int8' in found.summary()
+    assert fused or found.outputs == 0
+
+    int8 = packed.get_submodule(next(iter(rows)))
+    int8.weight_int8[0].add_(3)
+    assert not verify(latent, packed, x).ok, 'a weight that is no rounding of the latent one'
+
+
+def test_an_int8_layer_in_the_place_of_another_class_is_refused():
+    latent = net()
+    packed = pack_(copy.deepcopy(latent))
+    name = next(name for name, module in packed.named_modules() if type(module) is nn.Conv2d)
+    quantize_rest_(packed, [torch.randn(2, 3, 14, 11)], keep=[other for other, _ in packed.named_modules() if other != name])
+    owner, _, last = name.rpartition('.')
+    setattr(latent.get_submodule(owner), last, nn.Identity().eval())
+    with pytest.raises(ValueError, match=f'the layer {name!r} is int8 in the second and no real layer'):
+        verify(latent, packed, torch.randn(2, 3, 14, 11))

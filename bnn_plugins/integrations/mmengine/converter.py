@@ -6,6 +6,8 @@ from torch import nn
 from ...convert import BNNConfig, binarize_
 from ...registry import MODELS
 
+GIVEN = ('train_cfg', 'test_cfg')  # what detectors add to the config of their head
+
 
 @MODELS.register_module()
 def binarized(module: dict, **cfg) -> nn.Module:
@@ -24,6 +26,7 @@ def binarized(module: dict, **cfg) -> nn.Module:
         ValueError: see :func:`bnn_plugins.binarize_`; and for a dict of rules whose order would be lost.
     """
     check_order(cfg.get('rules') or {})
+    module = {**module, **{key: cfg.pop(key) for key in GIVEN if key in cfg}}
     bnn_config = BNNConfig.from_dict(cfg)
     model = MODELS.build(module)
     report = binarize_(model, bnn_config)

@@ -5,13 +5,16 @@ from itertools import islice
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
-from ...deploy import VerificationReport, fuse_, load_packed_, pack_, save_packed, unfuse_, verify
+from ...deploy import VerificationReport, fuse_, load_packed_, pack_, quantize_rest_, save_packed, unfuse_, verify
 from .run import load_config
+
+RESTS = ('float32', 'int8')
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -25,20 +28,26 @@ def plain(cfg: Config) -> dict:
     return {key: value for key, value in copy.deepcopy(cfg.to_dict()).items() if key not in ('custom_imports', 'filename')}
 
 
-def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | None = None, verify: int = 0) -> Path:
+def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | None = None, verify: int = 0,
+                    rest: str = 'float32', calibration: str | int = 32) -> Path:
     """Build the model of ``config``, load ``checkpoint``, pack it and write ``out`` (``.safetensors``).
 
     Args:
+        rest: what its real layers become: ``'float32'``, as they are, or ``'int8'`` (:func:`bnn_plugins.quantize_rest_`; the
+            report goes to the log).
+        calibration: of int8: how many images of the config's validation set, or a folder of images.
         verify: on how many images of the config's test set the file, loaded and fused, is compared with the checkpoint layer
             by layer (:func:`bnn_plugins.verify`); the report goes to the log.
 
     Raises:
-        FileNotFoundError: when the checkpoint does not exist. RuntimeError: when it does not fit the config (each missing or
-            unexpected key is named). ValueError: when the model has no binary layer, ``out`` is not ``*.safetensors``, or the
-            verification fails.
+        FileNotFoundError: when the checkpoint or the folder does not exist. RuntimeError: when it does not fit the config
+            (each missing or unexpected key is named). ValueError: when the model has no binary layer, ``out`` is not
+            ``*.safetensors``, ``rest`` is unknown, there is nothing to calibrate with, or the verification fails.
     """
     if not out.endswith('.safetensors'):
         raise ValueError(f'a packed file is called *.safetensors, but got {out!r}')
+    if rest not in RESTS:
+        raise ValueError(f'the real layers of a packed file are {" or ".join(RESTS)}, but got {rest!r}')
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f'the checkpoint {checkpoint!r} does not exist')
     cfg = load_config(config, cfg_options=cfg_options)
@@ -47,13 +56,43 @@ def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | 
     loaded = load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
     dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
     latent = copy.deepcopy(model) if verify else None
-    path = save_packed(pack_(model), out, stored, {'dataset_meta': dataset_meta})
+    pack_(model)
+    if rest == 'int8':
+        report = quantize_rest_(model, calibration_batches(cfg, calibration), run=lambda model, batch: model.test_step(batch))
+        print_log(str(report), logger='current')
+    path = save_packed(model, out, stored, {'dataset_meta': dataset_meta})
     if verify:
         report = verify_detector(cfg, latent, load_packed_(model, path), verify)
         print_log(str(report), logger='current')
         if not report.ok:
             raise ValueError(f'{path} does not compute what {checkpoint} computes: {report.summary()}')
     return path
+
+
+def calibration_batches(cfg: Config, source: str | int) -> list[dict]:
+    """What ``model.test_step`` takes: the first images of the validation set of ``cfg``, spread over it, or those of a folder.
+
+    Raises:
+        FileNotFoundError: for a folder that is not there. ValueError: where there are no images.
+    """
+    if isinstance(source, str) and not source.isdecimal():
+        paths = image_files(source)
+        pipeline = Compose([step for step in cfg.test_dataloader.dataset.pipeline if 'Annotations' not in step['type']])
+        samples = [pipeline(dict(img_path=str(path), img_id=number)) for number, path in enumerate(paths)]
+    else:
+        loader = cfg.get('val_dataloader') or cfg.test_dataloader
+        dataset = DATASETS.build(copy.deepcopy(loader['dataset']))
+        count = min(int(source), len(dataset))
+        samples = [dataset[len(dataset) * i // count] for i in range(count)]
+    if not samples:
+        raise ValueError(f'there are no images to calibrate with in {source}')
+    return [pseudo_collate([sample]) for sample in samples]
+
+
+def image_files(folder: str) -> list[Path]:
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f'--calibration: {folder!r} is no folder; a number takes images of the validation set')
+    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in ('.jpg', '.jpeg', '.png', '.bmp'))
 
 
 def verify_detector(cfg: Config, latent: nn.Module, packed: nn.Module, images: int) -> VerificationReport:

@@ -169,3 +169,16 @@ def test_configs_of_the_package_can_be_inherited(tmp_path):
 def test_every_config_builds_and_is_listed(config):
     assert f'Config: configs/detection/{config.name}' in (config.parent / 'metafile.yml').read_text()
     assert MODELS.build(Config.fromfile(config).model)
+
+
+def test_towers_of_a_dense_head_are_binary_and_its_predictions_real():
+    """The detector adds train_cfg and test_cfg to the config of its head, which are no fields of BNNConfig.
+
+    Mutation: without GIVEN the build raises `unknown key of BNNConfig`.
+    """
+    cfg = Config.fromfile(REPOSITORY / 'configs/detection/retinanet_bnn-r18_fpn-binary-head_bccd.py')
+    head = MODELS.build(cfg.model).bbox_head
+    assert {name for name, m in head.named_modules() if isinstance(m, BinaryLayer)} == {
+        f'{tower}_convs.{place}.conv' for tower in ('cls', 'reg') for place in (0, 1)}
+    assert type(head.retina_cls) is type(head.retina_reg) is nn.Conv2d
+    assert head.test_cfg.max_per_img == cfg.model.test_cfg.max_per_img

@@ -106,6 +106,37 @@ def test_packing_verifies(trained, tmp_path, monkeypatch):
     assert 'conv, norm, shortcut in place, RPReLU, sign of' in text
 
 
+@pytest.mark.parametrize('source', ['2', 'folder'])
+def test_the_real_layers_in_int8(trained, digits, tmp_path, monkeypatch, source):
+    """Packed, calibrated, verified, loaded anew and run by the tools."""
+    config, checkpoint, packed = trained
+    logged = []
+    monkeypatch.setattr(pack_module, 'print_log', lambda text, **_: logged.append(text))
+    file = pack_checkpoint(config, checkpoint, str(tmp_path / 'int8.safetensors'), rest='int8', verify=1,
+                           calibration=source if source != 'folder' else str(digits / 'test'))
+    rest, verification = logged
+    assert 'real layers in int8; largest error' in rest
+    assert ': ok' in verification or 'explained by the signs' in verification
+    assert Path(file).stat().st_size < 0.7 * Path(packed).stat().st_size
+    assert any(text.startswith('int8 conv') for text in read_packed(file).layers.values())
+    found = predictions(config, str(file), tmp_path / 'int8.pkl')[1]
+    expected = predictions(config, packed, tmp_path / 'float.pkl')[1]
+    assert len(found) == len(expected) == 8
+    for one, other in zip(found, expected, strict=True):
+        one, other = (x['pred_instances']['scores'].sort().values for x in (one, other))
+        assert torch.isclose(one, other, atol=0.05).float().mean() > 0.8
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(rest='int4'), 'float32 or int8, but got'), (dict(rest='int8', calibration='nowhere'), "'nowhere' is no folder"),
+    (dict(rest='int8', calibration='{tmp}'), 'no images to calibrate with'),
+    (dict(rest='int8', calibration=0), 'no images to calibrate with')])
+def test_mistakes_about_the_real_layers(trained, tmp_path, options, message):
+    options = {key: value.format(tmp=tmp_path) if isinstance(value, str) else value for key, value in options.items()}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        pack_checkpoint(trained[0], trained[1], str(tmp_path / 'x.safetensors'), **options)
+
+
 def test_a_file_that_computes_something_else_does_not_pass(trained, tmp_path, monkeypatch):
     config, checkpoint, _ = trained
     load = pack_module.load_packed_
