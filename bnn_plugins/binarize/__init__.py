@@ -16,7 +16,15 @@ from .gradients import quantize_gradient
 from .lookup import Registry, check_keys, unknown
 from .methods import InputSpec, LayerSpec, Method, build_method, list_methods, register_method
 from .probabilities import ProbabilityBinarizer, build_probability, list_probabilities, register_probability
-from .schedule import after_step_, clip_latents_, follows_training, set_progress, start_epoch_
+from .schedule import (
+    TrainingUpdates,
+    after_step_,
+    clip_latents_,
+    follows_training,
+    set_parts,
+    set_progress,
+    start_epoch_,
+)
 from .weights import (
     BNextWeight,
     DoReFaWeight,
@@ -37,7 +45,8 @@ __all__ = [
     'DoReFaActivation', 'DoReFaWeight', 'ElasticActivation', 'Estimator', 'FloatActivation', 'FloatWeight', 'IRNetWeight',
     'InputSpec', 'LayerSpec', 'Method', 'ProbabilityBinarizer', 'RBNNWeight', 'RSign', 'RankOneGain', 'ReBNNWeight',
     'ReCUWeight', 'Registry', 'ScaledStandardWeight', 'SignActivation', 'SignWeight', 'StochasticSignWeight',
-    'WeightBinarizer', 'XNORWeight', 'after_step_', 'build_estimator', 'build_method', 'build_probability', 'check_keys',
-    'clip_latents_', 'follows_training', 'list_estimators', 'list_methods', 'list_probabilities', 'quantize_gradient',
-    'register_estimator', 'register_method', 'register_probability', 'set_progress', 'sign', 'start_epoch_', 'unknown',
+    'TrainingUpdates', 'WeightBinarizer', 'XNORWeight', 'after_step_', 'build_estimator', 'build_method', 'build_probability',
+    'check_keys', 'clip_latents_', 'follows_training', 'list_estimators', 'list_methods', 'list_probabilities',
+    'quantize_gradient', 'register_estimator', 'register_method', 'register_probability', 'set_parts', 'set_progress', 'sign',
+    'start_epoch_', 'unknown',
 ]

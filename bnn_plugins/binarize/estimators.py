@@ -5,6 +5,7 @@ All of them compute the same forward, ``sign(x)`` with ``sign(0) = +1``, and dif
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -136,8 +137,13 @@ class EDE(Estimator):
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:
-        self.t = self.t_min * 10 ** (progress * math.log10(self.t_max / self.t_min))
-        self.k = max(1 / self.t, 1.0)
+        vars(self).update(self.schedule(progress, self.t_min, self.t_max))
+
+    @staticmethod
+    @lru_cache
+    def schedule(progress: float, t_min: float, t_max: float) -> dict[str, float]:
+        t = t_min * 10 ** (progress * math.log10(t_max / t_min))
+        return dict(t=t, k=max(1 / t, 1.0))
 
     def surrogate(self, x: Tensor) -> Tensor:
         return self.k * self.t * (1 - torch.tanh(self.t * x).square_())
@@ -157,11 +163,16 @@ class TrainingAware(EDE):
         super().__init__(t_min, t_max)
 
     def set_progress(self, progress: float) -> None:
-        super().set_progress(progress)
-        if self.activation:
-            self.t, self.k = max(self.t, 1.0), 1.0
+        vars(self).update(self.triangles(progress, self.t_min, self.t_max, self.activation))
+
+    @staticmethod
+    @lru_cache
+    def triangles(progress: float, t_min: float, t_max: float, activation: bool) -> dict[str, float]:
+        t, k = EDE.schedule(progress, t_min, t_max).values()
+        if activation:
+            t, k = max(t, 1.0), 1.0
         # Factors only: a compiled surrogate specialises on a power or a difference and recompiles for each value.
-        self.peak, self.steepness = self.k * math.sqrt(2) * self.t, self.t / math.sqrt(2)
+        return dict(t=t, k=k, peak=k * math.sqrt(2) * t, steepness=t / math.sqrt(2))
 
     def surrogate(self, x: Tensor) -> Tensor:
         return self.peak * (1 - self.steepness * x.abs()).clamp_(min=0)

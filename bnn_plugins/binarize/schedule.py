@@ -1,9 +1,82 @@
 """What happens to a binary model in the course of training: schedules and latent clipping."""
 
+from collections import defaultdict
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from .weights import WeightBinarizer
+
+
+def gathered(weight: Tensor) -> Tensor:
+    """The whole weight, where torch's ``fully_shard`` has spread it over processes; by all of them together."""
+    return weight.full_tensor() if hasattr(weight, 'full_tensor') else weight
+
+
+class TrainingUpdates:
+    """What the layers and binarizers of a model ask for in the course of training, found once: a step does no more Python than
+    there is to update. The modules of the model must stay the same; the functions below look for them at each call.
+
+    Args:
+        model: latent, or the model in a wrapper.
+
+    Example:
+        >>> model = nn.Sequential(BinaryLinear(64, 10, method='recu'))
+        >>> updates = TrainingUpdates(model)
+        >>> updates.set_progress(0.5)
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.scheduled = [module.set_progress for module in model.modules() if hasattr(module, 'set_progress')]
+        self.clipped: dict[float, list[nn.Module]] = defaultdict(list)
+        self.after_steps: dict[type[WeightBinarizer], list[tuple[WeightBinarizer, nn.Module]]] = defaultdict(list)
+        self.epochs: list[tuple[WeightBinarizer, nn.Module]] = []
+        for module in model.modules():
+            if (limit := getattr(module, 'latent_clip', None)) is not None:
+                self.clipped[limit].append(module)
+            binarizer = getattr(module, 'weight_binarizer', None)
+            kind = type(binarizer)
+            if binarizer is not None and kind.after_step is not WeightBinarizer.after_step:
+                self.after_steps[kind].append((binarizer, module))
+            if binarizer is not None and kind.start_epoch is not WeightBinarizer.start_epoch:
+                self.epochs.append((binarizer, module))
+
+    def __bool__(self) -> bool:
+        return bool(self.scheduled or self.clipped or self.after_steps or self.epochs)
+
+    def set_progress(self, progress: float) -> None:
+        """See :func:`set_progress`."""
+        if not 0 <= progress <= 1:
+            raise ValueError(f'progress is a share of the training between 0 and 1, but got {progress}')
+        for advance in self.scheduled:
+            advance(progress)
+
+    @torch.no_grad()
+    def clip_latents(self) -> None:
+        """See :func:`clip_latents_`."""
+        for limit, modules in self.clipped.items():
+            weights = [module.weight for module in modules]
+            torch._foreach_clamp_min_(weights, -limit)
+            torch._foreach_clamp_max_(weights, limit)
+
+    def after_step(self, clip: bool = True) -> None:
+        """See :func:`after_step_`."""
+        if clip:
+            self.clip_latents()
+        for kind, found in self.after_steps.items():
+            kind.after_steps([binarizer for binarizer, _ in found], [gathered(module.weight) for _, module in found])
+
+    def start_epoch(self) -> None:
+        """See :func:`start_epoch_`. Several processes share the work, each takes every n-th layer."""
+        count, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
+        for index, (binarizer, module) in enumerate(self.epochs):
+            weight = gathered(module.weight)
+            if index % count == rank:
+                binarizer.start_epoch(weight)
+        for index, (binarizer, _) in enumerate(self.epochs if count > 1 else []):
+            for buffer in binarizer.buffers():
+                distributed.broadcast(buffer, index % count)
 
 
 def set_progress(model: nn.Module, progress: float) -> None:
@@ -16,14 +89,9 @@ def set_progress(model: nn.Module, progress: float) -> None:
         >>> model = nn.Sequential(BinaryLinear(64, 10, method='irnet'))
         >>> set_progress(model, 0.5)  # half of the training is over
     """
-    if not 0 <= progress <= 1:
-        raise ValueError(f'progress is a share of the training between 0 and 1, but got {progress}')
-    for module in model.modules():
-        if (advance := getattr(module, 'set_progress', None)) is not None:
-            advance(progress)
+    TrainingUpdates(model).set_progress(progress)
 
 
-@torch.no_grad()
 def clip_latents_(model: nn.Module) -> None:
     """Clip the latent weights of each layer whose method asks for it to ``[-latent_clip, latent_clip]``, in place.
 
@@ -35,10 +103,7 @@ def clip_latents_(model: nn.Module) -> None:
         >>> model[0].weight.max().item()
         1.0
     """
-    for module in model.modules():
-        if (limit := getattr(module, 'latent_clip', None)) is not None:
-            assert isinstance(module.weight, Tensor)
-            module.weight.clamp_(-limit, limit)
+    TrainingUpdates(model).clip_latents()
 
 
 def after_step_(model: nn.Module, clip: bool = True) -> None:
@@ -51,11 +116,19 @@ def after_step_(model: nn.Module, clip: bool = True) -> None:
         >>> optimizer.step()
         >>> after_step_(model)
     """
-    if clip:
-        clip_latents_(model)
+    TrainingUpdates(model).after_step(clip)
+
+
+def set_parts(model: nn.Module, parts: int) -> None:
+    """Tell binarizers that a gradient is accumulated from so many backward passes, for what they add to it themselves (ReBNN).
+
+    Example:
+        >>> model = nn.Sequential(BinaryLinear(64, 10, method='rebnn'))
+        >>> set_parts(model, 4)  # gradient_accumulation_steps, accumulative_counts
+    """
     for module in model.modules():
-        if (binarizer := getattr(module, 'weight_binarizer', None)) is not None:
-            binarizer.after_step(module.weight)
+        if hasattr(module, 'parts'):
+            module.parts = parts
 
 
 def follows_training(model: nn.Module) -> bool:
@@ -65,12 +138,7 @@ def follows_training(model: nn.Module) -> bool:
         >>> [follows_training(nn.Sequential(BinaryLinear(64, 10, method=name))) for name in ('reactnet', 'binarynet', 'rbnn')]
         [False, True, True]
     """
-    def acts(module: nn.Module) -> bool:
-        binarizer = getattr(module, 'weight_binarizer', None)
-        steps = binarizer is not None and any(getattr(type(binarizer), name) is not getattr(WeightBinarizer, name)
-                                              for name in ('after_step', 'start_epoch'))
-        return steps or hasattr(module, 'set_progress') or getattr(module, 'latent_clip', None) is not None
-    return any(acts(module) for module in model.modules())
+    return bool(TrainingUpdates(model))
 
 
 def start_epoch_(model: nn.Module) -> None:
@@ -80,6 +148,4 @@ def start_epoch_(model: nn.Module) -> None:
         >>> model = nn.Sequential(BinaryLinear(64, 10, method='rbnn'))
         >>> start_epoch_(model)
     """
-    for module in model.modules():
-        if (binarizer := getattr(module, 'weight_binarizer', None)) is not None:
-            binarizer.start_epoch(module.weight)
+    TrainingUpdates(model).start_epoch()

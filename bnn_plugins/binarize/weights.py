@@ -7,13 +7,16 @@ exact. Below, ``g = dL/dW_b`` and ``dW`` is the gradient that the latent weight 
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .activations import round_ste
+from .bunches import bunches, flat, per_unit
 from .estimators import STE, Estimator, build_estimator, sign, sign_with
 
 __all__ = ['BNextWeight', 'DoReFaWeight', 'FloatWeight', 'IRNetWeight', 'RBNNWeight', 'ReBNNWeight', 'ReCUWeight',
@@ -57,10 +60,17 @@ class WeightBinarizer(nn.Module):
         raise NotImplementedError
 
     def after_step(self, weight: Tensor) -> None:
-        """Called after each optimizer step, see :func:`bnn_plugins.binarize.after_step_`."""
+        """Called with the whole weight after each optimizer step, see :func:`bnn_plugins.binarize.after_step_`."""
+
+    @classmethod
+    def after_steps(cls, binarizers: Sequence['WeightBinarizer'], weights: Sequence[Tensor]) -> None:
+        """:meth:`after_step` of several binarizers of this class."""
+        for binarizer, weight in zip(binarizers, weights, strict=True):
+            binarizer.after_step(weight)
 
     def start_epoch(self, weight: Tensor) -> None:
-        """Called before each epoch, see :func:`bnn_plugins.binarize.start_epoch_`."""
+        """Called with the whole weight before each epoch, see :func:`bnn_plugins.binarize.start_epoch_`. It may change
+        buffers: one process calls it, the others receive them."""
 
 
 class FloatWeight(WeightBinarizer):
@@ -250,10 +260,15 @@ class ReCUWeight(WeightBinarizer):
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:
-        slope = (self.tau_max - self.tau_min) / (math.e - 1)
-        self.tau = slope * math.exp(progress) + self.tau_min - slope
+        vars(self).update(self.schedule(progress, self.tau_min, self.tau_max))
+
+    @staticmethod
+    @lru_cache
+    def schedule(progress: float, tau_min: float, tau_max: float) -> dict[str, float]:
+        slope = (tau_max - tau_min) / (math.e - 1)
+        tau = slope * math.exp(progress) + tau_min - slope
         # Here and not in forward: a compiled forward would specialise on the logarithm and recompile for each value.
-        self.quantile = -math.log(2 - 2 * self.tau)
+        return dict(tau=tau, quantile=-math.log(2 - 2 * tau))
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         flat = standardised(weight, 1e-5)  # W_1 without its factor: the sign and the share of what is clamped do without it
@@ -331,8 +346,8 @@ class _Resilient(torch.autograd.Function):
     """Signs and scale of ReBNN; the gradient of the weighted reconstruction error is added on the way back."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, alpha: Tensor, flips: Tensor):
-        levels = sign(weight)
+    def forward(ctx, weight: Tensor, alpha: Tensor, flips: Tensor, parts: int):
+        levels, ctx.parts = sign(weight), parts
         ctx.save_for_backward(weight, alpha, flips, levels)
         return levels, alpha.view_as(alpha)
 
@@ -341,11 +356,11 @@ class _Resilient(torch.autograd.Function):
         weight, alpha, flips, levels = ctx.saved_tensors
         tiny = torch.finfo(alpha.dtype).tiny
         peak = grad_levels.flatten(1).abs().amax(1) / alpha.clamp(min=tiny)  # levels received alpha * g
-        balance = (flips * peak).clamp(1e-5, 2e-4)
+        balance = (flips * peak * ctx.parts).clamp(1e-5, 2e-4) / ctx.parts
         error = weight - per_filter(alpha, weight) * levels
         inside = (weight.abs() <= 1).to(weight.dtype)
         dw = grad_levels * inside + per_filter(balance, weight) * error
-        return dw, grad_alpha - balance * (error * levels).flatten(1).sum(1), None
+        return dw, grad_alpha - balance * (error * levels).flatten(1).sum(1), None, None
 
 
 class ReBNNWeight(WeightBinarizer):
@@ -360,10 +375,15 @@ class ReBNNWeight(WeightBinarizer):
     clip of the gradient at 1, a constant :math:`\gamma = 2\cdot10^{-4}`, and :math:`W` for :math:`b` in :math:`d\alpha`. A
     loss scale of float16 training weakens the reconstruction term; bfloat16 needs none.
     Source: Xu et al. 2023 (ReBNN), arXiv 2302.00956.
+
+    Attributes:
+        parts (int): backward passes of which a gradient is the sum, each of a loss divided by their number
+            (:func:`bnn_plugins.binarize.set_parts`): the reconstruction term is divided alike.
     """
 
     flips: Tensor
     last: Tensor
+    parts = 1
 
     def __init__(self, out_channels: int, fan_in: int):
         super().__init__()
@@ -372,14 +392,22 @@ class ReBNNWeight(WeightBinarizer):
         self.register_buffer('flips', torch.zeros(out_channels))
         self.register_buffer('last', torch.zeros(out_channels, fan_in, dtype=torch.int8))
 
-    @torch.no_grad()
     def after_step(self, weight: Tensor) -> None:
-        signs = sign(weight).flatten(1).to(torch.int8)
-        self.flips.copy_((signs == -self.last).to(self.flips.dtype).mean(1))
-        self.last.copy_(signs)
+        self.after_steps([self], [weight])
+
+    @classmethod
+    @torch.no_grad()
+    def after_steps(cls, binarizers: Sequence['ReBNNWeight'], weights: Sequence[Tensor]) -> None:
+        for part in bunches(weights):
+            kept = [binarizer.last.view(-1) for binarizer in binarizers[part]]
+            flips = [binarizer.flips for binarizer in binarizers[part]]
+            signs, last = sign(flat(weights[part])).to(torch.int8), torch.cat(kept)
+            shares = per_unit((signs == -last).to(flips[0].dtype), 'mean', weights[part])
+            torch._foreach_copy_(flips, shares.split([len(share) for share in flips]))
+            torch._foreach_copy_(kept, signs.split([len(numbers) for numbers in kept]))
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return _Resilient.apply(weight, self.alpha.abs(), self.flips)
+        return _Resilient.apply(weight, self.alpha.abs(), self.flips, self.parts)
 
 
 class BNextWeight(WeightBinarizer):
@@ -405,8 +433,7 @@ class BNextWeight(WeightBinarizer):
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:
-        self.temperature = 10 ** (-7 * progress / self.until)
-        self.annealed = progress < self.until
+        vars(self).update(temperature=10 ** (-7 * progress / self.until), annealed=progress < self.until)
 
     def forward(self, weight: Tensor) -> tuple[Tensor, None]:
         if not (self.training and self.annealed):

@@ -3,9 +3,10 @@
 from .amp import BFloat16OptimWrapper
 from .bop import Bop
 from .clipping import AdaptiveGradientClippingHook, adaptive_clip_grad_
-from .hooks import BinaryTrainingHook, EpochSeedHook
+from .hooks import BinaryTrainingHook, EpochSeedHook, SyncStatisticsHook
 from .optimizers import BinaryOptimWrapperConstructor
+from .resume import ResumeHook
 from .statistics import BinaryStatisticsHook
 
 __all__ = ['AdaptiveGradientClippingHook', 'BFloat16OptimWrapper', 'BinaryOptimWrapperConstructor', 'BinaryStatisticsHook',
-           'BinaryTrainingHook', 'Bop', 'EpochSeedHook', 'adaptive_clip_grad_']
+           'BinaryTrainingHook', 'Bop', 'EpochSeedHook', 'ResumeHook', 'SyncStatisticsHook', 'adaptive_clip_grad_']

@@ -41,6 +41,7 @@ class Bop(torch.optim.Adam):
         with torch.no_grad():
             for weight, _ in self._binary():
                 weight.copy_(sign(weight))
+        self._binary_now = False
 
     def _binary(self) -> list[tuple[Tensor, dict]]:
         return [(weight, group) for group in self.param_groups if group.get('latent') for weight in group['params']]
@@ -51,18 +52,33 @@ class Bop(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = [(weight, weight.grad) for weight, _ in self._binary()]
-        for weight, group in self._binary():
-            if weight.grad is not None:
-                state = self.state[weight]
-                if not state:
-                    state.update(step=torch.zeros(()), momentum=torch.zeros_like(weight))  # Adam wants a step when it loads
-                momentum = state['momentum']
-                momentum.lerp_(weight.grad.to(momentum.dtype), group['gamma'])
-                weight.copy_(sign(weight))  # a checkpoint may have been loaded since
-                weight.mul_(torch.where(weight * momentum > group['threshold'], -1.0, 1.0))
-                weight.grad = None  # Adam leaves it alone
+        kept = []
+        for group in self.param_groups:
+            weights = [weight for weight in group['params'] if group.get('latent') and weight.grad is not None]
+            if weights:
+                self._flip(weights, group)
+            kept += [(weight, weight.grad) for weight in weights]
+        for weight, _ in kept:
+            weight.grad = None  # Adam leaves it alone
         super().step()
-        for weight, gradient in gradients:
+        for weight, gradient in kept:
             weight.grad = gradient
         return loss
+
+    def _flip(self, weights: list[Tensor], group: dict) -> None:
+        for weight in weights:
+            if not self.state[weight]:  # Adam wants a step when it loads
+                self.state[weight].update(step=torch.zeros(()), momentum=torch.zeros_like(weight))
+        momenta = [self.state[weight]['momentum'] for weight in weights]
+        torch._foreach_lerp_(momenta, [weight.grad for weight in weights], group['gamma'])
+        if not self._binary_now:  # a checkpoint may have been loaded since
+            self._binary_now = True
+            for weight, _ in self._binary():
+                weight.copy_(sign(weight))
+        flips = torch._foreach_mul(weights, momenta)
+        torch._foreach_sub_(flips, group['threshold'])
+        torch._foreach_sign_(flips)
+        torch._foreach_clamp_min_(flips, 0)  # 1 where the weight flips, 0 elsewhere
+        torch._foreach_mul_(flips, -2)
+        torch._foreach_add_(flips, 1)
+        torch._foreach_mul_(weights, flips)

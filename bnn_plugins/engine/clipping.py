@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from mmengine.hooks import Hook
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from ..binarize.bunches import bunches, flat, per_unit, unit_lengths
 from ..registry import HOOKS
 
 
@@ -22,11 +24,26 @@ def adaptive_clip_grad_(parameters: Iterable[nn.Parameter], ratio: float = 0.02,
     :math:`\lVert G_o\rVert > \lambda \max(\lVert W_o\rVert, \epsilon)`, with ``ratio`` :math:`\lambda`.
     Sources: Brock et al. 2021 (NFNets), arXiv 2102.06171, eq. 3; Chen et al. 2021 ("BNN - BN = ?"), arXiv 2104.08215 (0.02).
     """
-    for parameter in parameters:
-        if parameter.grad is not None:
-            limit = ratio * unit_norm(parameter).clamp(min=eps)
-            norm = unit_norm(parameter.grad)
-            parameter.grad.mul_(torch.where(norm > limit, limit / norm.clamp(min=1e-30), torch.ones_like(norm)))
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    for parameter in [p for p in parameters if isinstance(p, DTensor)]:  # its units may be in several processes
+        parameter.grad.mul_(factors(unit_norm(parameter), unit_norm(parameter.grad), ratio, eps))
+    parameters = [p for p in parameters if not isinstance(p, DTensor)]
+    for part in bunches(parameters):
+        weights = parameters[part]
+        gradients = [weight.grad.reshape(-1) for weight in weights]
+        joined = torch.cat(gradients)
+        norms = (per_unit(numbers.square(), 'sum', weights).sqrt() for numbers in (flat(weights), joined))
+        lengths = unit_lengths(tuple(weight.shape for weight in weights), joined.device)
+        joined.mul_(factors(*norms, ratio, eps).repeat_interleave(lengths, output_size=len(joined)))
+        torch._foreach_copy_([weight.grad for weight in weights],
+                             [part.view_as(weight) for part, weight in zip(joined.split([len(g) for g in gradients]), weights,
+                                                                           strict=True)])
+
+
+def factors(weight: Tensor, gradient: Tensor, ratio: float, eps: float) -> Tensor:
+    """What gradients of these norms are multiplied by, next to weights of those."""
+    limit = ratio * weight.clamp(min=eps)
+    return torch.where(gradient > limit, limit / gradient.clamp(min=1e-30), torch.ones_like(gradient))
 
 
 @HOOKS.register_module()

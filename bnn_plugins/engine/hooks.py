@@ -1,14 +1,17 @@
 """mmengine hooks of binary training."""
 
+from collections.abc import Iterable
 from functools import partial
 
+import torch
 from mmengine.dataset import worker_init_fn
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import set_random_seed
+from torch import Tensor, distributed
 
-from ..binarize import after_step_, set_progress, start_epoch_
+from ..binarize import TrainingUpdates, set_parts
 from ..layers.training import set_training_path, training_report
 from ..registry import HOOKS
 
@@ -30,34 +33,42 @@ class BinaryTrainingHook(Hook):
 
     def __init__(self, epoch_length: int | None = None, gradients: str | None = None):
         self.epoch_length, self.gradients, self.reported = epoch_length, gradients, False
+        self._found: TrainingUpdates | None = None
 
-    @staticmethod
-    def _model(runner):
-        return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    def _updates(self, runner) -> TrainingUpdates:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if self._found is None or self._found.model is not model:
+            self._found = TrainingUpdates(model)
+        return self._found
 
     def before_train(self, runner) -> None:
         if self.gradients is not None:
             set_training_path(gradients=self.gradients)
+        self._found = None
+        set_parts(self._updates(runner).model, runner.optim_wrapper._accumulative_counts)
 
     def before_train_epoch(self, runner) -> None:
-        if self.epoch_length is None:
-            start_epoch_(self._model(runner))
+        resumed_inside = runner.iter != runner.epoch * len(runner.train_dataloader)
+        if self.epoch_length is None and not resumed_inside:
+            self._updates(runner).start_epoch()
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         if self.epoch_length is not None and runner.iter % self.epoch_length == 0:
-            start_epoch_(self._model(runner))
-        set_progress(self._model(runner), runner.iter / runner.max_iters)
+            self._updates(runner).start_epoch()
+        self._updates(runner).set_progress(runner.iter / runner.max_iters)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        after_step_(self._model(runner))
+        if runner.optim_wrapper.should_update():  # not after a part of an accumulated gradient
+            self._updates(runner).after_step()
         if not self.reported:
             self.reported = True
-            runner.logger.info(training_report(self._model(runner)))
+            runner.logger.info(training_report(self._updates(runner).model))
 
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Seed all random numbers from ``(seed, epoch)`` at the start of each epoch, so that a resumed run repeats itself exactly.
+    """Seed all random numbers from ``(seed, epoch, rank)`` at the start of each epoch, so that a resumed run repeats itself
+    exactly, and no process the augmentation of another.
 
     Checkpoints hold no random states; without this, augmentation after a resume differs from the uninterrupted run. Workers
     are given a new seed per epoch as well (mmengine gives them the same one each time), which needs
@@ -70,6 +81,37 @@ class EpochSeedHook(Hook):
             runner.logger.warning('persistent_workers=True: after a resume the augmentation differs from an uninterrupted '
                                   'run; set train_dataloader.persistent_workers=False for exact resume')
         seed = (runner.seed + runner.epoch * 1_000_003) % 2**31  # numpy takes 32 bits; workers add their number
-        set_random_seed(seed)
+        set_random_seed(seed, diff_rank_seed=True)
         if loader.num_workers > 0:
             loader.worker_init_fn = partial(worker_init_fn, num_workers=loader.num_workers, rank=get_rank(), seed=seed)
+
+
+@HOOKS.register_module()
+class SyncStatisticsHook(Hook):
+    """The mean over all processes of the buffers that each one fills from its own images: running statistics of norms, prices.
+
+    At the end of each epoch and before each validation, so that what is evaluated and saved does not depend on the process.
+    Integers (counts, signs) are the same everywhere and left alone; mmengine's ``SyncBuffersHook`` would add up ReBNN's signs
+    in 8 bits.
+    """
+
+    priority = 'ABOVE_NORMAL'  # before the checkpoint hook
+
+    def after_train_epoch(self, runner) -> None:
+        self._average(runner.model.buffers())
+
+    def before_val_epoch(self, runner) -> None:
+        self._average(runner.model.buffers())
+
+    @torch.no_grad()
+    def _average(self, buffers: Iterable[Tensor]) -> None:
+        if not distributed.is_initialized() or distributed.get_world_size() == 1:
+            return
+        buffers = [b for b in buffers if b.is_floating_point()]
+        if not buffers:
+            return
+        flat = torch.cat([b.flatten().double() for b in buffers])
+        distributed.all_reduce(flat)
+        parts = (flat / distributed.get_world_size()).split([b.numel() for b in buffers])
+        for buffer, mean in zip(buffers, parts, strict=True):
+            buffer.copy_(mean.view_as(buffer))

@@ -1,5 +1,6 @@
 """What a training step of a diffusion model minimises, and which parameters decay: against formulas written out here."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -64,8 +65,14 @@ def test_targets(tmp_path, prediction_type):
 def test_a_cross_timestep_connection_is_trained_behind_the_step_before(tmp_path):
     """First the noisier neighbour t + 1 of the same picture with the same noise, without gradients; the last has none."""
     trainer = trainer_(tmp_path, cross_timestep=dict(initial=0.0))
-    unet, resets = Recorder(), []
-    unet.cross_timestep_connection = SimpleNamespace(reset=lambda: resets.append(len(unet.calls)))
+    unet, steps = Recorder(), []
+
+    @contextmanager
+    def training_step():
+        steps.append(len(unet.calls))
+        yield
+        steps.append(len(unet.calls))
+    unet.cross_timestep_connection = SimpleNamespace(training_step=training_step)
     trainer.unet, clean = unet, torch.rand(512, 1, 8, 8)
     trainer.accelerator.unwrap_model = lambda model: model
     trainer.noise_scheduler = DDPMScheduler(num_train_timesteps=10)
@@ -77,7 +84,7 @@ def test_a_cross_timestep_connection_is_trained_behind_the_step_before(tmp_path)
     scheduler = trainer.noise_scheduler
     torch.testing.assert_close(noise_in(before, clean, t_before, scheduler), noise_in(noisy, clean, t, scheduler),
                                rtol=0, atol=1e-3)
-    assert resets == [0, 2], 'no memory comes from, or stays for, another batch'
+    assert steps == [0, 2], 'no memory comes from, or stays for, another batch'
 
 
 def test_pairs_are_flipped_and_cut_together(tmp_path):
@@ -87,7 +94,7 @@ def test_pairs_are_flipped_and_cut_together(tmp_path):
     trainer.unet = Recorder()
     condition = clean - 0.5
     windows = set()
-    for _ in range(8):
+    for trainer.batches in range(8):
         trainer.unet.calls.clear()
         loss = trainer.loss({'input': clean, 'condition': condition})
         (noisy, _, _), = trainer.unet.calls

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from bnn_plugins.binarize import list_methods
+from bnn_plugins.binarize import list_methods, set_parts
 from bnn_plugins.engine import BinaryTrainingHook, EpochSeedHook
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
@@ -244,3 +244,29 @@ class TestEpochs:
         expected = [(new != old).float().mean(1) for (_, old), (_, new) in pairs]
         torch.testing.assert_close([flips for flips, _ in recorder.after[1:]], expected)
         assert sum(e.sum() for e in expected) > 0
+
+    def test_accumulated_gradients_are_one_step(self, tmp_path):
+        """Flips are counted between optimizer steps. Mutation: counted after each part, where none has flipped."""
+        model = Model(method='rebnn')
+        recorder = Recorder(lambda m: (m.fc.weight_binarizer.flips.clone(), m.fc.weight.detach() >= 0))
+        run = runner(tmp_path, model, [BinaryTrainingHook(), recorder], lr=2.0)
+        run.optim_wrapper['accumulative_counts'] = 2
+        run.train()
+        after = recorder.after[1::2]
+        assert all(torch.equal(whole[0], recorder.after[i][0]) for i, whole in zip((2, 4, 6), after, strict=False))
+        torch.testing.assert_close([flips for flips, _ in after[1:]], [
+            (new != old).float().mean(1) for (_, old), (_, new) in itertools.pairwise(after)])
+        assert model.fc.weight_binarizer.parts == 2
+
+    def test_the_reconstruction_term_of_parts_is_that_of_the_whole(self):
+        """Mutation: each part adds the whole term."""
+        layer, x = BinaryLinear(6, 3, method='rebnn'), torch.randn(4, 6)
+        layer.weight_binarizer.flips.fill_(0.5)
+        gradients = []
+        for parts in (1, 4):
+            layer.zero_grad()
+            set_parts(layer, parts)
+            for _ in range(parts):
+                (1e-4 / parts * layer(x).square().sum()).backward()
+            gradients.append(layer.weight.grad.clone())
+        torch.testing.assert_close(*gradients)

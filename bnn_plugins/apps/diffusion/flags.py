@@ -57,6 +57,7 @@ FLAGS = {
     'latent_clip': (True, 'clip latent weights where the method says so'),
     'residual': (False, 'super-resolution: diffuse the difference to the enlarged picture'),
     'crop': (0, 'train on random crops of so many pixels, 0 for whole pictures'),
+    'shard': (False, 'spread weights, gradients and the optimizer over the processes (fully_shard)'),
     'log_every': (50, 'steps between two lines in the log'),
 }
 INTEGERS = ('max_train_steps', 'checkpoints_total_limit')

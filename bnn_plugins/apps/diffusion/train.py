@@ -1,41 +1,46 @@
 """The training loop of diffusion models, on accelerate, with the checkpoints and folders of diffusers' example.
 
-Every step seeds the random numbers anew from (seed, process, step), so that a run that was interrupted and resumed ends with
-the weights of one that was not.
+Noise, timesteps, flips and crops of an image are drawn from (seed, its place in the order of all epochs), so that they depend
+neither on an interruption nor on the number of processes. What the network itself draws (dropout) is seeded anew in every step
+from (seed, step, process).
 """
 
 import contextlib
 import logging
 import math
-import re
-import shutil
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import ProjectConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import ProjectConfiguration, gather_object
 from diffusers import AutoModel, ModelMixin
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ...binarize import after_step_, set_progress, start_epoch_
+from ...binarize import TrainingUpdates, set_parts
+from ...engine.processes import from_first
+from ...engine.sharding import shard_, whole_state_
 from ...integrations.diffusers.distill import BlockFeatures, LowRankMimicking, space_patched_loss
 from ...integrations.diffusers.ema import BNNEMAModel
 from ...layers.parameters import parameter_kinds
 from ...layers.training import training_report
 from .build import build, build_model
+from .checkpoints import Checkpoints
 from .data import Images, build_dataset
+from .draws import ImageDraws
 from .flags import parse_args
 from .grid import picture_grid
 
 logger = logging.getLogger('bnn_plugins')
 
 
-class Trainer:
+class Trainer(Checkpoints):
     """One training run. ``run()`` returns the folder of the saved pipeline.
 
     Args:
@@ -57,7 +62,7 @@ class Trainer:
             log_with=None if args.logger == 'none' else args.logger, cpu=not torch.cuda.is_available(),
             project_config=ProjectConfiguration(project_dir=args.output_dir,
                                                 logging_dir=str(self.folder / args.logging_dir)),
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True), step_scheduler_with_optimizer=False)
         torch.manual_seed(args.seed)
         source = args.dataset if args.train_data_dir is None else dict(type='imagefolder', path=args.train_data_dir)
         if source is None:
@@ -69,8 +74,11 @@ class Trainer:
                                      num_train_timesteps=args.ddpm_num_steps, beta_schedule=args.ddpm_beta_schedule,
                                      prediction_type=args.prediction_type)
         self.prepare_teacher(unet)
+        self.unet_class = type(unet)  # a sharded model has one of torch's
+        if args.shard:
+            shard_(unet.to(self.accelerator.device))
         self.ema = BNNEMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, foreach=True,
-                               inv_gamma=args.ema_inv_gamma, power=args.ema_power, model_cls=type(unet),
+                               inv_gamma=args.ema_inv_gamma, power=args.ema_power, model_cls=self.unet_class,
                                model_config=unet.config) if args.use_ema else None
         self.accelerator.register_save_state_pre_hook(self.save_models)
         self.accelerator.register_load_state_pre_hook(self.load_models)
@@ -79,17 +87,24 @@ class Trainer:
                             num_workers=args.dataloader_num_workers)
         optimizer = torch.optim.AdamW(parameter_groups(unet, args.adam_weight_decay), lr=args.learning_rate,
                                       betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon, fused=True)
-        steps_per_epoch = math.ceil(len(loader) / self.accelerator.num_processes / args.gradient_accumulation_steps)
-        self.total_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
-        # accelerate steps the scheduler once for every process
-        schedule = get_scheduler(args.lr_scheduler, optimizer,
-                                 num_warmup_steps=args.lr_warmup_steps * self.accelerator.num_processes,
-                                 num_training_steps=self.total_steps * self.accelerator.num_processes)
-        self.unet, self.optimizer, self.loader, self.schedule = self.accelerator.prepare(unet, optimizer, loader, schedule)
+        self.loader = self.accelerator.prepare(loader)
+        if not len(self.loader):
+            raise ValueError(f'{len(self.data)} images are no batch of {args.train_batch_size} for each of '
+                             f'{self.accelerator.num_processes} processes: lower --train_batch_size')
         self.steps_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
+        self.total_steps = args.max_train_steps or args.num_epochs * self.steps_per_epoch
+        schedule = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps,
+                                 num_training_steps=self.total_steps)
+        if args.shard:
+            whole_state_(optimizer)
+        self.unet = self.accelerator.prepare_model(unet, evaluation_mode=args.shard)  # shards need no other wrapper
+        self.optimizer, self.schedule = self.accelerator.prepare(optimizer, schedule)
+        self.accelerator.register_for_checkpointing(self)
+        set_parts(unet, args.gradient_accumulation_steps)
+        self.updates = TrainingUpdates(self.bare_unet)
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
-        self.step = 0
+        self.step = self.position = self.epoch = self.batches = 0
         self.reported = False
         self.last_loss = math.nan
 
@@ -99,7 +114,7 @@ class Trainer:
 
     def prepare_teacher(self, unet: ModelMixin) -> None:
         args = self.args
-        self.teacher = None
+        self.teacher, self.mimicking = None, LowRankMimicking()
         weights = dict(teacher_weight=args.teacher_weight, spd_weight=args.spd_weight, lrm_weight=args.lrm_weight)
         if args.teacher_model is None:
             asked = [name for name, weight in weights.items() if weight]
@@ -112,55 +127,6 @@ class Trainer:
         teacher = AutoModel.from_pretrained(str(args.teacher_model), subfolder='unet')
         self.teacher = teacher.to(self.accelerator.device).requires_grad_(False)
         self.student_features, self.teacher_features = BlockFeatures(unet), BlockFeatures(self.teacher)
-        self.mimicking = LowRankMimicking()
-
-    # --- checkpoints ------------------------------------------------------------------------------------------
-
-    def save_models(self, models: list, weights: list, output_dir: str) -> None:
-        if self.accelerator.is_main_process:
-            if self.ema is not None:
-                self.ema.save_pretrained(Path(output_dir) / 'unet_ema')
-            for model in models:
-                self.accelerator.unwrap_model(model).save_pretrained(Path(output_dir) / 'unet')
-        weights.clear()  # else accelerate writes them as well
-
-    def load_models(self, models: list, input_dir: str) -> None:
-        cls = type(self.bare_unet)
-        if self.ema is not None:
-            loaded = BNNEMAModel.from_pretrained(Path(input_dir) / 'unet_ema', cls)
-            self.ema.load_state_dict(loaded.state_dict())
-            self.ema.to(self.accelerator.device)
-        for _ in range(len(models)):
-            model = self.accelerator.unwrap_model(models.pop())
-            model.load_state_dict(cls.from_pretrained(Path(input_dir) / 'unet').state_dict())
-
-    def checkpoints(self) -> list[Path]:
-        found = [path for path in self.folder.glob('checkpoint-*') if re.fullmatch(r'checkpoint-\d+', path.name)]
-        return sorted(found, key=lambda path: int(path.name.rpartition('-')[2]))
-
-    def save_checkpoint(self) -> None:
-        if self.accelerator.is_main_process and self.args.checkpoints_total_limit:
-            for old in self.checkpoints()[:-(self.args.checkpoints_total_limit - 1) or None]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(self.folder / f'checkpoint-{self.step}'))
-
-    def resume(self) -> None:
-        name = self.args.resume_from_checkpoint
-        if name == 'latest':
-            found = self.checkpoints()
-            if not found:
-                logger.warning('there is no checkpoint in %s: training starts anew', self.folder)
-                return
-            path = found[-1]
-        else:
-            path = self.folder / Path(name).name if (self.folder / Path(name).name).is_dir() else Path(name)
-        if not path.is_dir():
-            raise FileNotFoundError(f'there is no checkpoint {path}: there are '
-                                    f'{", ".join(p.name for p in self.checkpoints()) or "none"} in {self.folder}')
-        self.accelerator.load_state(str(path))
-        self.step = int(path.name.rpartition('-')[2])
-        logger.info('resumed from %s', path)
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -172,61 +138,71 @@ class Trainer:
                 self.accelerator.init_trackers('train_diffusion')
         if args.resume_from_checkpoint:
             self.resume()
-            if self.step >= self.total_steps and self.accelerator.is_main_process:
+            if self.position >= self.total_steps:
                 self.save_pipeline()  # stopped between the last checkpoint and this
-        bar = tqdm(total=self.total_steps, initial=self.step, desc='training',
+        bar = tqdm(total=self.total_steps, initial=self.position, desc='training',
                    disable=not self.accelerator.is_local_main_process)
-        while self.step < self.total_steps:
-            epoch = self.step // self.steps_per_epoch
-            self.train_epoch(epoch, bar)
-            last = self.step >= self.total_steps
-            if self.accelerator.is_main_process:
-                if last or (epoch + 1) % args.save_images_epochs == 0:
-                    self.save_grid(epoch)
-                if last or (epoch + 1) % args.save_model_epochs == 0:
-                    self.save_pipeline()
+        while self.position < self.total_steps:
+            epoch = self.epoch
+            self.train_epoch(bar)
+            last = self.position >= self.total_steps
+            if last or (epoch + 1) % args.save_images_epochs == 0:
+                self.save_grid(epoch)
+            if last or (epoch + 1) % args.save_model_epochs == 0:
+                self.save_pipeline()
             self.accelerator.wait_for_everyone()
         bar.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         return self.folder
 
-    def train_epoch(self, epoch: int, bar: tqdm) -> None:
+    def train_epoch(self, bar: tqdm) -> None:
         self.unet.train()
-        done = (self.step - epoch * self.steps_per_epoch) * self.args.gradient_accumulation_steps
-        self.loader.set_epoch(epoch)
-        if not done:
-            start_epoch_(self.bare_unet)
-        loader = self.accelerator.skip_first_batches(self.loader, done) if done else self.loader
-        for index, batch in enumerate(loader, start=done):
-            self.seed(epoch * len(self.loader) + index)
+        self.loader.set_epoch(self.epoch)
+        if not self.batches:
+            self.updates.start_epoch()
+        loader = self.accelerator.skip_first_batches(self.loader, self.batches) if self.batches else self.loader
+        for batch in loader:
+            self.seed()
             with self.accelerator.accumulate(self.unet):
-                set_progress(self.bare_unet, self.step / self.total_steps)
+                self.updates.set_progress(self.position / self.total_steps)
                 loss = self.loss(batch)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.unet.parameters(), self.args.max_grad_norm)
                 self.optimizer.step()
-                self.schedule.step()
+                if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
+                    self.schedule.step()
                 self.optimizer.zero_grad()
+            self.batches += 1
+            if self.batches == len(self.loader):
+                self.epoch, self.batches = self.epoch + 1, 0
             if self.accelerator.sync_gradients:
                 self.after_step(loss, bar)
-                if self.step >= self.total_steps:
+                if self.position >= self.total_steps:
                     return
 
-    def seed(self, index: int) -> None:
+    def seed(self) -> None:
+        index = self.epoch * len(self.loader) + self.batches
         torch.manual_seed((self.args.seed * 1_000_003 + index) * 4096 + self.accelerator.process_index)
+
+    def draws(self, images: Tensor) -> ImageDraws:
+        batch = self.batches * self.accelerator.num_processes + self.accelerator.process_index
+        first = self.epoch * len(self.data) + batch * self.args.train_batch_size
+        return ImageDraws(first, len(images), self.args.seed, images.device)
 
     def after_step(self, loss: Tensor, bar: tqdm) -> None:
         args = self.args
-        after_step_(self.bare_unet, clip=args.latent_clip)
+        self.updates.after_step(clip=args.latent_clip)
         if self.ema is not None:
             self.ema.step(self.unet.parameters())
         if not self.reported:
             self.reported = True
             logger.info(training_report(self.bare_unet))
         self.step += 1
+        self.position += 1
         bar.update(1)
-        if self.step % args.log_every == 0 or self.step == self.total_steps:
+        if self.step % args.log_every == 0 or self.position == self.total_steps:
             self.last_loss = self.accelerator.gather(loss.detach()).mean().item()
             if not math.isfinite(self.last_loss):
                 raise FloatingPointError(f'the loss is {self.last_loss} at step {self.step}: lower the learning rate, or '
@@ -240,33 +216,30 @@ class Trainer:
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         args, scheduler = self.args, self.noise_scheduler
         clean, condition = batch['input'], batch.get('condition')
+        draw = self.draws(clean)
         if args.random_flip:
-            flip = torch.rand(len(clean), 1, 1, 1, device=clean.device) < 0.5
-            clean = torch.where(flip, clean.flip(3), clean)
-            condition = None if condition is None else torch.where(flip, condition.flip(3), condition)
+            clean, condition = draw.flipped(clean, condition)
         if args.crop:
-            top, left = (int(torch.randint(size - args.crop + 1, ())) for size in clean.shape[2:])
-            clean, condition = (x if x is None else x[:, :, top:top + args.crop, left:left + args.crop]
-                                for x in (clean, condition))
+            clean, condition = draw.cropped(args.crop, clean, condition)
         if args.residual:
             clean = clean - condition
-        noise = torch.randn_like(clean)
-        t = torch.randint(0, scheduler.config.num_train_timesteps, (len(clean),), device=clean.device)
+        noise = draw(torch.randn, clean.shape[1:])
+        t = draw(torch.randint, scheduler.config.num_train_timesteps, ())
 
         def model_input(timesteps: Tensor) -> Tensor:
             noisy = scheduler.add_noise(clean, noise, timesteps)
             return noisy if condition is None else torch.cat([noisy, condition], 1)
 
-        connection = getattr(self.bare_unet, 'cross_timestep_connection', None)
-        if connection is not None:  # the step before, as in sampling
-            connection.reset()
-            before = (t + 1).clamp(max=scheduler.config.num_train_timesteps - 1)
-            with torch.no_grad():
-                self.unet(model_input(before), before)
         inputs = model_input(t)
-        prediction = self.unet(inputs, t).sample
-        if connection is not None:
-            connection.reset()
+        connection = getattr(self.bare_unet, 'cross_timestep_connection', None)
+        if connection is None:
+            prediction = self.unet(inputs, t).sample
+        else:
+            with connection.training_step():
+                before = (t + 1).clamp(max=scheduler.config.num_train_timesteps - 1)  # as in sampling
+                with torch.no_grad():
+                    self.unet(model_input(before), before)
+                prediction = self.unet(inputs, t).sample
         target = {'epsilon': lambda: noise, 'sample': lambda: clean,
                   'v_prediction': lambda: scheduler.get_velocity(clean, noise, t)}[scheduler.config.prediction_type]()
         loss = F.mse_loss(prediction.float(), target.float())
@@ -305,17 +278,21 @@ class Trainer:
         return build(self.args.pipeline or dict(type='DDPMPipeline'), unet=unet, scheduler=self.noise_scheduler)
 
     def save_grid(self, epoch: int) -> None:
-        count = self.args.eval_batch_size
-        generator = torch.Generator().manual_seed(0)
+        """Each process draws its share: none waits for another one's pictures."""
+        share = math.ceil(self.args.eval_batch_size / self.accelerator.num_processes)
+        mine = range(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
         with self.averaged_weights() as unet:
             pipe = self.pipeline(unet)
             pipe.set_progress_bar_config(disable=True)
-            options = dict(generator=generator, num_inference_steps=self.args.ddpm_num_inference_steps)
+            options = dict(generator=[torch.Generator().manual_seed(index) for index in mine],
+                           num_inference_steps=self.args.ddpm_num_inference_steps)
             if self.heldout.conditions is None:
-                images = pipe(batch_size=count, **options).images
+                images = pipe(batch_size=share, **options).images
             else:
-                images = pipe(torch.stack([self.heldout[i]['condition'] for i in range(count)]), **options).images
-        grid = picture_grid(images)
+                images = pipe(torch.stack([self.heldout[i % len(self.heldout)]['condition'] for i in mine]), **options).images
+        grid = picture_grid(gather_object(images)[:self.args.eval_batch_size])
+        if not self.accelerator.is_main_process:
+            return
         path = self.folder / 'samples' / f'{epoch:04d}.png'
         path.parent.mkdir(exist_ok=True)
         grid.save(path)
@@ -324,8 +301,10 @@ class Trainer:
             tracker.add_image('samples', np.asarray(grid), epoch, dataformats='HWC')
 
     def save_pipeline(self) -> None:
-        with self.averaged_weights() as unet:
-            self.pipeline(unet).save_pretrained(self.folder)
+        with self.averaged_weights():
+            unet = self.whole_unet()
+            if self.accelerator.is_main_process:
+                self.pipeline(unet).save_pretrained(self.folder)
 
 
 def parameter_groups(unet: nn.Module, weight_decay: float) -> list[dict]:
@@ -344,13 +323,32 @@ def check_channels(unet: ModelMixin, data: Images) -> None:
                          'of the model, or channels of the dataset')
 
 
+def sharding_asked() -> bool:
+    """Whether ``accelerate launch --use_fsdp`` started this process. Its plugin needs GPUs and saves shards, so that it is not
+    used: torch's ``fully_shard`` does the same with whole checkpoints.
+
+    Raises:
+        ValueError: for DeepSpeed.
+    """
+    if os.environ.get('ACCELERATE_USE_DEEPSPEED', 'false').lower() == 'true':
+        raise ValueError('DeepSpeed keeps weights in buffers of its own, which the rules of binary layers do not reach: use '
+                         'accelerate launch --use_fsdp, or --shard')
+    return os.environ.pop('ACCELERATE_USE_FSDP', 'false').lower() == 'true'
+
+
 def main(argv: list[str] | None = None) -> Path:
     """``tools/train_diffusion.py``."""
     logging.basicConfig(format='%(levelname)s %(message)s', level=logging.INFO)
     args = parse_args(argv)
-    if args.teacher_config and not (Path(args.teacher_model or '') / 'model_index.json').is_file():
+    args.shard = sharding_asked() or args.shard
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if args.teacher_config and from_first(lambda: not (Path(args.teacher_model or '') / 'model_index.json').is_file()):
         logger.info('training the float twin first: %s', args.teacher_config)
         twin = parse_args([args.teacher_config, '--seed', str(args.seed), '--logger', args.logger])
-        twin.output_dir = args.teacher_model or twin.output_dir
+        twin.output_dir, twin.shard = args.teacher_model or twin.output_dir, args.shard
         args.teacher_model = str(Trainer(twin).run())
-    return Trainer(args).run()
+        for shared in (GradientState, AcceleratorState):  # of the twin's Accelerator; the processes stay together
+            shared._reset_state()
+    folder = Trainer(args).run()
+    state.destroy_process_group()
+    return folder

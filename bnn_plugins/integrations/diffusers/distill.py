@@ -1,7 +1,7 @@
 """Losses between the features of a binary UNet and those of its float teacher, block by block."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 
 class BlockFeatures:
@@ -49,7 +49,7 @@ class LowRankMimicking:
     r"""BinaryDM's low-rank representation mimicking (Zheng et al. 2024, arXiv 2404.05662, sec. 3.3).
 
     :math:`\mathrm{mean}\,\lVert F_s V - F_t V \rVert^2` with the first principal directions :math:`V` of the teacher's
-    channels, computed once, from the first batch.
+    channels, computed once, from the first batch of all processes. ``directions`` belongs into a checkpoint.
 
     Args:
         rank: directions per feature as a share of its channels.
@@ -68,9 +68,20 @@ class LowRankMimicking:
 
 
 def principal_directions(rows: Tensor, rank: int) -> Tensor:
-    """The ``rank`` leading eigenvectors of the covariance of ``[M, C]``, ``[C, rank]``."""
-    centred = rows.double() - rows.double().mean(0)
-    return torch.linalg.eigh(centred.T @ centred)[1][:, -rank:].to(rows.dtype)
+    """The ``rank`` leading eigenvectors of the covariance of ``[M, C]``, of all processes, ``[C, rank]``."""
+    rows, dtype = rows.double(), rows.dtype
+    sums = torch.cat([rows.sum(0), rows.new_full((1,), len(rows))])
+    alone = not distributed.is_initialized()
+    if not alone:
+        distributed.all_reduce(sums)
+    centred = rows - sums[:-1] / sums[-1]
+    covariance = centred.T @ centred
+    if not alone:
+        distributed.all_reduce(covariance)
+    directions = torch.linalg.eigh(covariance)[1][:, -rank:].to(dtype).contiguous()
+    if not alone:
+        distributed.broadcast(directions, 0)  # eigenvectors have two signs
+    return directions
 
 
 def pairs(student: list[Tensor], teacher: list[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import logging
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -20,7 +19,9 @@ import bnn_kernels
 
 from ...binarize import follows_training
 from ...deploy import fuse_, load_packed_
-from ...engine import BinaryTrainingHook
+from ...engine import BinaryTrainingHook, ResumeHook
+from ...engine.processes import from_first, share_file
+from .launch import distribute_, join_processes
 
 EXPERIMENTS = itertools.count(1)
 CHECKPOINT = re.compile(r'(best_.+_)?(epoch|iter)_\d+\.pth')
@@ -60,6 +61,7 @@ def train(config: str, work_dir: str | None = None, resume: str | None = None, a
         ValueError: ``auto_scale_lr`` without ``auto_scale_lr.base_batch_size`` in the config.
     """
     cfg = load_config(config, work_dir, cfg_options, launcher)
+    join_processes(cfg)
     if cfg.get('steps'):
         return train_steps(cfg, resume, amp, auto_scale_lr)
     return train_config(cfg, resume, amp, auto_scale_lr)
@@ -81,12 +83,12 @@ def train_steps(cfg: Config, resume: str | None, amp: bool, auto_scale_lr: bool)
         step = copy.deepcopy(cfg)
         step.merge_from_dict(overrides)
         step.work_dir = str(Path(cfg.work_dir) / f'step{number}')
-        started = resume is not None and latest_checkpoint(step.work_dir) is not None
+        started = resume is not None and from_first(lambda folder=step.work_dir: latest_checkpoint(folder)) is not None
         if before is not None and not started:
             step.load_from = before
         print_log(f'step {number}: {step.work_dir}', logger='current')
         runner = train_config(step, 'auto' if started else None, amp, auto_scale_lr)
-        before = latest_checkpoint(step.work_dir)
+        before = from_first(lambda folder=step.work_dir: latest_checkpoint(folder))
     return runner
 
 
@@ -102,6 +104,8 @@ def train_config(cfg: Config, resume: str | None, amp: bool, auto_scale_lr: bool
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
+        # mmengine counts the images of a batch, not those of an optimizer step.
+        cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
     if resume is not None:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
@@ -132,6 +136,7 @@ def test(config: str, checkpoint: str, work_dir: str | None = None, out: str | N
             another config.
     """
     cfg = load_config(config, work_dir, cfg_options, launcher)
+    join_processes(cfg)
     packed = checkpoint.endswith('.safetensors')
     cfg.load_from = None if packed or tta else checkpoint
     if tta:
@@ -193,16 +198,14 @@ def build_runner(cfg: Config) -> Runner:
     """The runner of a config, ready for several processes with or without GPUs."""
     cfg = copy.deepcopy(cfg)
     if cfg.get('resume') and cfg.get('load_from') is None:
-        cfg.load_from = latest_checkpoint(cfg.work_dir)
+        cfg.load_from = from_first(lambda: latest_checkpoint(cfg.work_dir))
         cfg.resume = cfg.load_from is not None
+    share_file(cfg.get('load_from'))
+    distribute_(cfg)
     # mmengine tells experiments apart by the second in which they start. Two in one process and one second would share their
     # message hub, and the later one would save no checkpoint until it beats the best score of the earlier one.
     name = cfg.get('experiment_name') or Path(cfg.filename or 'experiment').stem
     cfg.experiment_name = f'{name}_{next(EXPERIMENTS)}'
-    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        # mmengine's init_dist and its default wrapper both insist on a GPU.
-        torch.distributed.init_process_group('gloo')
-        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-                                     find_unused_parameters=cfg.get('find_unused_parameters', False))
-        print_log(f'no GPU: gloo on {os.environ["WORLD_SIZE"]} processes', logger='current')
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(ResumeHook())
+    return runner

@@ -268,6 +268,25 @@ def test_cross_timestep_gives_no_gradient_to_the_step_before():
     assert unet.cross_timestep_connection.alpha.grad.abs().sum() == 0  # both features are equal here
 
 
+def test_each_image_of_a_training_step_has_its_own_step_before():
+    """The noisiest timestep has none: that image keeps its features, the others are mixed, and alpha has a gradient always,
+    without which one process would wait for the other. Mutation: a connection that is reset for all."""
+    unet = Toy()
+    connection = bnn_plugins.CrossTimestepConnection(unet, buckets=10, num_train_timesteps=1000, initial=0.5)
+    x = torch.ones(3, 1, 1, 1, requires_grad=True)
+    for t, mixed, gradient in (([999, 500, 20], [4, 3, 3], [0, -2, -2]), ([999, 999, 999], [4, 4, 4], [0, 0, 0])):
+        connection.alpha.grad = None
+        t = torch.tensor(t)
+        with connection.training_step():
+            with torch.no_grad():
+                unet(x, (t + 1).clamp(max=999))
+            out = unet(3 * x, t)
+        assert out.flatten().tolist() == mixed
+        out.sum().backward()
+        assert connection.alpha.grad[t * 10 // 1000, 0].tolist() == gradient
+        assert connection._timesteps is None, 'nothing is left for another batch'
+
+
 def test_a_copy_has_a_memory_of_its_own():
     unet = Toy()
     bnn_plugins.CrossTimestepConnection(unet, initial=0.5)
