@@ -45,7 +45,8 @@ setup(
     # .mim links to configs and tools: OpenMMLab's convention for finding them in an installed package.
     package_data={
         'bnn_kernels': ['py.typed', 'triton/*.toml'],
-        'bnn_plugins': ['py.typed', '.mim/**/*.py', '.mim/**/*.yml', 'apps/*.j2', 'analysis/*.j2', 'analysis/*.css'],
+        'bnn_plugins': ['py.typed', *(f'.mim/**/*.{suffix}' for suffix in ('py', 'yml', 'yaml', 'sh', 'sbatch')), 'apps/*.j2',
+                        'analysis/*.j2', 'analysis/*.css'],
     },
     ext_modules=[Extension(
         'bnn_kernels.cpu._engine',

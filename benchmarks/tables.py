@@ -15,6 +15,7 @@ from .accuracy.tables import TABLES as ACCURACY
 from .cpu import tables as cpu
 from .diffusion.tables import TABLES as DIFFUSION
 from .gpu import tables as gpu
+from .scale.tables import TABLES as SCALE
 from .sequence.tables import TABLES as SEQUENCE
 from .training import tables as training
 
@@ -47,7 +48,7 @@ def bccd() -> str:
     return '\n'.join([*lines, '', f'Machine: {"; ".join(machine)}.', ''])
 
 
-TABLES = {**ACCURACY, **DIFFUSION, **SEQUENCE, 'bccd': bccd, 'cpu_networks': cpu.networks,
+TABLES = {**ACCURACY, **DIFFUSION, **SCALE, **SEQUENCE, 'bccd': bccd, 'cpu_networks': cpu.networks,
           'cpu_convolutions': cpu.convolutions,
           'cpu_sequences': cpu.sequences,
           'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions, 'training': training.table}

@@ -1,7 +1,7 @@
 """What training at scale would take, computed on paper: ``python -m benchmarks.scale.estimate``. Nothing here was run.
 
-Counted (on torch's meta device): parameters, operations of a forward pass, bytes that it saves for the backward pass. Assumed:
-``H100`` and ``USED``. A backward pass has twice the operations of a forward pass; binary layers train with bfloat16 products of
+Counted (on torch's meta device): parameters, operations of a forward pass, bytes that it saves for the backward pass.
+Assumed: ``H100`` and ``USED``. A backward pass has twice the operations of a forward pass; binary layers train with bfloat16 products of
 signs, which are no fewer operations. Traffic is that of ring collectives; it is compared with the compute that it can hide
 behind. Results: ``results/estimate.csv``, from which ``python -m benchmarks.tables`` makes the table.
 """
@@ -103,7 +103,8 @@ def main() -> None:
     small, large = (Counted(c.name, c.parameters, c.binary, c.flops // 2, c.saved // 2) for c in (reactnet(), unet()))
     images, epochs = 1_281_167, 2 * 256
     plans = [Plan(small, gpus, 64 * gpus, epochs * images // (64 * gpus), average=False, sharded=False) for gpus in (8, 64)]
-    plans += [Plan(large, gpus, 2048, 100_000, average=True, sharded=sharded) for gpus in (64, 1024) for sharded in (False, True)]
+    plans += [Plan(large, gpus, 2048, 100_000, average=True, sharded=sharded)
+              for gpus in (64, 1024) for sharded in (False, True)]
     rows = [plan.row() for plan in plans]
     with RESULTS.open('w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]))
