@@ -1,9 +1,9 @@
 """What training at scale would take, computed on paper: ``python -m benchmarks.scale.estimate``. Nothing here was run.
 
 Counted (on torch's meta device): parameters, operations of a forward pass, bytes that it saves for the backward pass.
-Assumed: ``H100`` and ``USED``. A backward pass has twice the operations of a forward pass; binary layers train with bfloat16 products of
-signs, which are no fewer operations. Traffic is that of ring collectives; it is compared with the compute that it can hide
-behind. Results: ``results/estimate.csv``, from which ``python -m benchmarks.tables`` makes the table.
+Assumed: ``H100`` and ``USED``. A backward pass has twice the operations of a forward pass; binary layers train with bfloat16
+products of signs, which are no fewer operations. Traffic is that of ring collectives; it is compared with the compute that it
+can hide behind. Results: ``results/estimate.csv``, from which ``python -m benchmarks.tables`` makes the table.
 """
 
 import csv

@@ -54,7 +54,7 @@ class ResumeHook(Hook):
                 scale = scheduler.end / saved['end']  # 1: it counts epochs, or iterations of any epoch
                 saved.update({**scheduler.state_dict(), **{key: saved[key] for key in ('base_values', '_last_value')},
                               **{key: round(saved[key] * scale) for key in ('last_step', '_global_step')}})
-            if (runner.auto_scale_lr or {}).get('enable', False):
+            if (getattr(runner, 'auto_scale_lr', None) or {}).get('enable', False):
                 scale_rates(checkpoint, runner)
 
     def before_train_epoch(self, runner) -> None:

@@ -14,10 +14,11 @@ def train_diffusion(arguments: list, kept: Path, stop: int | None = None) -> Non
     ``stop``: end behind the checkpoint of this step, as if killed there.
     """
     from bnn_plugins.apps.diffusion.train import Trainer
+    from bnn_plugins.engine.sharding import whole
     run, loss, save_checkpoint = Trainer.run, Trainer.loss, Trainer.save_checkpoint
 
     def keep(trainer):
-        torch.save(dict(weights=trainer.bare_unet.state_dict(), ema=trainer.ema and trainer.ema.shadow_params,
+        torch.save(dict(weights=trainer.bare_unet.state_dict(), ema=whole(trainer.ema and trainer.ema.shadow_params),
                         optimizer=trainer.optimizer.state_dict(), places=trainer.places, rates=trainer.rates,
                         step=trainer.step, epoch=trainer.epoch, total=trainer.total_steps,
                         directions=trainer.mimicking.directions),
@@ -140,3 +141,16 @@ def train_methods(methods: list, sharded: bool, kept: Path) -> None:
             with torch.no_grad():
                 assert torch.equal(again(images[0]), model(images[0]))
     torch.save(result, kept / f'{"sharded" if sharded else "ddp"}{count}-{rank}.pth')
+
+
+def train_flexible(config: Path, kept: Path) -> None:
+    """``tools/train.py`` with mmengine's ``FlexibleRunner``; the whole weights of each process in ``kept/rankN.pth``."""
+    from mmengine.runner import FlexibleRunner
+    train_runner = FlexibleRunner.train
+
+    def train_and_keep(runner):
+        result = train_runner(runner)
+        torch.save(runner.model.state_dict(), kept / f'rank{torch.distributed.get_rank()}.pth')
+        return result
+    FlexibleRunner.train = train_and_keep
+    run_tool('train.py', [config, '--work-dir', kept / 'run', '--launcher', 'pytorch', '--traceback'])

@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, load_checkpoint
+from torch import nn
 
 import bnn_kernels
 
@@ -110,7 +111,8 @@ def train_config(cfg: Config, resume: str | None, amp: bool, auto_scale_lr: bool
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
     runner = build_runner(cfg)
-    if follows_training(runner.model) and not any(isinstance(hook, BinaryTrainingHook) for hook in runner.hooks):
+    built = isinstance(runner.model, nn.Module)  # FlexibleRunner builds it later
+    if built and follows_training(runner.model) and not any(isinstance(hook, BinaryTrainingHook) for hook in runner.hooks):
         print_log("the config has no BinaryTrainingHook: the schedules, rotations and clipping of latents of its method never "
                   "run. Add custom_hooks=[dict(type='bnn_plugins.BinaryTrainingHook')]", logger='current',
                   level=logging.WARNING)
