@@ -46,7 +46,7 @@ setup(
     package_data={
         'bnn_kernels': ['py.typed', 'triton/*.toml'],
         'bnn_plugins': ['py.typed', *(f'.mim/**/*.{suffix}' for suffix in ('py', 'yml', 'yaml', 'sh', 'sbatch')), 'apps/*.j2',
-                        'analysis/*.j2', 'analysis/*.css'],
+                        'analysis/*.j2', 'analysis/*.css', 'zoo/*.json', 'zoo/*.safetensors'],
     },
     ext_modules=[Extension(
         'bnn_kernels.cpu._engine',

@@ -6,6 +6,7 @@ counts what it costs. In an OpenMMLab config, ``type='bnn_plugins.X'`` is enough
 
 from importlib import import_module
 
+from . import zoo
 from .analysis import Summary, summarize
 from .binarize import (
     after_step_,
@@ -42,14 +43,15 @@ __all__ = [
     '__version__', 'after_step_', 'binarize_', 'clip_latents_', 'fuse_', 'list_estimators', 'list_methods',
     'list_probabilities', 'list_rules', 'load_packed_', 'pack_', 'quantize_rest_', 'register_estimator', 'register_method',
     'register_probability', 'register_rules', 'remove_rules', 'save_packed', 'set_progress', 'set_training_path',
-    'start_epoch_', 'summarize', 'training_report', 'unfuse_', 'verify', 'weight_levels',
+    'start_epoch_', 'summarize', 'training_report', 'unfuse_', 'verify', 'weight_levels', 'zoo',
 ]
 
 install()
 
-# What needs diffusers or mmcv, imported when it is asked for.
+# What needs diffusers, mmengine or mmcv, imported when it is asked for.
 _LATER = dict.fromkeys(('BinaryUNet2DModel', 'CrossTimestepConnection', 'export_loader_shim', 'from_config', 'register_block'),
-                       'bnn_plugins.integrations.diffusers') | {'import_checkpoint': 'bnn_plugins.models.importing'}
+                       'bnn_plugins.integrations.diffusers') | {
+    'import_checkpoint': 'bnn_plugins.models.importing', 'load': 'bnn_plugins.apps.zoo'}
 
 
 def __getattr__(name: str):

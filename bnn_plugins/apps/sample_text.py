@@ -1,6 +1,5 @@
 """Text drawn from a trained character model; what ``tools/sample_text.py`` calls."""
 
-import torch
 from mmengine.runner import load_checkpoint
 
 from ..deploy import load_packed_
@@ -16,15 +15,10 @@ def sample_text(config: str, checkpoint: str, prompt: str = '\n', length: int = 
         ValueError: for a prompt with characters that the text of the config does not have.
     """
     cfg = load_config(config, cfg_options=cfg_options)
-    characters = DATASETS.build(cfg.test_dataloader.dataset).characters
-    unknown = sorted(set(prompt) - set(characters))
-    if unknown:
-        raise ValueError(f'the prompt has {unknown[0]!r}, which the text of the model does not have')
     model = MODELS.build(cfg.model)
+    model.dataset_meta = DATASETS.build(cfg.test_dataloader.dataset).metainfo
     if checkpoint.endswith('.safetensors'):
         load_packed_(model, checkpoint)
     else:
         load_checkpoint(model, checkpoint, map_location='cpu')
-    tokens = torch.tensor([characters.index(character) for character in prompt])
-    drawn = model.eval().generate(tokens, length, temperature, seed)
-    return prompt + ''.join(characters[token] for token in drawn)
+    return model.eval().write(prompt, length, temperature, seed)

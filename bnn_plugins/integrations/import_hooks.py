@@ -17,8 +17,9 @@ from types import ModuleType
 
 import wrapt
 
+from .. import zoo
 from ..convert import register_rules
-from ..deploy import PackedModule
+from ..deploy import PackedModule, read_packed
 from ..layers import BinaryLayer
 from . import fold_norms, mmcv_ext
 from .diffusers import rules as diffusers_rules
@@ -149,6 +150,19 @@ def register_packed_files(checkpoint: ModuleType) -> None:
     register(checkpoint)
 
 
+def find_in_zoo(infer: ModuleType) -> None:
+    """``DetInferencer('name')`` looks in the metafiles of mmdet; a name of the zoo is a config and a packed file."""
+
+    def find(original, _, args, kwargs):
+        name = signature(original).bind(*args, **kwargs).arguments['model']
+        if name not in zoo.names():
+            return original(*args, **kwargs)
+        return Config(read_packed(zoo.path(name)).config), str(zoo.path(name))
+
+    from mmengine.config import Config
+    wrapt.wrap_function_wrapper(infer, 'BaseInferencer._load_model_from_metafile', find)
+
+
 HOOKS = (
     ImportHook('mmcv', 'bnn_plugins',
                '`mmcv._ext` can be imported where mmcv has no compiled operators: plain torch ones stand in',
@@ -159,6 +173,8 @@ HOOKS = (
     ImportHook('mmengine', 'mmengine.runner.checkpoint',
                'packed `.safetensors` files are read wherever a checkpoint is: `Runner`, `DetInferencer`, `init_detector`',
                'BNN_PLUGINS_PACKED_FILES', register_packed_files, ('CheckpointLoader._schemes', '_load_checkpoint_to_model')),
+    ImportHook('mmengine', 'mmengine.infer.infer', "`DetInferencer('name')` also takes the names of the zoo",
+               'BNN_PLUGINS_ZOO', find_in_zoo, ('BaseInferencer._load_model_from_metafile',)),
     ImportHook('mmdet', 'bnn_plugins', "`binarize_` knows the layers of mmdet's models that must stay float",
                'BNN_PLUGINS_MMDET_RULES', lambda _: register_rules(mmdet_rules.RULES)),
     ImportHook('diffusers', 'bnn_plugins', "`binarize_` knows the layers of diffusers' models that must stay float, and roles",

@@ -53,6 +53,19 @@ class BinaryLanguageModel(BaseModel):
         counted = torch.arange(labels.shape[1], device=labels.device) >= skip[:, None]
         return [dict(nats=row, count=count) for row, count in zip((nats * counted).sum(1), counted.sum(1), strict=True)]
 
+    def write(self, prompt: str = '\n', length: int = 300, temperature: float = 0.8, seed: int = 0) -> str:
+        """``prompt`` and ``length`` characters behind it. ``dataset_meta['characters']`` of the model names the characters.
+
+        Raises:
+            ValueError: for a prompt with characters that the text of the training does not have.
+        """
+        characters = self.dataset_meta['characters']
+        unknown = sorted(set(prompt) - set(characters))
+        if unknown:
+            raise ValueError(f'the prompt has {unknown[0]!r}, which the text of the model does not have')
+        tokens = torch.tensor([characters.index(character) for character in prompt], dtype=torch.long)
+        return prompt + ''.join(characters[token] for token in self.generate(tokens, length, temperature, seed))
+
     @torch.no_grad()
     def generate(self, prompt: Tensor, length: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
         """``length`` characters ``int64 [length]`` that follow ``prompt`` ``int64 [T]``, drawn one by one.
