@@ -11,6 +11,8 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
+from bnn_plugins import zoo
+
 from .accuracy.tables import TABLES as ACCURACY
 from .cpu import tables as cpu
 from .diffusion.tables import TABLES as DIFFUSION
@@ -51,7 +53,8 @@ def bccd() -> str:
 TABLES = {**ACCURACY, **DIFFUSION, **SCALE, **SEQUENCE, 'bccd': bccd, 'cpu_networks': cpu.networks,
           'cpu_convolutions': cpu.convolutions,
           'cpu_sequences': cpu.sequences,
-          'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions, 'training': training.table}
+          'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions, 'training': training.table,
+          'zoo': lambda: zoo.table() + '\n'}
 
 
 def filled(text: str) -> str:

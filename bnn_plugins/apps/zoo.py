@@ -19,13 +19,13 @@ def load(name: str, fuse: bool = True):
         ``write('ROMEO:')`` continues a text. ``generation``, ``super-resolution``: a pipeline of diffusers.
 
     Raises:
-        KeyError: for a name that the zoo does not have. ValueError: when the file is not the one of its card. ImportError: when
-            the package that the model needs (mmengine, mmdet, diffusers) is not installed.
+        KeyError: for a name that the zoo does not have. ValueError: when the file is not the one of its card. ImportError:
+            when the package that the model needs (mmengine, mmdet, diffusers) is not installed.
 
     Example:
-        >>> pipe = bnn_plugins.load('ddpm_reactnet_digits')
-        >>> pipe(num_inference_steps=2).images[0].size
-        (8, 8)
+        >>> model = load('retinanet_bnn-r18_fpn_digits')
+        >>> model.dataset_meta['classes'][3]
+        '3'
     """
     return build(read_packed(zoo.path(name)), fuse)
 
@@ -34,10 +34,9 @@ def build(file: PackedFile, fuse: bool = True):
     """What a packed file of the zoo holds; see :func:`load`."""
     if 'pipeline' in file.config:
         return build_pipeline(file, fuse)
-    from mmengine.config import Config
-
     from ..integrations.mmengine.pack import build_model
-    cfg = Config(file.config)
+    from ..integrations.stored_config import stored_config
+    cfg = stored_config(file)
     model = filled(build_model(cfg), file, fuse)
     model.cfg, model.dataset_meta = cfg, file.meta['dataset_meta']  # what mmdet's inference_detector reads
     return model

@@ -157,9 +157,9 @@ def find_in_zoo(infer: ModuleType) -> None:
         name = signature(original).bind(*args, **kwargs).arguments['model']
         if name not in zoo.names():
             return original(*args, **kwargs)
-        return Config(read_packed(zoo.path(name)).config), str(zoo.path(name))
+        from .stored_config import stored_config
+        return stored_config(read_packed(zoo.path(name))), str(zoo.path(name))
 
-    from mmengine.config import Config
     wrapt.wrap_function_wrapper(infer, 'BaseInferencer._load_model_from_metafile', find)
 
 

@@ -1,7 +1,7 @@
 """Trained, packed models that travel with the package, each with a card. :func:`bnn_plugins.load` builds them.
 
 A model is ``<name>.safetensors``, the packed file, and ``<name>.json``, its card. Both are written by
-``python -m benchmarks.zoo.run``. ``names()``, ``card(name)`` and ``table()`` need nothing but the standard library.
+``python -m benchmarks.pretrained.run``. ``names()``, ``card(name)`` and ``table()`` need nothing but the standard library.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ def names() -> list[str]:
     """The models, in alphabetical order.
 
     Example:
-        >>> 'retinanet_bnn-r18_fpn_digits' in bnn_plugins.zoo.names()
+        >>> 'retinanet_bnn-r18_fpn_digits' in zoo.names()
         True
     """
     return sorted(path.stem for path in FOLDER.glob('*.json'))
@@ -30,7 +30,7 @@ def card(name: str) -> dict:
         KeyError: for a name that the zoo does not have; names the nearest.
 
     Example:
-        >>> bnn_plugins.zoo.card('retinanet_bnn-r18_fpn_digits')['task']
+        >>> zoo.card('retinanet_bnn-r18_fpn_digits')['task']
         'detection'
     """
     if name not in names():
@@ -46,7 +46,7 @@ def path(name: str) -> Path:
         KeyError: for an unknown name. ValueError: when the file is not the one that the card describes.
 
     Example:
-        >>> bnn_plugins.zoo.path('retinanet_bnn-r18_fpn_digits').suffix
+        >>> zoo.path('retinanet_bnn-r18_fpn_digits').suffix
         '.safetensors'
     """
     file = FOLDER / f'{name}.safetensors'

@@ -25,6 +25,7 @@ EFFECTS = {
     'BNN_PLUGINS_CONFIGS': "bool(load('mmengine.hub').get_config('bnn_plugins::detection/fcos_r18_fpn_bccd.py').model)",
     'BNN_PLUGINS_PACKED_FILES': "load('mmengine.runner.checkpoint').CheckpointLoader._get_checkpoint_loader('a.safetensors')"
                                 ".__module__.startswith('bnn_plugins')",
+    'BNN_PLUGINS_ZOO': "hasattr(load('mmengine.infer.infer').BaseInferencer._load_model_from_metafile, '__wrapped__')",
     'BNN_PLUGINS_MMDET_RULES': "'mmdet' in bnn_plugins.list_rules()",
     'BNN_PLUGINS_DIFFUSERS_RULES': "'diffusers' in bnn_plugins.list_rules()",
     'BNN_PLUGINS_FUSE_CONV_BN': "hasattr(load('mmcv.cnn') and sys.modules['mmcv.cnn.utils.fuse_conv_bn']._fuse_conv_bn, "

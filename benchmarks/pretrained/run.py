@@ -1,9 +1,9 @@
 """Pack trained models into the zoo: the packed file and its card, with the metrics of that file.
 
-    python -m benchmarks.zoo.run --checkpoints work_dirs/zoo --commit abc1234 [--only NAME ...]
+    python -m benchmarks.pretrained.run --checkpoints work_dirs/zoo --commit abc1234 [--only NAME ...]
 
-``--checkpoints`` has one folder per model, which the command on its card writes. A model whose folder is missing keeps the file
-that it has.
+``--checkpoints`` has one folder per model, which the command on its card writes. A model whose folder is missing keeps the
+file that it has.
 """
 
 import argparse
@@ -29,7 +29,8 @@ from bnn_plugins.integrations.mmengine.run import latest_checkpoint, test
 CHECKPOINTS = Path('work_dirs/zoo')
 LARGEST, ALL = 3_000_000, 12_000_000  # bytes of a file, of the whole zoo
 PICTURES = 16  # for the metrics of super-resolution
-METRICS = {'coco/bbox_mAP_50': 'mAP@0.5', 'pascal_voc/mAP': 'mAP@0.5', 'bpc': 'bits per character', 'accuracy/top1': 'top-1 (%)'}
+METRICS = {'coco/bbox_mAP_50': 'mAP@0.5', 'pascal_voc/mAP': 'mAP@0.5', 'bpc': 'bits per character',
+           'accuracy/top1': 'top-1 (%)'}
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,14 @@ MODELS = (
           'Half the width and 12 epochs; 40 epochs at full width reach 87.6 (docs/accuracy.md). No medical device.'),
     Model('ddpm_reactnet_digits', 'generation', 'handwritten digits of scikit-learn, 8x8',
           'CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)', 'configs/diffusion/ddpm_reactnet_digits.py',
-          '--num_epochs 60', 'Half of the epochs of its config. Sample with 100 steps.'),
+          '--num_epochs 30 --lr_warmup_steps 50', 'A quarter of the epochs of its config. Sample with 100 steps.'),
     Model('sr_bidiffsr_emoji', 'super-resolution', 'Noto Emoji, 32 to 128 pixels', 'Apache-2.0',
-          'configs/diffusion/sr_bidiffsr_emoji.py', '--max_train_steps 400',
+          'configs/diffusion/sr_bidiffsr_emoji.py', '--max_train_steps 200 --lr_warmup_steps 20',
           'Few steps: sharper than the bicubic enlargement, with a grain on plain areas. Sample with 2 steps.'),
     Model('blstm_text', 'text', 'Tiny Shakespeare, characters', 'MIT (the text: public domain)',
           'configs/sequence/blstm_text.py',
-          '--cfg-options max_iters=800 train_cfg.max_iters=800 param_scheduler.1.end=800',
-          '800 of the 2000 iterations of its config, which reach 2.249.'),
+          '--cfg-options max_iters=300 train_cfg.max_iters=300 param_scheduler.1.end=300',
+          '300 of the 2000 iterations of its config, which reach 2.249.'),
     Model('resnet20_recu_cifar10', 'classification', 'CIFAR-10 (JPEG-compressed copy)', 'none stated; research data set',
           'configs/classification/resnet20_recu_cifar10.py'),
 )
@@ -134,7 +135,7 @@ def add(model: Model, folder: Path, commit: str) -> dict:
     if file.stat().st_size > LARGEST:
         raise ValueError(f'{file.name} has {file.stat().st_size:,} bytes, more than the {LARGEST:,} of a file of the zoo')
     card = dict(task=model.task, data=model.data, data_licence=model.data_licence, licence='Apache-2.0', config=model.config,
-                train=model.train, commit=commit, pack=f'python -m benchmarks.zoo.run --only {model.name}',
+                train=model.train, commit=commit, pack=f'python -m benchmarks.pretrained.run --only {model.name}',
                 metrics=measure(model, file), note=model.note, bytes=file.stat().st_size,
                 sha256=hashlib.sha256(file.read_bytes()).hexdigest())
     (zoo.FOLDER / f'{model.name}.json').write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n')
