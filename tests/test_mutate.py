@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import tomllib
 
 import mutate
 import pytest
@@ -102,3 +103,10 @@ def test_a_test_that_hangs_notices(toy):
     (toy / 'tests/test_hang.py').write_text('import time\n\n\ndef test():\n    time.sleep(60)\n')
     checkout = mutate.Checkout(toy, toy.parent / 'copy')
     assert checkout.pytest('tests/test_hang.py', limit=2) == 1
+
+
+@pytest.mark.parametrize('package', sorted(path.stem for path in (mutate.ROOT / 'tests' / 'mutations').glob('*.toml')))
+def test_lines_of_the_list_are_there(package):
+    entries = tomllib.loads((mutate.ROOT / 'tests' / 'mutations' / f'{package}.toml').read_text())['mutation']
+    assert [entry['before'] for entry in entries
+            if mutate.mutated((mutate.ROOT / entry['file']).read_text(), entry['before'], entry['after']) is None] == []

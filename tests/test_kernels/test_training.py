@@ -85,8 +85,11 @@ def products(draw):
     channels, outputs = groups * draw(st.integers(1, 35)), groups * draw(st.integers(1, 35))
     kernel, stride, padding = (draw(st.tuples(st.integers(low, low + n), st.integers(low, low + n)))
                                for low, n in ((1, 2), (1, 1), (0, 2)))
-    geometry = Conv2dGeometry(channels, outputs, kernel, stride, padding, draw(st.sampled_from([1, 1, 2])), groups,
-                              draw(st.sampled_from([0, 0, -1, 1])))
+    dilation = draw(st.sampled_from([1, 1, 2]))
+    if draw(st.booleans()):  # the shape stays, so that the input can be its own shortcut
+        outputs, kernel, stride, padding = channels, (3, 3), 1, dilation
+    pad_value = draw(st.sampled_from([0, 0, -1, 1]))
+    geometry = Conv2dGeometry(channels, outputs, kernel, stride, padding, dilation, groups, pad_value)
     return SignProduct(geometry, SURROGATES[draw(st.sampled_from(sorted(SURROGATES)))], draw(st.booleans()))
 
 
@@ -139,6 +142,22 @@ def test_blocks(product, data, isa):
             one, other = (value, expected[name]) if name.startswith('running') else (value.grad, expected[name].grad)
             # Behind a norm the gradients of a channel add up to nothing.
             assert_close(one, other, name, grad.abs().sum().item() / 50 if name == 'shift' else 1.0)
+
+
+@pytest.mark.parametrize('own', [True, False])
+@pytest.mark.parametrize('act', ['relu', 'hardtanh'])
+def test_gradients_of_a_shortcut_stop_where_the_act_is_flat(act, own):
+    product = SignProduct(Conv2dGeometry(20, 20, 3, padding=1), SURROGATES['clipped'])
+    tensors = dict(x=torch.randn(2, 20, 6, 6), running_mean=torch.zeros(20), running_var=torch.ones(20))
+    tensors |= {} if own else dict(shortcut=torch.randn(2, 20, 6, 6))
+    signs, grad, found = torch.randn(20, 20, 3, 3).sign(), torch.randn(2, 20, 6, 6), []
+    for function, dtype in ((sign_conv2d_norm, torch.float32), (block_of, torch.float64)):
+        arguments = leaves({name: value.to(dtype) for name, value in tensors.items()})
+        x, shortcut = arguments.pop('x'), arguments.pop('shortcut', None)
+        y = function(x, signs.to(dtype), product, Norm(act), shortcut=x if own else shortcut, **arguments)
+        found.append(torch.autograd.grad(y, [x] if own else [x, shortcut], grad.to(dtype)))
+    for one, other in zip(*found, strict=True):
+        assert_close(one, other, 'gradient', 1.0)
 
 
 @settings(max_examples=60, deadline=None)
