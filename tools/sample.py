@@ -1,8 +1,7 @@
-"""Draws pictures from a diffusion pipeline: python tools/sample.py work_dirs/ddpm_bidm_digits --pack"""
+#!/usr/bin/env python
+"""Draw pictures from a saved diffusion pipeline, latent, packed on the way, or packed already."""
 
-import bnn_plugins  # noqa: F401
-from bnn_plugins.apps.command_line import run
-from bnn_plugins.apps.diffusion.sample import main
+from bnn_plugins.apps.command_line import tool
 
 if __name__ == '__main__':
-    run(main)
+    tool('sample')

@@ -1,8 +1,7 @@
-"""Trains a binary (or float) diffusion model: python tools/train_diffusion.py configs/diffusion/ddpm_bidm_digits.py"""
+#!/usr/bin/env python
+"""Train a binary (or float) diffusion model: the flags of diffusers' example. A config file sets the defaults."""
 
-import bnn_plugins  # noqa: F401
-from bnn_plugins.apps.command_line import run
-from bnn_plugins.apps.diffusion.train import main
+from bnn_plugins.apps.command_line import tool
 
 if __name__ == '__main__':
-    run(lambda: print(f'the pipeline is in {main()}'))
+    tool('train_diffusion')

@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from ..deploy import verify
+from ..progress import shown
 from .machine import machine_facts
 from .throughput import Timing, make_clock, measure, tensors_of, torch_threads
 from .throughput_layers import Breakdown, break_down, measure_ceilings
@@ -179,7 +181,7 @@ def profile(config: str, models: Models, parts: Callable[[int, tuple[int, int] |
         with on_backend(name):  # unknown or missing: its sentence, before anything is measured
             pass
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as bar:
+    with Progress(*columns, transient=True, disable=not shown(Console())) as bar:
         task = bar.add_task('', total=None)
         for batch, size, threads in plan.combinations():
             with torch_threads(threads):

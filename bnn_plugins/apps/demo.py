@@ -23,14 +23,16 @@ from ..integrations.mmengine.summarize import summarize_config
 from .digits import DigitsRecipe, make_digits, read_recipe
 from .report import Boxes, Report, Sample, read_scalars, write_report
 
-CONFIG = 'configs/detection/retinanet_bnn-r18_fpn_digits.py'
+CONFIG = 'bnn_plugins::detection/retinanet_bnn-r18_fpn_digits.py'
 DATA = 'work_dirs/digits'
 SCORE_THR = 0.3
 SAMPLES = 6
+SHORT = {'train_cfg.max_epochs': 1, 'train_dataloader.dataset.indices': 48, 'val_dataloader.dataset.indices': 24,
+         'test_dataloader.dataset.indices': 24}
 
 
 def run_demo(work_dir: str = 'work_dirs/demo', data: str = DATA, config: str = CONFIG, seed: int = 0,
-             cfg_options: dict | None = None) -> Path:
+             cfg_options: dict | None = None, short: bool = False) -> Path:
     """Make the digits set where it is missing, train, evaluate, pack, evaluate the packed file, write the report.
 
     What is done already is not done again: an interrupted training continues at its last epoch.
@@ -40,6 +42,7 @@ def run_demo(work_dir: str = 'work_dirs/demo', data: str = DATA, config: str = C
             ``report.json``. data: for the digits set.
         seed: of the training (the digits set keeps its own).
         cfg_options: further overrides of the config.
+        short: one epoch on few pictures: it shows that every step runs here, and the detector finds nothing yet.
 
     Returns:
         the path of ``report.html``.
@@ -51,7 +54,7 @@ def run_demo(work_dir: str = 'work_dirs/demo', data: str = DATA, config: str = C
     out, recipe = Path(work_dir), DigitsRecipe()
     options = {f'{split}_dataloader.dataset.data_root': f'{data}/' for split in ('train', 'val', 'test') if data != DATA}
     options |= {'randomness.seed': seed} if seed else {}
-    options |= cfg_options or {}
+    options |= (SHORT if short else {}) | (cfg_options or {})
     cfg = load_config(config, cfg_options=options)
 
     say(1, f'digits set in {data}')

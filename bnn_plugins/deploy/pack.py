@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..layers import BinaryLayer
+from ..progress import track
 from .packed import PACKED_CLASSES, PackedModule
 
 # Called with each model before it is packed: a host whose models say whether they are quantized notes it there, or refuses.
@@ -59,7 +60,7 @@ def packed_forms(model: nn.Module, strict: bool = True) -> dict[nn.Module, Packe
             found[module] = known
         elif strict:
             raise ValueError(f'the {type(module).__name__} {name!r} cannot be packed: {why}')
-    return {module: PACKED_CLASSES[known].from_latent(module) for module, known in found.items()}
+    return {module: PACKED_CLASSES[known].from_latent(module) for module, known in track(found.items(), 'pack')}
 
 
 def replace_(model: nn.Module, packed: dict[nn.Module, PackedModule]) -> nn.Module:

@@ -1,10 +1,20 @@
-"""A user's mistake in each tool: one sentence, or its traceback on request."""
+"""``bnn`` and the tools: a user's mistake is one sentence, or its traceback on request; what the doctor finds."""
 
+import ast
+import importlib.util
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import bnn_kernels
+from bnn_plugins import progress
+from bnn_plugins.apps import command_line, doctor
+from bnn_plugins.apps.command_line import bnn, sentence
+from bnn_plugins.integrations.import_hooks import ImportHook
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 MISTAKES = {'train': ['nowhere.py'], 'test': ['nowhere.py', 'a.pth'], 'pack': ['nowhere.py', 'nowhere.pth', 'a.safetensors'],
@@ -43,4 +53,83 @@ def test_every_tool_has_it():
     """The one that only writes a set of digits has no input that could be missing."""
     assert {path.stem for path in TOOLS.glob('*.py')} - MISTAKES.keys() == {'demo', 'make_digits'}
     for path in TOOLS.glob('*.py'):
-        assert 'run(' in path.read_text().partition("__name__ == '__main__'")[2], path.name
+        code = ast.unparse(ast.parse(path.read_text()).body[1:])
+        assert code == ("from bnn_plugins.apps.command_line import tool\nif __name__ == '__main__':\n"
+                        f"    tool('{path.stem}')"), 'a tool contains no logic'
+
+
+# --- bnn ------------------------------------------------------------------------------------------------------------------
+
+def test_every_command_is_listed_and_has_arguments(capsys):
+    bnn(['--help'])
+    text = capsys.readouterr().out
+    modules = {path.stem for path in Path(command_line.__file__).with_name('commands').glob('[!_]*.py')}
+    assert modules == set(command_line.COMMANDS.values())
+    for name in command_line.COMMANDS:
+        assert f'\n  {name} ' in text
+        with pytest.raises(SystemExit) as end:
+            bnn([name, '--help'])
+        assert end.value.code == 0
+    with pytest.raises(SystemExit, match=r"unknown command 'trian'; did you mean 'train'\?"):
+        bnn(['trian'])
+
+
+@pytest.mark.parametrize('name', ['verify', 'convert', 'export'])
+def test_commands_without_a_tool(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r'^FileNotFoundError: .*nowhere.* \(--traceback shows where\)$'):
+        bnn([name, 'nowhere', *['b', 'c'][:{'verify': 2, 'convert': 1, 'export': 0}[name]]])
+
+
+def test_what_is_missing_comes_with_the_line_that_installs_it(monkeypatch):
+    """Mutation: without ModuleNotFoundError in MISTAKES, a traceback."""
+    monkeypatch.setitem(sys.modules, 'mmengine.config', None)
+    with pytest.raises(SystemExit, match=r"ModuleNotFoundError: .*mmengine.*: pip install 'bnn_plugins\[mmdet\]' \("):
+        bnn(['summary', 'a.py', '--cfg-options', 'a=1'])
+
+
+def test_an_error_of_several_lines_becomes_one():
+    assert sentence(RuntimeError('size mismatch:\n\tfor a\n  for b')) == 'size mismatch: for a for b'
+
+
+def test_help_needs_torch_only():
+    code = ("from bnn_plugins.apps.command_line import bnn; import sys; bnn(['--help']); bnn(['--version'])\n"
+            "assert not {'mmengine', 'mmdet', 'diffusers', 'mmcv'} & set(sys.modules)")
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_the_doctor(capsys, monkeypatch):
+    """Mutation: state() of a package that is not there is 'done'."""
+    monkeypatch.setenv('BNN_PLUGINS_PEFT', '0')
+    find = importlib.util.find_spec
+    monkeypatch.setattr(doctor, 'find_spec', lambda name: None if name in ('mmdet', 'numba') else find(name))
+    monkeypatch.setattr(doctor, 'HOOKS', [*doctor.HOOKS, ImportHook('torch', 'torch.nn.utils.none', 'x', 'NONE', print)])
+    assert doctor.examine() == 1, 'the last row cannot work'
+    text = capsys.readouterr().out
+    assert f'torch          {torch.__version__}' in text
+    assert 'numba          missing' in text
+    assert "  mmdet: pip install 'bnn_plugins[mmdet]'" in text
+    for name in bnn_kernels.available_backends():
+        assert f'\n  {name} ' in text
+    for words in ('reference            available', 'peft       turned off', 'mmdet      no package',
+                  'torch      FAILS: No module', 'mmengine   done       packed'):
+        assert words in text, words
+
+
+# --- progress bars ----------------------------------------------------------------------------------------------------------
+
+def test_bars_only_where_a_terminal_is(capsys, monkeypatch):
+    assert list(progress.track(range(3), 'count')) == [0, 1, 2]
+    assert capsys.readouterr() == ('', '')
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    monkeypatch.setattr('rich.console.Console.is_terminal', True)
+    assert list(progress.track(iter(range(3)), 'count', 3)) == [0, 1, 2]
+    out, err = capsys.readouterr()
+    assert not out
+    assert 'count' in err
+    monkeypatch.setattr(progress, 'SHOWN', True)
+    with pytest.raises(SystemExit):
+        bnn(['export', 'nowhere', '--quiet'])
+    capsys.readouterr()
+    assert list(progress.track(range(3), 'count')) == [0, 1, 2]
+    assert capsys.readouterr() == ('', '')

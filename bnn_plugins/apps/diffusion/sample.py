@@ -13,6 +13,7 @@ from ...deploy import PackedLayer, pack_
 from ...integrations.diffusers.loading import load_pipeline
 from ...integrations.diffusers.sr_pipeline import SuperResolutionPipeline
 from ...layers import BinaryLayer
+from ...progress import track
 from .data import build_dataset
 from .grid import picture_grid
 
@@ -29,7 +30,8 @@ def generate(pipe: DiffusionPipeline, count: int, steps: int, seed: int = 0, bat
              conditions: torch.Tensor | None = None, output_type: str = 'pil') -> list:
     """``count`` PIL pictures, or arrays ``[H, W, C]`` in [0, 1] (``'np'``); a batch's noise does not depend on the others."""
     images = []
-    for start in range(0, count, batch_size):
+    pipe.set_progress_bar_config(disable=True)
+    for start in track(range(0, count, batch_size), 'sample'):
         size = min(batch_size, count - start)
         options = dict(generator=torch.Generator().manual_seed(seed + start), num_inference_steps=steps,
                        output_type=output_type)

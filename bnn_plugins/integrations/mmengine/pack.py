@@ -12,6 +12,7 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
 from ...deploy import VerificationReport, fuse_, load_packed_, pack_, quantize_rest_, save_packed, unfuse_, verify
+from ...progress import track
 from .run import load_config
 
 RESTS = ('float32', 'int8')
@@ -95,12 +96,29 @@ def image_files(folder: str) -> list[Path]:
     return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in ('.jpg', '.jpeg', '.png', '.bmp'))
 
 
+def verify_checkpoint(config: str, checkpoint: str, packed: str, images: int = 4,
+                      cfg_options: dict | None = None) -> VerificationReport:
+    """Compare a packed file, as it is and fused, with the checkpoint that it was made from.
+
+    Args:
+        images: how many of the test set of ``config``.
+
+    Raises:
+        FileNotFoundError: when a file does not exist. RuntimeError: when the checkpoint does not fit the config. ValueError:
+            when the packed file is damaged or for another config.
+    """
+    cfg = load_config(config, cfg_options=cfg_options)
+    latent, loaded = build_model(copy.deepcopy(cfg)), build_model(copy.deepcopy(cfg))
+    load_checkpoint(latent, checkpoint, map_location='cpu', strict=True)
+    return verify_detector(cfg, latent, load_packed_(loaded, packed), images)
+
+
 def verify_detector(cfg: Config, latent: nn.Module, packed: nn.Module, images: int) -> VerificationReport:
     """Compare ``packed``, as it is and fused, with ``latent`` on the first images of the test set of ``cfg``."""
     loader = Runner.build_dataloader(dict(cfg.test_dataloader, batch_size=1, num_workers=0, persistent_workers=False))
     report = VerificationReport()
     latent.eval()
-    for batch in islice(loader, images):
+    for batch in track(islice(loader, images), 'verify', images):
         data = latent.data_preprocessor(batch, False)
         unfuse_(packed)
         report.add(verify(latent, packed, data['inputs'], data['data_samples']))
