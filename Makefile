@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 ENGINE := kernels/bnn_kernels/cpu/src
 
-.PHONY: install demo test lint docs check-arm test-triton sanitize mutate clean
+.PHONY: install demo test lint docs check-arm test-triton sanitize fuzz mutate clean
 
 install: $(VENV)/.installed
 
@@ -59,10 +59,16 @@ check-arm:
 # neither are compilers of torch, which take minutes here.
 SANITIZED := build/engine-sanitized.so
 SANITIZERS = $(foreach library,libasan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(library)))
+SANITIZED_ENGINE = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=8192 \
+	LD_PRELOAD='$(SANITIZERS)' BNN_KERNELS_CPU_LIBRARY=$(abspath $(SANITIZED))
 sanitize: install $(SANITIZED)
-	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=8192 \
-		LD_PRELOAD='$(SANITIZERS)' BNN_KERNELS_CPU_LIBRARY=$(abspath $(SANITIZED)) \
-		$(BIN)/pytest tests/test_kernels -m 'sanitize and not compiles'
+	$(SANITIZED_ENGINE) $(BIN)/pytest tests/test_kernels -m 'sanitize and not compiles'
+
+# Damaged and crafted files for everything that reads files, with the engine and with the sanitized one.
+FUZZ ?= 10000
+fuzz: install $(SANITIZED)
+	$(BIN)/python tests/fuzz.py --count $(FUZZ)
+	$(SANITIZED_ENGINE) $(BIN)/python tests/fuzz.py --count $(FUZZ) --readers packed int8
 
 $(SANITIZED): $(wildcard $(ENGINE)/*)
 	mkdir -p build

@@ -1,7 +1,6 @@
 """Checkpoints that authors publish, under the names of the project's networks."""
 
 import argparse
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,7 +86,9 @@ def published_state(path: str | Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of a training script
             content = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged pickle or archive raises anything
         code = re.search(r'GLOBAL ([\w.]+)', str(error))
         why = f'holds {code[1]}, which is no tensor and is not executed' if code else 'is cut off, or no checkpoint of PyTorch'
         raise ValueError(f'{path} {why}') from None

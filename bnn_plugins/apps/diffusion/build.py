@@ -17,7 +17,7 @@ def find_class(name: str) -> type:
     """A class of ours or of diffusers. Raises ``ValueError`` for an unknown name and names the nearest."""
     if name in OWN:
         return OWN[name]
-    if name not in dir(diffusers):
+    if name not in dir(diffusers) or not isinstance(getattr(diffusers, name), type):
         raise ValueError(unknown('type', name, [*OWN, *dir(diffusers)]))
     return getattr(diffusers, name)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ...convert import BNNConfig, binarize_
 
+LIBRARIES = ('bnn_plugins', 'diffusers', 'transformers')
 SHIM = """# Lets diffusers find the class of this folder: load the pipeline with trust_remote_code=True.
 import bnn_plugins
 from {library} import {name}
@@ -47,16 +48,23 @@ def load_pipeline(folder: str | Path):
         the pipeline, a ``diffusers.DiffusionPipeline``.
 
     Raises:
-        FileNotFoundError: without ``model_index.json``.
+        FileNotFoundError: without ``model_index.json``. ValueError: when it names a module that is none of diffusers',
+            transformers' and ours, which diffusers would import.
     """
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, pipelines
 
     from .sr_pipeline import SuperResolutionPipeline
     own = {SuperResolutionPipeline.__name__: SuperResolutionPipeline}
     index_path = Path(folder) / 'model_index.json'
     if not index_path.is_file():
         raise FileNotFoundError(f'{folder} has no model_index.json: give the folder of a saved pipeline')
-    name = json.loads(index_path.read_text())['_class_name']
+    index = json.loads(index_path.read_text())
+    for component, entry in index.items():
+        library = entry[0] if isinstance(entry, list) and entry else None
+        if isinstance(library, str) and library.partition('.')[0] not in LIBRARIES and not hasattr(pipelines, library):
+            raise ValueError(f'{index_path} takes {component!r} from {library!r}, which was not imported: only '
+                             f'{", ".join(LIBRARIES)} are')
+    name = index['_class_name']
     return own.get(name, DiffusionPipeline).from_pretrained(folder)
 
 

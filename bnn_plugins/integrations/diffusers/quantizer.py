@@ -12,7 +12,7 @@ from types import ModuleType
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.utils import logging
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from bnn_kernels import LAYOUT_VERSION
@@ -20,7 +20,7 @@ from bnn_kernels import LAYOUT_VERSION
 from ...convert import CONVERTED, BNNConfig
 from ...convert.binarize import convert_, to_binary
 from ...deploy import PACKED, pack_
-from ...deploy.file import FORMAT, SCHEMA_VERSION, check_versions, checksum, prepare_
+from ...deploy.file import FORMAT, SCHEMA_VERSION, check_versions, checksum, damaged, parsed, prepare_
 from ...layers import BinaryLayer, build_act
 
 logger = logging.get_logger(__name__)
@@ -157,14 +157,20 @@ def check_packed_weights(paths: list) -> dict[str, str] | None:
     """
     tensors = {}
     for path in paths:
-        with safe_open(str(path), framework='pt') as file:
-            metadata = {key.removeprefix('bnn_'): value for key, value in (file.metadata() or {}).items()}
-            check_versions(path, metadata)
-            tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        try:
+            with safe_open(str(path), framework='pt') as file:
+                metadata = {key.removeprefix('bnn_'): value for key, value in (file.metadata() or {}).items()}
+                check_versions(path, metadata)
+                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        except SafetensorError as error:
+            raise damaged(path, error) from None
     layers = {key: metadata[key] for key in ('layers',) if key in metadata}
     if checksum(tensors, layers) != metadata.get('checksum'):
         raise ValueError(f'{paths[0]} was altered after it was written (its checksum does not fit): copy or pack it again')
-    return json.loads(layers['layers']) if layers else None
+    try:
+        return parsed(layers, 'layers', str) if layers else None
+    except ValueError as error:
+        raise damaged(paths[0], error) from None
 
 
 def on_cpu(state_dict: dict) -> dict:

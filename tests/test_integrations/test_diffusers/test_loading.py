@@ -1,6 +1,7 @@
 """Pipelines of our own classes from a folder."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +49,17 @@ def test_super_resolution(tmp_path):
 def test_a_pipeline_of_diffusers(tmp_path):
     DDIMPipeline(unet(1), DDIMScheduler()).save_pretrained(tmp_path)
     assert type(bnn_plugins.integrations.diffusers.load_pipeline(str(tmp_path))) is DDIMPipeline
+
+
+@pytest.mark.parametrize('library', ['os', 'antigravity', 'diffusersx', '../unet'])
+def test_modules_that_a_folder_names(library, tmp_path):
+    """diffusers imports what a folder names. Mutation: without the check, antigravity opens a browser."""
+    DDIMPipeline(unet(1), DDIMScheduler()).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / 'model_index.json').read_text())
+    (tmp_path / 'model_index.json').write_text(json.dumps(index | {'unet': [library, 'system']}))
+    with pytest.raises(ValueError, match=r"model_index\.json takes 'unet' from '.*', which was not imported"):
+        load_pipeline(tmp_path)
+    assert 'antigravity' not in sys.modules
 
 
 def test_no_pipeline(tmp_path):
