@@ -5,15 +5,18 @@ The rest is in pyproject.toml. The engine is optional: without a C++20 compiler 
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 SOURCES = Path('kernels/bnn_kernels/cpu/src')
 FLAGS = ['-std=c++20', '-O3', '-g0', '-fvisibility=hidden', '-ffp-contract=off', '-Wall', '-Wextra',
          '-Wno-uninitialized', '-Wno-maybe-uninitialized']  # GCC 12 warns of the "undefined" vectors of its own headers
+OPENMP = [] if sys.platform == 'darwin' else ['-fopenmp']  # Apple's clang has none: the engine is serial there
 LOST = """
 The engine of bnn_kernels was not compiled. Everything works, but packed operators run on slower backends: numba, plain torch.
 To get it, install a C++20 compiler (g++ 12 or newer, or clang) and install this package again.
@@ -38,6 +41,13 @@ class BuildEngine(build_ext):
             raise
 
 
+class BuildWheel(bdist_wheel):
+    """One wheel for all versions of Python on a platform."""
+
+    def get_tag(self):
+        return 'py3', 'none', super().get_tag()[2]
+
+
 setup(
     version=version.group(1),
     packages=find_packages(include=['bnn_plugins*']) + find_packages('kernels', include=['bnn_kernels*']),
@@ -53,9 +63,9 @@ setup(
         sources=sorted(map(str, SOURCES.glob('*.cpp'))),
         depends=sorted(map(str, SOURCES.glob('*.hpp'))),
         language='c++',
-        extra_compile_args=[*FLAGS, '-fopenmp'],
-        extra_link_args=['-fopenmp'],
+        extra_compile_args=[*FLAGS, *OPENMP],
+        extra_link_args=OPENMP,
         optional=True,
     )],
-    cmdclass={'build_ext': BuildEngine},
+    cmdclass={'build_ext': BuildEngine, 'bdist_wheel': BuildWheel},
 )
