@@ -15,6 +15,7 @@ import yaml
 import bnn_kernels
 import bnn_plugins
 from bnn_plugins import binarize, engine, layers
+from bnn_plugins.apps import command_line
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(path for path in (*ROOT.glob('*.md'), *ROOT.rglob('docs/**/*.md'), *ROOT.glob('kernels/*.md'),
@@ -100,7 +101,7 @@ def commands() -> list:
         for line in [*shell.replace('\\\n', ' ').splitlines(), *(' '.join(line.split()) for line in inline)]:
             for command in re.sub(PLACEHOLDERS, '', line).split('&&'):
                 words = shlex.split(command, comments=True)
-                if words[:1] in (['python'], ['make']):
+                if words[:1] in (['python'], ['make'], ['bnn']):
                     found.setdefault(shlex.join(words), path)
     return [pytest.param(shlex.split(command), id=f'{path.relative_to(ROOT)}: {command}') for command, path in found.items()]
 
@@ -126,7 +127,7 @@ def test_commands_are_those_of_the_tools(words, monkeypatch, capsys):
         targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
         assert {word for word in words[1:] if '=' not in word} <= set(targets)
         return
-    if words[1] == '-m' and 'ArgumentParser' not in (ROOT / (words[2].replace('.', '/') + '.py')).read_text():
+    if words[1:2] == ['-m'] and 'ArgumentParser' not in (ROOT / (words[2].replace('.', '/') + '.py')).read_text():
         assert len(words) == 3, f'{words[2]} takes no arguments'
         return
     known = argparse.ArgumentParser.parse_known_args
@@ -134,14 +135,16 @@ def test_commands_are_those_of_the_tools(words, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse)
     monkeypatch.setattr(argparse.ArgumentParser, 'parse_known_args', parse_known)
-    monkeypatch.setattr(sys, 'argv', words[2 if words[1] == '-m' else 1:])
+    monkeypatch.setattr(sys, 'argv', words[2 if words[1:2] == ['-m'] else 1:])
     try:
-        if words[1] == '-m':
+        if words[1:2] == ['-m']:
             module = importlib.import_module(words[2])
             if forwards:
                 monkeypatch.setattr(module, 'train', lambda flags: None)
                 monkeypatch.setattr(argparse.ArgumentParser, 'parse_known_args', parse)
             module.main()
+        elif words[0] == 'bnn':
+            command_line.bnn(words[1:])
         else:
             runpy.run_path(words[1], run_name='__main__')
     except Parsed:

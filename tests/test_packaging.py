@@ -81,7 +81,8 @@ def test_what_is_in_the_wheel(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {'bnn_plugins/.mim/configs/detection/retinanet_bnn-r18_fpn_digits.py', 'bnn_plugins/.mim/tools/train.py',
             'bnn_plugins/.mim/model-index.yml', 'bnn_plugins/py.typed', 'bnn_kernels/py.typed',
-            'bnn_plugins/apps/report.html.j2', 'bnn_plugins/apps/commands/train.py', 'bnn_kernels/triton/tables.toml'} <= set(names)
+            'bnn_plugins/apps/report.html.j2', 'bnn_plugins/apps/commands/train.py',
+            'bnn_kernels/triton/tables.toml'} <= set(names)
     assert not [name for name in names if name.startswith(('tests/', 'benchmarks/', 'kernels/', 'docs/'))]
 
 

@@ -7,6 +7,8 @@ from .hooks import BinaryTrainingHook, EpochSeedHook, SyncStatisticsHook
 from .optimizers import BinaryOptimWrapperConstructor
 from .resume import ResumeHook
 from .statistics import BinaryStatisticsHook
+from .unreadable import UnreadableImagesHook
 
 __all__ = ['AdaptiveGradientClippingHook', 'BFloat16OptimWrapper', 'BinaryOptimWrapperConstructor', 'BinaryStatisticsHook',
-           'BinaryTrainingHook', 'Bop', 'EpochSeedHook', 'ResumeHook', 'SyncStatisticsHook', 'adaptive_clip_grad_']
+           'BinaryTrainingHook', 'Bop', 'EpochSeedHook', 'ResumeHook', 'SyncStatisticsHook', 'UnreadableImagesHook',
+           'adaptive_clip_grad_']

@@ -4,18 +4,48 @@ import json
 import logging
 from pathlib import Path
 
+import torch
 from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmdet.datasets import VOCDataset as MMDetVOCDataset
 from mmengine.logging import print_log
 
 from ...registry import DATASETS
+from .transforms import UnreadableImage
 
 
 class CheckedDatasetMixin:
-    """Drops boxes of zero width or height and counts them; names a missing folder or list.
+    """Drops boxes of zero width or height and counts them; names a missing folder or list; can train without broken images.
 
     One such box makes the box loss infinite for the whole epoch, and nothing stops.
+
+    Args:
+        on_unreadable (str): ``'raise'`` (default) or ``'skip'``: in training, another image takes the place of one that cannot
+            be read; :class:`bnn_plugins.engine.UnreadableImagesHook` names those at the end of the epoch. An evaluation
+            without some of its images would be of another set: it raises in any case.
+
+    Attributes:
+        unreadable (Tensor): bool ``[len]``, which images could not be read in this epoch; workers write into the same memory.
     """
+
+    def __init__(self, *args, on_unreadable: str = 'raise', **kwargs):
+        if on_unreadable not in ('raise', 'skip'):
+            raise ValueError(f"on_unreadable is 'raise' or 'skip', but got {on_unreadable!r}")
+        self.on_unreadable = on_unreadable
+        super().__init__(*args, **kwargs)
+
+    def full_init(self) -> None:
+        if not self._fully_initialized:
+            super().full_init()
+            self.unreadable = torch.zeros(len(self), dtype=torch.bool).share_memory_()
+
+    def prepare_data(self, idx: int):
+        try:
+            return super().prepare_data(idx)
+        except UnreadableImage:
+            if self.on_unreadable == 'raise' or self.test_mode:
+                raise
+            self.unreadable[idx] = True
+            return None  # the dataset draws another one
 
     def load_data_list(self) -> list[dict]:
         for what, path in (('annotation file', self.ann_file), *((f'folder {key!r}', path)

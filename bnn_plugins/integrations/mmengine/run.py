@@ -20,7 +20,7 @@ import bnn_kernels
 
 from ...binarize import follows_training
 from ...deploy import fuse_, load_packed_
-from ...engine import BinaryTrainingHook, ResumeHook
+from ...engine import BinaryTrainingHook, ResumeHook, UnreadableImagesHook
 from ...engine.processes import from_first, share_file
 from .launch import distribute_, join_processes
 
@@ -111,6 +111,7 @@ def train_config(cfg: Config, resume: str | None, amp: bool, auto_scale_lr: bool
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
     runner = build_runner(cfg)
+    runner.register_hook(UnreadableImagesHook())
     built = isinstance(runner.model, nn.Module)  # FlexibleRunner builds it later
     if built and follows_training(runner.model) and not any(isinstance(hook, BinaryTrainingHook) for hook in runner.hooks):
         print_log("the config has no BinaryTrainingHook: the schedules, rotations and clipping of latents of its method never "

@@ -3,11 +3,14 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
-from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
+from mmengine.dataset import ConcatDataset, RepeatDataset
+from mmengine.registry import DATASETS, HOOKS, TRANSFORMS, init_default_scope
+from torch.utils.data import DataLoader
 
 import bnn_plugins  # noqa: F401  (before mmdet: it provides what an mmcv without compiled operators lacks)
 
@@ -103,8 +106,42 @@ def test_an_unreadable_image_is_named(voc, content):
     if content is not None:
         path.write_bytes(content)
     load = TRANSFORMS.build(dict(type='bnn_plugins.LoadImageFromFile'))
-    with pytest.raises(OSError, match=r'a\.jpg.* cannot be read .*: restore the file, or take it out of the annotation file'):
+    with pytest.raises(OSError, match=r'a\.jpg.* cannot be read .*: restore the file, take it out of the annotation file'):
         load(build_voc(voc).get_data_info(0))
+
+
+LOAD = [dict(type='bnn_plugins.LoadImageFromFile')]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_training_without_an_unreadable_image(voc, workers, caplog):
+    """Mutation: without share_memory_(), the flags that workers set are lost."""
+    (voc / 'JPEGImages/a.jpg').write_bytes(b'no image')
+    dataset = build_voc(voc, on_unreadable='skip', pipeline=LOAD)
+    repeated = ConcatDataset([RepeatDataset(dataset, times=2)])
+    loader = DataLoader(repeated, 2, num_workers=workers, collate_fn=list)
+    runner = SimpleNamespace(train_dataloader=loader)
+    hook = HOOKS.build(dict(type='bnn_plugins.UnreadableImagesHook'))
+    for _ in range(2):
+        assert [Path(sample['img_path']).name for batch in loader for sample in batch] == ['b.jpg'] * 4
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            hook.after_train_epoch(runner)
+        (record,) = caplog.records
+        assert record.getMessage().startswith('1 images cannot be read and were left out of this epoch: ')
+        assert record.getMessage().endswith('JPEGImages/a.jpg')
+        caplog.clear()
+        hook.after_train_epoch(runner)
+        assert not caplog.records, 'each epoch is counted by itself'
+
+
+def test_unreadable_images_stop_by_default_and_in_an_evaluation(voc):
+    (voc / 'JPEGImages/a.jpg').write_bytes(b'no image')
+    for options in (dict(), dict(on_unreadable='raise'), dict(on_unreadable='skip', test_mode=True)):
+        with pytest.raises(OSError, match=r"a\.jpg.* cannot be read .*: restore .* on_unreadable='skip'"):
+            build_voc(voc, pipeline=LOAD, **options)[0]
+    with pytest.raises(ValueError, match=r"on_unreadable is 'raise' or 'skip', but got 'drop'"):
+        build_voc(voc, on_unreadable='drop')
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason=f'BCCD is not at {BCCD}')
