@@ -11,6 +11,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).parent
 SOURCES = Path('kernels/bnn_kernels/cpu/src')
@@ -48,6 +49,14 @@ class BuildWheel(bdist_wheel):
         return 'py3', 'none', super().get_tag()[2]
 
 
+class WriteMetadata(egg_info):
+    """mmengine looks for configs in the first package that top_level.txt names; setuptools sorts them."""
+
+    def run(self):
+        super().run()
+        Path(self.egg_info, 'top_level.txt').write_text('bnn_plugins\nbnn_kernels\n')
+
+
 setup(
     version=version.group(1),
     packages=find_packages(include=['bnn_plugins*']) + find_packages('kernels', include=['bnn_kernels*']),
@@ -67,5 +76,5 @@ setup(
         extra_link_args=OPENMP,
         optional=True,
     )],
-    cmdclass={'build_ext': BuildEngine, 'bdist_wheel': BuildWheel},
+    cmdclass={'build_ext': BuildEngine, 'bdist_wheel': BuildWheel, 'egg_info': WriteMetadata},
 )

@@ -28,7 +28,7 @@ DATA = 'work_dirs/digits'
 SCORE_THR = 0.3
 SAMPLES = 6
 SHORT = {'train_cfg.max_epochs': 1, 'train_dataloader.dataset.indices': 48, 'val_dataloader.dataset.indices': 24,
-         'test_dataloader.dataset.indices': 24}
+         'test_dataloader.dataset.indices': 24, 'model.test_cfg.score_thr': 0.0}
 
 
 def run_demo(work_dir: str = 'work_dirs/demo', data: str = DATA, config: str = CONFIG, seed: int = 0,
