@@ -25,8 +25,8 @@ class UnreadableImagesHook(Hook):
         paths = sorted({path for of_process in all_gather_object(paths) for path in of_process})
         if paths:
             more = f' and {len(paths) - NAMED} more' if len(paths) > NAMED else ''
-            print_log(f'{len(paths)} images cannot be read and were left out of this epoch: {", ".join(paths[:NAMED])}{more}',
-                      logger='current', level=logging.WARNING)
+            print_log(f'left {len(paths)} image{"s" * (len(paths) > 1)} that cannot be read out of this epoch: '
+                      f'{", ".join(paths[:NAMED])}{more}', logger='current', level=logging.WARNING)
 
     after_train = after_train_epoch  # a training that counts iterations
 
