@@ -23,6 +23,7 @@ from triton import knobs
 from bnn_kernels import Epilogue
 from bnn_kernels.geometry import Conv2dGeometry
 from bnn_kernels.triton import tensorcore
+from bnn_kernels.triton.launch import Launch
 from bnn_kernels.triton.tensorcore_offline import compiled
 
 RESULTS = Path(__file__).parent / 'results'
@@ -85,12 +86,12 @@ def disassembled(cubin: bytes) -> Machine:
     return Machine(int(registers), int(stack), [Instruction(int(address, 16), *rest) for address, *rest in lines])
 
 
-def plan_of(target: str, layer: str, epilogue: str) -> tensorcore.Plan:
-    """A call as it would be launched: exact zero padding, float16 shortcut, RPReLU."""
+def launch_of(target: str, layer: str, epilogue: str) -> tuple[Launch, tuple[torch.Tensor | None, ...]]:
+    """A call as it would be launched, and its tensors: exact zero padding, float16 shortcut, RPReLU."""
     channels, outputs, kernel = LAYERS[layer]
     capability, wgmma = TARGETS[target]
-    plans = []
-    backend = tensorcore.TensorCore(tensorcore.Machine(capability, 132, wgmma), plans.append)
+    launches = []
+    backend = tensorcore.TensorCore(tensorcore.Machine(capability, 132, wgmma), lambda *launch: launches.append(launch))
     call = dict(x_words=torch.zeros(8, 80, 80, channels // 32, dtype=torch.int32),
                 w_words=torch.zeros(outputs, kernel, kernel, channels // 32, dtype=torch.int32),
                 geometry=Conv2dGeometry(channels, outputs, kernel, padding=kernel // 2))
@@ -103,20 +104,21 @@ def plan_of(target: str, layer: str, epilogue: str) -> tensorcore.Plan:
         backend.binary_block2d(
             **call, epilogue=Epilogue(vector, vector, 'prelu', vector, vector, vector, vector),
             shortcut=torch.zeros(8, outputs, 80, 80, dtype=torch.float16), dtype=torch.float16, pack=True, keep=True)
-    return plans[0]
+    launch, *tensors = launches[0]
+    return launch, tuple(tensors)
 
 
 def profile(target: str, layer: str, epilogue: str) -> dict[str, str]:
     """One row."""
     channels, _, kernel = LAYERS[layer]
     capability, _ = TARGETS[target]
-    plan = plan_of(target, layer, epilogue)
-    binary = compiled(plan, capability)
+    launch, tensors = launch_of(target, layer, epilogue)
+    binary = compiled(launch, tensors, capability)
     machine = disassembled(binary.cubin)
     loop = machine.loop()
-    units = {name: round(clocks) for name, clocks in model(loop, capability, plan.options['num_warps']).items()}
+    units = {name: round(clocks) for name, clocks in model(loop, capability, launch.options['num_warps']).items()}
     busiest = max(units, key=units.get)
-    block_m, block_n = plan.arguments['BLOCK_M'], plan.arguments['BLOCK_N']
+    block_m, block_n = launch.numbers['BLOCK_M'], launch.numbers['BLOCK_N']
     mix = Counter(i.name.partition('.')[0] for i in loop)
     row = dict(
         target=target, layer=layer, epilogue=epilogue, tile=f'{block_m}x{block_n}', registers=machine.registers,

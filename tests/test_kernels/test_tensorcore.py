@@ -223,8 +223,8 @@ def test_division():
 
 def test_prepared_parameters_follow_what_is_written_to_them():
     call, backend = signs(convolution(outputs=32)), Chip((8, 0)).backend()
-    ready = lambda: tensorcore_tables.operands(call['w_words'], call['threshold'], call['flip'], 64, 0, True, 'sign', 'xor',  # noqa: E731
-                                               32, False)
+    ready = lambda: tensorcore_tables.operands(call['w_words'], call['threshold'], call['flip'], call['geometry'],  # noqa: E731
+                                               True, 'sign', 'xor', 32, False)
     backend.binary_conv2d_sign(**call)
     assert ready() is ready()
     first = ready()
@@ -240,7 +240,7 @@ def test_prepared_parameters_follow_what_is_written_to_them():
 def test_prepared_parameters_go_with_their_weight():
     call = convolution(outputs=32)
     before = len(tensorcore_tables._operands.entries)
-    tensorcore_tables.operands(call['w_words'], None, None, 64, 0, True, 'sums', 'xor', 32, False)
+    tensorcore_tables.operands(call['w_words'], None, None, call['geometry'], True, 'sums', 'xor', 32, False)
     assert len(tensorcore_tables._operands.entries) == before + 1
     del call
     assert len(tensorcore_tables._operands.entries) == before

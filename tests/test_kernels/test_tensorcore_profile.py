@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.gpu import profile
 from bnn_kernels.triton import tensorcore
+from bnn_kernels.triton.offline import compiling_for
 from bnn_kernels.triton.tensorcore_offline import compiled
 
 GOLDEN = profile.read(profile.path()) if profile.path().exists() else None
@@ -75,40 +76,25 @@ def test_a_kernel_that_was_not_rewritten_does_not_assemble(monkeypatch, tmp_path
     from triton.runtime.errors import PTXASError
 
     from bnn_kernels.triton import tensorcore_offline, tensorcore_rewrite
-    plan = profile.plan_of('sm_90a wgmma', '64 3x3', 'sign')
-    compiled(plan, (9, 0))
+    launch = profile.launch_of('sm_90a wgmma', '64 3x3', 'sign')
+    compiled(*launch, (9, 0))
     monkeypatch.setattr(knobs.cache, 'dir', str(tmp_path))
     monkeypatch.setattr(tensorcore_rewrite, 'install', lambda: None)
     monkeypatch.setattr(knobs.runtime, 'add_stages_inspection_hook', None)
     tensorcore_offline._compiled.cache_clear()
     with pytest.raises(PTXASError, match='bnn_b1_required'):
-        compiled(plan, (9, 0))
-
-
-class Driver:
-    """As much of a driver of Triton as it takes to compile through a launch."""
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device=None):
-        return 0
-
-    def get_current_target(self):
-        from triton.backends.compiler import GPUTarget
-        return GPUTarget('cuda', 90, 32)
+        compiled(*launch, (9, 0))
 
 
 @pytest.mark.parametrize('case', [('sm_90a wgmma', '64 3x3', 'block'), ('sm_90a mma', '64 3x3', 'sign'),
                                   ('sm_90a mma', '128 3x3', 'sums')], ids=' '.join)
-def test_a_launch_compiles_what_is_emulated_and_profiled(case, monkeypatch):
-    from triton.runtime import driver
-    plan = profile.plan_of(*case)
-    offline = compiled(plan, (9, 0))
-    monkeypatch.setattr(driver, '_active', Driver())
-    launched = plan.kernel.warmup(**plan.arguments, **plan.options, grid=(plan.programs,))
-    assert launched.asm['ptx'] == offline.ptx
-    assert launched.asm['cubin'] == offline.cubin
+def test_a_launch_compiles_what_is_emulated_and_profiled(case):
+    launch, tensors = profile.launch_of(*case)
+    offline = compiled(launch, tensors, (9, 0))
+    with compiling_for('sm_90') as gpu:
+        launch(*tensors)
+    assert gpu.launches[0].kernel.compiled['ptx'] == offline.ptx
+    assert gpu.launches[0].kernel.compiled['cubin'] == offline.cubin
 
 
 def test_profiles_need_no_gpu():

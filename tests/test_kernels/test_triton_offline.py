@@ -1,13 +1,16 @@
 """The Triton backends through Triton's own way to a launch, for GPUs that are not here; benchmarks.gpu.warm has all cases."""
 
+import copy
 import importlib
 import inspect
 import pkgutil
 import re
+from contextlib import contextmanager
 from itertools import chain
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip('triton', reason='the Triton kernels need triton')
 
@@ -17,13 +20,24 @@ from triton.runtime.jit import JITFunction
 
 import bnn_kernels as bk
 import bnn_kernels.triton
+import bnn_plugins
 from benchmarks.gpu import exactness
+from bnn_kernels import dispatch
 from bnn_kernels.derived import Derived
 from bnn_kernels.triton.offline import compiling_for
+from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
 ARCHITECTURES = 'sm_80', 'sm_89', 'sm_90'
 CASES = [(f'{place} {op}', op, call) for place, (op, call) in enumerate(
     chain(exactness.cases(torch.device('cpu'), [exactness.SMALL]), exactness.sequences(torch.device('cpu'), True)))]
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What has been made from tensors, so far."""
+    made, new = [], Derived.new
+    monkeypatch.setattr(Derived, 'new', lambda self, *arguments: made.append(self.make) or new(self, *arguments))
+    return made
 
 
 def kernels():
@@ -48,10 +62,8 @@ def test_no_argument_of_a_kernel_is_a_word_of_triton():
 
 @pytest.mark.parametrize('architecture', ARCHITECTURES)
 @pytest.mark.parametrize('backend', exactness.BACKENDS)
-def test_every_kind_of_call_is_launched(backend, architecture, monkeypatch):
+def test_every_kind_of_call_is_launched(backend, architecture, made):
     """Some of the calls for each architecture; the second time, nothing is compiled or prepared."""
-    made, new = [], Derived.new
-    monkeypatch.setattr(Derived, 'new', lambda self, *arguments: made.append(self.make) or new(self, *arguments))
     place = ARCHITECTURES.index(architecture) + 3 * exactness.BACKENDS.index(backend)
     launched = 0
     with compiling_for(architecture) as gpu, bk.set_backend(backend):
@@ -67,3 +79,61 @@ def test_every_kind_of_call_is_launched(backend, architecture, monkeypatch):
             assert len(gpu.launches) == count[1] + (call['x'].shape[0] if op == 'binary_lstm' else 1), name
             launched += 1
     assert launched
+
+
+def network():
+    conv = nn.Sequential(BinaryConv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64))
+    layers = nn.Sequential(nn.Conv2d(3, 64, 3, 2), nn.BatchNorm2d(64), *conv, *copy.deepcopy(conv), nn.AdaptiveAvgPool2d(1),
+                           nn.Flatten(), BinaryLinear(64, 64, bias=False))
+    return bnn_plugins.pack_(layers.eval())
+
+
+@contextmanager
+def preferred(name):
+    """The backend comes before all others, which run what it cannot."""
+    known = dict(dispatch.BACKENDS)
+    for other in known:
+        dispatch.BACKENDS.pop(other)
+    dispatch.BACKENDS.update({name: known[name]} | known)
+    try:
+        yield
+    finally:
+        dispatch.BACKENDS.clear()
+        dispatch.BACKENDS.update(known)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('fused', [False, True], ids=['packed', 'fused'])
+@pytest.mark.parametrize('backend', exactness.BACKENDS)
+def test_packed_models_prepare_and_compile_once(backend, fused, made):
+    model, image = network(), torch.randn(1, 3, 16, 16)
+    if fused:
+        bnn_plugins.fuse_(model)
+    launches = []
+    with compiling_for('sm_90') as gpu, preferred(backend):
+        for _ in range(3):
+            counts = len(made), len(gpu.kernels), len(gpu.launches)
+            model(image)
+            launches.append(gpu.launches[counts[2]:])
+    assert counts == (len(made), len(gpu.kernels), 2 * len(launches[0]))
+    assert [launch.kernel for launch in launches[2]] == [launch.kernel for launch in launches[0]]
+
+
+def test_one_compiled_kernel_whatever_the_address():
+    """Words of an image within a batch begin anywhere: 7 x 7 pixels of 64 channels are 392 bytes."""
+    words, weight = torch.zeros(3, 7, 7, 2, dtype=torch.int32), bk.pack_weight(torch.ones(64, 64, 3, 3))
+    stream = torch.zeros(3, 7, 7, 64, dtype=torch.float16)[1:].permute(0, 3, 1, 2)
+    odd = torch.zeros(1 + stream.numel(), dtype=torch.float16)[1:].view(2, 7, 7, 64).permute(0, 3, 1, 2)
+    vectors = torch.ones(7, 65)[1:, 1:]
+    call = dict(w_words=weight, channels=64, padding=1)
+    for backend in exactness.BACKENDS:
+        with compiling_for('sm_90') as gpu, bk.set_backend(backend):
+            for x_words in words[:2], words[1:]:
+                bk.binary_conv2d_sign(x_words, **call, threshold=torch.zeros(65, dtype=torch.int32)[1:65])
+            assert len(gpu.kernels) == 1
+            for out in stream, odd:
+                bk.binary_block2d_(out, words[1:], **call, epilogue=bk.Epilogue(vectors[0], vectors[1]))
+            assert len(gpu.kernels) == 2
+            for launch in gpu.launches:
+                tensors = [value for value in launch.arguments.values() if isinstance(value, torch.Tensor)]
+                assert not any(tensor.data_ptr() % 16 for tensor in tensors)

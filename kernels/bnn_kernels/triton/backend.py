@@ -1,6 +1,7 @@
-"""The operators of the Triton backends as methods: results are allocated here, `launch` does the rest."""
+"""The operators of the Triton backends: what is allocated for results; `launch` does the rest."""
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from ..epilogue import Epilogue
 from ..geometry import Conv2dGeometry, linear_geometry
 from ..layout import words_per_group
 from .device import capability, holds, is_there
-from .launch import Results, convolve, count_pixels, pack_signs
+from .launch import Planned, Results, aligned, block_call, convolution, operator, packing, words_shape
 from .sequence import SequenceOperators
 from .versions import INTERPRETED
 
@@ -23,7 +24,7 @@ NO_STATISTICS = ('the Triton backends run an LSTM tile by tile and leave the sta
                  'other backends')
 
 
-class TritonBackend(SequenceOperators, Backend):
+class TritonBackend(Planned, SequenceOperators, Backend):
     """Base of the backends: a subclass adds `name`, `kernel` and the least CUDA compute capability it runs on."""
 
     kernel: Callable
@@ -58,59 +59,66 @@ class TritonBackend(SequenceOperators, Backend):
             return False, f'{self.name} needs compute capability {least}, {device} has {have}'
         return True, ''
 
-    def pack_activations(self, x: Tensor, threshold: Tensor | None, groups: int) -> Tensor:
+    @operator
+    def pack_activations(self, x: Tensor, threshold: Tensor | None, groups: int) -> Callable[..., Tensor]:
         height, width = x.shape[2:]
-        return pack_signs(x.flatten(2), threshold, groups).unflatten(1, (height, width))
+        pack = packing(x.flatten(2), threshold, groups)
+        return lambda x, threshold, groups: pack(x.flatten(2), threshold).unflatten(1, (height, width))
 
-    def pack_features(self, x: Tensor, threshold: Tensor | None) -> Tensor:
-        rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-        return pack_signs(rows.t()[None], threshold, 1).view(*x.shape[:-1], -(-x.shape[-1] // 32))
+    @operator
+    def pack_features(self, x: Tensor, threshold: Tensor | None) -> Callable[..., Tensor]:
+        rows, shape = (x.shape[:-1].numel(), x.shape[-1]), (*x.shape[:-1], words_per_group(x.shape[-1]))
+        pack = packing(x.reshape(rows).t()[None], threshold, 1)
+        return lambda x, threshold: pack(x.reshape(rows).t()[None], threshold).view(shape)
 
-    def binary_conv2d(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Tensor:
-        sums = _image(x_words, geometry, geometry.outputs, torch.int32)
-        self._convolve(x_words, w_words, geometry, Results(sums=sums), geometry.outputs)
-        return sums
+    @operator
+    def binary_conv2d(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Callable[..., Tensor]:
+        shape, run = geometry.shape(x_words.shape), self._convolution(x_words, geometry, geometry.outputs)
+
+        def call(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Tensor:
+            sums = torch.empty(shape, dtype=torch.int32, device=x_words.device, memory_format=torch.channels_last)
+            run(x_words, w_words, Results(sums=sums))
+            return sums
+        return call
 
     binary_conv_transpose2d = binary_conv2d
 
-    def binary_linear(self, x_words: Tensor, w_words: Tensor, features: int) -> Tensor:
-        lead, words = x_words.shape[:-1], x_words.shape[-1]
-        rows = x_words.reshape(1, lead.numel(), 1, words)
-        sums = self.binary_conv2d(rows, w_words[:, None, None], linear_geometry(features, len(w_words)))
-        return sums.permute(0, 2, 3, 1).view(*lead, len(w_words))  # [1, O, M, 1] in channels-last memory
+    @operator
+    def binary_linear(self, x_words: Tensor, w_words: Tensor, features: int) -> Callable[..., Tensor]:
+        *lead, words = x_words.shape
+        image, outputs = (1, prod(lead), 1, words), len(w_words)
+        run = self._convolution(x_words.reshape(image), linear_geometry(features, outputs), outputs)
 
+        def call(x_words: Tensor, w_words: Tensor, features: int) -> Tensor:
+            sums = x_words.new_empty((*lead, outputs))
+            run(x_words, w_words, Results(sums=sums))
+            return sums
+        return call
+
+    @operator
     def binary_conv2d_sign(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, threshold: Tensor,
-                           flip: Tensor | None, out_groups: int) -> Tensor:
-        results = Results(words=_words(x_words, geometry, threshold.numel(), out_groups), threshold=threshold.contiguous(),
-                          flip=None if flip is None else flip.contiguous().view(torch.uint8))
-        self._convolve(x_words, w_words, geometry, results, threshold.numel(), out_groups)
-        return results.words
+                           flip: Tensor | None, out_groups: int) -> Callable[..., Tensor]:
+        shape = words_shape(x_words, geometry, threshold.numel(), out_groups)
+        run = self._convolution(x_words, geometry, threshold.numel(), out_groups)
 
+        def call(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, threshold: Tensor, flip: Tensor | None,
+                 out_groups: int) -> Tensor:
+            words = x_words.new_empty(shape)
+            run(x_words, w_words, Results(words=words, threshold=aligned(threshold),
+                                          flip=None if flip is None else aligned(flip).view(torch.uint8)))
+            return words
+        return call
+
+    @operator
     def binary_block2d(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, epilogue: Epilogue,
                        shortcut: Tensor | None, dtype: torch.dtype, pack: bool, keep: bool,
-                       out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if keep and out is None:
-            out = _image(x_words, geometry, epilogue.width, dtype)
-        if shortcut is not None:
-            shortcut = shortcut.contiguous(memory_format=torch.channels_last)
-        words = _words(x_words, geometry, epilogue.width, epilogue.out_groups) if pack else None
-        self._convolve(x_words, w_words, geometry, Results(words=words, out=out, shortcut=shortcut, **epilogue.vectors()),
-                       epilogue.width, epilogue.out_groups, epilogue.act, dtype)
-        nothing = [x_words.new_empty(0, dtype=of) for of in (torch.int32, dtype)]
-        return nothing[0] if words is None else words, nothing[1] if out is None else out
+                       out: Tensor | None = None) -> Callable[..., tuple[Tensor, Tensor]]:
+        run = self._convolution(x_words, geometry, epilogue.width, epilogue.out_groups, epilogue.act, dtype)
 
-    def _convolve(self, *arguments) -> None:
-        convolve(type(self).kernel, self.name.removeprefix('triton-'), *arguments)
+        def fill(x_words: Tensor, w_words: Tensor, words: Tensor | None, out: Tensor | None, shortcut: Tensor | None,
+                 *vectors: Tensor | None) -> None:
+            run(x_words, w_words, Results(None, words, out, shortcut, *vectors))
+        return block_call(x_words, geometry, epilogue, dtype, pack, keep, fill)
 
-
-def _image(x_words: Tensor, geometry: Conv2dGeometry, channels: int, dtype: torch.dtype) -> Tensor:
-    size = geometry.size(x_words.shape[1:3])
-    count_pixels(x_words, size)
-    return torch.empty((x_words.shape[0], channels, *size), dtype=dtype, device=x_words.device,
-                       memory_format=torch.channels_last)
-
-
-def _words(x_words: Tensor, geometry: Conv2dGeometry, channels: int, groups: int) -> Tensor:
-    size = geometry.size(x_words.shape[1:3])
-    count_pixels(x_words, size)
-    return x_words.new_empty(x_words.shape[0], *size, groups * words_per_group(channels, groups))
+    def _convolution(self, *arguments) -> Callable[[Tensor, Tensor, Results], None]:
+        return convolution(type(self).kernel, self.name.removeprefix('triton-'), *arguments)

@@ -1,26 +1,91 @@
-"""From shapes to a launch. What a kernel is compiled for is decided once per layer and cached: a call reads metadata,
-allocates its results and launches, so that it can be captured in a CUDA graph."""
+"""From shapes to launches. What a call is compiled for, its grid and its numbers are found once for each kind of input
+(`operator`); a call then allocates its results and launches, so that it can be captured in a CUDA graph."""
 
 from collections.abc import Callable
-from functools import cache
-from typing import NamedTuple
+from functools import cache, partial, wraps
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from ..epilogue import Epilogue
 from ..geometry import Conv2dGeometry, Pair
-from . import epilogue, pack
+from ..layout import words_per_group
+from . import epilogue as epilogues
+from . import pack
 from .device import architecture, on
 from .tables import tile
 from .versions import INTERPRETED
 
 PIXELS_LIMIT = 2**31  # pixels are counted in int32
+ALIGNMENT = 16  # bytes: kernels are compiled for addresses that are multiples of it
 ELEMENTS = {
     torch.float32: tl.float32,
     torch.float16: tl.float16,
     torch.bfloat16: tl.int16 if INTERPRETED else tl.bfloat16,  # see epilogue.py
 }
+
+
+def operator(plan: Callable[..., Callable]) -> Callable:
+    """Makes the method of an operator from one that plans it.
+
+    Args:
+        plan: takes the operator's arguments, of which it looks at the metadata only, and returns what runs calls with
+            arguments of the same metadata; that takes them by name.
+    """
+    @wraps(plan)
+    def run(self, *arguments, **call):
+        call |= dict(zip(names, arguments, strict=False))
+        return plan(self, **call)(**call)
+
+    names = plan.__code__.co_varnames[1:plan.__code__.co_argcount]
+    run.plan = plan
+    return run
+
+
+class Planned:
+    """A backend whose operators are `operator`s: bound ones keep their plan."""
+
+    def bind(self, op: str, fixed: dict, inputs: dict) -> Callable:
+        return partial(getattr(type(self), op).plan(self, **fixed, **inputs), **fixed)
+
+
+class Launch:
+    """A kernel with its grid and everything that is no tensor, launched on tensors.
+
+    The first launch goes through Triton, which compiles; later ones go straight to what it has compiled, so the tensors must
+    have the same dtypes, be None where they were, and lie on the same device; `aligned` sees to their addresses.
+
+    Attributes:
+        kernel: its parameters are tensors first. programs: the size of the grid.
+        numbers: the other parameters by name. options: of the compiler.
+    """
+
+    def __init__(self, kernel: Any, programs: int, numbers: dict[str, Any], **options):
+        self.kernel, self.programs, self.options = kernel, programs, options
+        self.numbers = {name: numbers[name] for name in kernel.arg_names if name in numbers}
+        self.values, self.compiled = tuple(self.numbers.values()), None
+
+    def __call__(self, *tensors: Any) -> None:
+        """`tensors`: also numbers that change, where the kernel has them next."""
+        if self.compiled is not None:
+            self.compiled(*tensors, *self.values)
+        elif INTERPRETED:
+            self.kernel[self.programs,](*map(bits, tensors), *self.values, **self.options)
+        else:
+            compiled = self.kernel[self.programs,](*tensors, *self.values, **self.options)
+            self.compiled = compiled[self.programs, 1, 1]
+
+
+def aligned(tensor: Tensor | None, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor | None:
+    """The tensor, dense and at a multiple of ALIGNMENT: itself or a copy."""
+    if tensor is None:
+        return None
+    tensor = tensor.detach() if tensor.requires_grad else tensor
+    if tensor.data_ptr() % ALIGNMENT:
+        return tensor.clone(memory_format=memory_format)
+    return tensor.contiguous(memory_format=memory_format)
 
 
 class Results(NamedTuple):
@@ -42,33 +107,67 @@ class Results(NamedTuple):
     flip: Tensor | None = None
 
 
-def convolve(kernel: Callable, name: str, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, results: Results,
-             channels: int, out_groups: int = 1, act: str = 'identity', dtype: torch.dtype = torch.float32) -> None:
-    """Runs `kernel`, and the epilogue apart where words cross its tiles.
+def convolution(kernel: Callable, name: str, x_words: Tensor, geometry: Conv2dGeometry, channels: int, out_groups: int = 1,
+                act: str = 'identity', dtype: torch.dtype = torch.float32) -> Callable[[Tensor, Tensor, Results], None]:
+    """What runs `kernel` for words like `x_words`: takes them, the packed weight and the results.
 
     Args:
         kernel, name: the kernel and its section in tables.toml. Words come as int8 where `name` is 'bitplane'.
-        channels: P, output channels behind the epilogue.
+        channels: P, output channels behind the epilogue, which runs apart where words cross the tiles of the kernel.
     """
     batch, height, width, _ = x_words.shape
     size = geometry.size((height, width))
+    count_pixels(x_words, size)
     pixels = batch * size[0] * size[1]
     if pixels == 0:
-        return
+        return lambda x_words, w_words, results: None
+    device, arch = x_words.device, architecture(x_words.device)
     replicas = channels // geometry.outputs
-    direct = results
-    if results.words is not None and not words_fit(geometry, replicas, out_groups):
-        direct = Results(sums=x_words.new_empty(pixels, geometry.outputs))
-    with on(x_words.device):
-        arch = architecture(x_words.device)
-        constants = _constants(name, arch, geometry, replicas, act, ELEMENTS[dtype])
-        tiles = geometry.groups * -(-geometry.group_outputs // constants['BLOCK_N'])
-        view = torch.int8 if name == 'bitplane' else torch.int32
-        programs = tiles * -(-pixels // constants['BLOCK_M'])
-        kernel[(programs,)](x_words.contiguous().view(view), w_words.contiguous().view(view), **_pointers(direct),
-                            pixels=pixels, height=height, width=width, out_height=size[0], out_width=size[1], **constants)
-        if direct is not results:
-            _finish_apart(arch, direct.sums, results, pixels, geometry.outputs, replicas, out_groups, act, dtype)
+    constants, options = _constants(name, arch, geometry, replicas, act, ELEMENTS[dtype])
+    tiles = geometry.groups * -(-geometry.group_outputs // constants['BLOCK_N'])
+    numbers = dict(pixels=pixels, height=height, width=width, out_height=size[0], out_width=size[1])
+    launch = Launch(kernel, tiles * -(-pixels // constants['BLOCK_M']), numbers | constants, **options)
+    fit = words_fit(geometry, replicas, out_groups)
+    finish = None if fit else _finish_apart(arch, pixels, geometry.outputs, replicas, channels, out_groups, act, dtype)
+    view = torch.int8 if name == 'bitplane' else torch.int32
+
+    def run(x_words: Tensor, w_words: Tensor, results: Results) -> None:
+        x_words, w_words = aligned(x_words).view(view), aligned(w_words).view(view)
+        with on(device):
+            if results.words is None or fit:
+                launch(x_words, w_words, *results)
+            else:
+                sums = x_words.new_empty((pixels, geometry.outputs), dtype=torch.int32)
+                launch(x_words, w_words, *Results(sums=sums))
+                finish(sums, *results[1:])
+    return run
+
+
+def words_shape(x_words: Tensor, geometry: Conv2dGeometry, channels: int, groups: int) -> tuple[int, int, int, int]:
+    """Of the words behind a convolution: [N, H', W', groups * words]."""
+    batch, _, *size = geometry.shape(x_words.shape)
+    return batch, *size, groups * words_per_group(channels, groups)
+
+
+def block_call(x_words: Tensor, geometry: Conv2dGeometry, epilogue: Epilogue, dtype: torch.dtype, pack: bool, keep: bool,
+               fill: Callable[..., None]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The calls of `binary_block2d`, for which `fill` takes words, packed weight, both results, shortcut and vectors."""
+    words_size = words_shape(x_words, geometry, epilogue.width, epilogue.out_groups) if pack else (0,)
+    batch, _, *size = geometry.shape(x_words.shape)
+    stream_size, layout = (batch, epilogue.width, *size), torch.channels_last
+
+    def call(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, epilogue: Epilogue, shortcut: Tensor | None,
+             dtype: torch.dtype, pack: bool, keep: bool, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        words, stream = x_words.new_empty(words_size), out
+        if keep and (out is None or out.data_ptr() % ALIGNMENT):
+            stream = torch.empty(stream_size, dtype=dtype, device=x_words.device, memory_format=layout)
+        scale, bias, _, gamma, slope, zeta, threshold, _ = epilogue
+        fill(x_words, w_words, words if pack else None, stream, aligned(shortcut, layout), aligned(scale), aligned(bias),
+             aligned(gamma), aligned(slope), aligned(zeta), aligned(threshold))
+        if out is not None and stream is not out:
+            stream = out.copy_(stream)
+        return words, x_words.new_empty(0, dtype=dtype) if stream is None else stream
+    return call
 
 
 def count_pixels(x_words: Tensor, size: Pair) -> None:
@@ -82,22 +181,26 @@ def words_fit(geometry: Conv2dGeometry, replicas: int, out_groups: int) -> bool:
     return whole and (out_groups == 1 or geometry.outputs * replicas // out_groups % 32 == 0)
 
 
-def pack_signs(x: Tensor, threshold: Tensor | None, groups: int) -> Tensor:
-    """Float [images, C, pixels], of any strides, to int32 [images, pixels, groups * words]."""
+def packing(x: Tensor, threshold: Tensor | None, groups: int) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """What packs floats like `x` [images, C, pixels], of any strides, to int32 [images, pixels, groups * words]."""
     images, channels, pixels = x.shape
     limit(images * pixels)
     words = groups * -(-channels // groups // 32)
-    result = torch.empty((images, pixels, words), dtype=torch.int32, device=x.device)
-    if result.numel() == 0:
+    device = x.device
+    tiles, options = split(tile('pack', architecture(device), words * 32))
+    numbers = dict(pixels=pixels, image_stride=x.stride(0), pixel_stride=x.stride(2), channel_stride=x.stride(1),
+                   CHANNELS=channels, GROUPS=groups, THRESHOLDS=0 if threshold is None else threshold.numel(), **tiles)
+    programs = images * -(-pixels // tiles['BLOCK_M']) * -(-words * 32 // tiles['BLOCK_N'])
+    # A view keeps its strides, and a copy of it would read all of it once more: compiled for both kinds of addresses.
+    launches = [Launch(pack.pack_signs, programs, numbers, **options) for _ in range(2)]
+
+    def run(x: Tensor, threshold: Tensor | None) -> Tensor:
+        result = torch.empty((images, pixels, words), dtype=torch.int32, device=device)
+        if programs:
+            with on(device):
+                launches[x.data_ptr() % ALIGNMENT == 0](x.detach(), aligned(threshold), result)
         return result
-    threshold = None if threshold is None else bits(threshold.reshape(-1).contiguous())
-    with on(x.device):
-        tiles = tile('pack', architecture(x.device), words * 32)
-        programs = images * -(-pixels // tiles['BLOCK_M']) * -(-words * 32 // tiles['BLOCK_N'])
-        pack.pack_signs[(programs,)](
-            bits(x.detach()), threshold, result, pixels, x.stride(0), x.stride(2), x.stride(1), CHANNELS=channels,
-            GROUPS=groups, THRESHOLDS=0 if threshold is None else threshold.numel(), **tiles)
-    return result
+    return run
 
 
 def limit(pixels: int) -> None:
@@ -106,29 +209,32 @@ def limit(pixels: int) -> None:
 
 
 @cache
-def _constants(name: str, arch: str, geometry: Conv2dGeometry, replicas: int, act: str, element) -> dict:
-    tiles = tile(name, arch, geometry.group_outputs)
+def _constants(name: str, arch: str, geometry: Conv2dGeometry, replicas: int, act: str, element) -> tuple[dict, dict]:
+    """Constants of the kernel and options of the compiler."""
+    tiles, options = split(tile(name, arch, geometry.group_outputs))
     if name == 'bitplane':
-        tiles = dict(tiles, ASM=arch.startswith('sm_'))
+        tiles['ASM'] = arch.startswith('sm_')
     pairs = {f'{field.upper()}_{axis}': getattr(geometry, field)[place]
              for field in ('kernel', 'stride', 'padding', 'dilation') for place, axis in enumerate('HW')}
     return dict(CHANNELS=geometry.group_channels, OUTPUTS=geometry.outputs, GROUPS=geometry.groups, **pairs,
                 PAD_VALUE=geometry.pad_value, TRANSPOSED=geometry.transposed, REPLICAS=replicas, ACT=act, ELEMENT=element,
-                enable_fp_fusion=False, **tiles)
+                **tiles), dict(options, enable_fp_fusion=False)
 
 
-def _finish_apart(arch, sums, results, pixels, outputs, replicas, out_groups, act, dtype) -> None:
-    tiles = tile('finish', arch, outputs)
-    bits = results.words.shape[-1] * 32
-    programs = -(-pixels // tiles['BLOCK_M']) * -(-bits // tiles['BLOCK_N'])
-    epilogue.finish_apart[(programs,)](**_pointers(results._replace(sums=sums)), pixels=pixels, OUTPUTS=outputs,
-                                       REPLICAS=replicas, OUT_GROUPS=out_groups, ACT=act, ELEMENT=ELEMENTS[dtype],
-                                       enable_fp_fusion=False, **tiles)
+def split(tiles: dict[str, int]) -> tuple[dict, dict]:
+    """A row of tables.toml as constants of a kernel, which are upper case, and options of the compiler."""
+    return ({name: value for name, value in tiles.items() if name.isupper()},
+            {name: value for name, value in tiles.items() if not name.isupper()})
 
 
-def _pointers(results: Results) -> dict[str, Tensor | None]:
-    return {name: None if tensor is None else bits(tensor) for name, tensor in results._asdict().items()}
+def _finish_apart(arch: str, pixels: int, outputs: int, replicas: int, channels: int, out_groups: int, act: str,
+                  dtype: torch.dtype) -> Launch:
+    tiles, options = split(tile('finish', arch, outputs))
+    programs = -(-pixels // tiles['BLOCK_M']) * -(-out_groups * -(-channels // out_groups // 32) * 32 // tiles['BLOCK_N'])
+    numbers = dict(pixels=pixels, OUTPUTS=outputs, REPLICAS=replicas, OUT_GROUPS=out_groups, ACT=act, ELEMENT=ELEMENTS[dtype])
+    return Launch(epilogues.finish_apart, programs, numbers | tiles, **options, enable_fp_fusion=False)
 
 
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.view(torch.int16) if INTERPRETED and tensor.dtype == torch.bfloat16 else tensor
+def bits(value: Any) -> Any:
+    """For the interpreter, which has no bfloat16: see epilogue.py."""
+    return value.view(torch.int16) if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value

@@ -5,9 +5,9 @@ on Hopper only, is reached by rewriting the PTX of an int8 product (`tensorcore_
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,9 +15,10 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 
 from ..dispatch import Backend
+from ..epilogue import Epilogue
 from ..geometry import Conv2dGeometry, Pair, linear_geometry
-from ..layout import words_per_group
 from . import device, tensorcore_kernels, tensorcore_rewrite
+from .launch import Launch, Planned, aligned, block_call, operator, words_shape
 from .tensorcore_tables import operands
 from .versions import gluon_refusal
 
@@ -26,6 +27,7 @@ ELEMENTS = {torch.float32: gl.float32, torch.float16: gl.float16, torch.bfloat16
 TERMS_LIMIT = 2**22  # a sum below it can be made a float by adding it to the bits of a larger one
 INDEX_LIMIT = 2**31  # offsets in the kernels are int32
 WARPS = 4
+NO_VECTORS = (None,) * 6
 
 
 class Machine(NamedTuple):
@@ -36,28 +38,15 @@ class Machine(NamedTuple):
     wgmma: bool  # whether PTX may be rewritten, which leads to wgmma on 9.0
 
 
-class Plan(NamedTuple):
-    """One launch: `kernel[(programs,)](**arguments, **options)`."""
+class TensorCore(Planned, Backend):
+    """`machine` and `launch` are for tests and profiles, which compile and emulate what a GPU would run.
 
-    kernel: Any
-    programs: int
-    arguments: dict[str, Any]
-    options: dict[str, Any]
-
-
-def launch(plan: Plan) -> None:
-    if plan.kernel is tensorcore_kernels.conv_wgmma:
-        tensorcore_rewrite.install()
-    with torch.cuda.device_of(plan.arguments['x']):
-        plan.kernel[(plan.programs,)](**plan.arguments, **plan.options)
-
-
-class TensorCore(Backend):
-    """`machine` and `launch` are for tests and profiles, which compile and emulate what a GPU would run."""
+    `launch` takes a `Launch` and its tensors.
+    """
 
     name = 'triton-tensorcore'
 
-    def __init__(self, machine: Machine | None = None, launch: Callable[[Plan], None] = launch):
+    def __init__(self, machine: Machine | None = None, launch: Callable[..., None] = Launch.__call__):
         self.machine, self.launch = machine, launch
 
     def available(self):
@@ -73,39 +62,66 @@ class TensorCore(Backend):
             reason = self._refusal(op, call)
         return not reason, reason
 
-    def binary_conv2d(self, x_words, w_words, geometry):
-        sums = torch.empty(geometry.shape(x_words.shape), dtype=torch.int32, device=x_words.device,
-                           memory_format=torch.channels_last)
-        self._run('sums', x_words, w_words, geometry, stream=sums)
-        return sums
+    @operator
+    def binary_conv2d(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Callable[..., Tensor]:
+        shape, run = geometry.shape(x_words.shape), self._convolution('sums', x_words, geometry)
 
-    def binary_conv2d_sign(self, x_words, w_words, geometry, threshold, flip, out_groups):
-        batch, _, *sizes = geometry.shape(x_words.shape)
-        words = x_words.new_empty(batch, *sizes, out_groups * words_per_group(len(threshold), out_groups))
-        self._run('sign', x_words, w_words, geometry, words=words, level=threshold, flip=flip, channels=len(threshold))
-        return words
+        def call(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Tensor:
+            sums = torch.empty(shape, dtype=torch.int32, device=x_words.device, memory_format=torch.channels_last)
+            run(x_words, w_words, result=sums)
+            return sums
+        return call
 
-    def binary_block2d(self, x_words, w_words, geometry, epilogue, shortcut, dtype, pack, keep, out=None):
-        batch, _, *sizes = geometry.shape(x_words.shape)
-        width, groups = epilogue.width, epilogue.out_groups
-        words = x_words.new_empty((batch, *sizes, groups * words_per_group(width, groups)) if pack else 0)
-        stream = out
-        if keep and out is None:
-            stream = torch.empty((batch, width, *sizes), dtype=dtype, device=x_words.device, memory_format=torch.channels_last)
-        if shortcut is not None:
-            shortcut = shortcut.contiguous(memory_format=torch.channels_last)
-        self._run('block', x_words, w_words, geometry, words=words if pack else None, stream=stream, shortcut=shortcut,
-                  **epilogue.vectors(), act=epilogue.act, dtype=dtype, channels=width)
-        return words, stream if keep else torch.empty(0, dtype=dtype, device=x_words.device)
+    @operator
+    def binary_conv2d_sign(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, threshold: Tensor,
+                           flip: Tensor | None, out_groups: int) -> Callable[..., Tensor]:
+        shape = words_shape(x_words, geometry, len(threshold), out_groups)
+        run = self._convolution('sign', x_words, geometry, len(threshold))
 
-    def binary_linear(self, x_words, w_words, features):
-        rows = x_words.reshape(-1, 1, 1, x_words.shape[-1])
-        sums = self.binary_conv2d(rows, w_words[:, None, None], linear_geometry(features, len(w_words)))
-        return sums.view(*x_words.shape[:-1], len(w_words))
+        def call(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, threshold: Tensor, flip: Tensor | None,
+                 out_groups: int) -> Tensor:
+            words = x_words.new_empty(shape)
+            run(x_words, w_words, threshold, flip, words=words)
+            return words
+        return call
 
-    def _run(self, mode: str, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, **results) -> None:
-        if prod(geometry.shape(x_words.shape)):
-            self.launch(plan(self._machine(x_words), mode, x_words.contiguous(), w_words.contiguous(), geometry, **results))
+    @operator
+    def binary_block2d(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, epilogue: Epilogue,
+                       shortcut: Tensor | None, dtype: torch.dtype, pack: bool, keep: bool,
+                       out: Tensor | None = None) -> Callable[..., tuple[Tensor, Tensor]]:
+        run = self._convolution('block', x_words, geometry, epilogue.width, epilogue.act, dtype)
+
+        def fill(x_words: Tensor, w_words: Tensor, words: Tensor | None, out: Tensor | None, *behind: Tensor | None) -> None:
+            run(x_words, w_words, None, None, words, out, *behind)
+        return block_call(x_words, geometry, epilogue, dtype, pack, keep, fill)
+
+    @operator
+    def binary_linear(self, x_words: Tensor, w_words: Tensor, features: int) -> Callable[..., Tensor]:
+        *lead, words = x_words.shape
+        outputs = len(w_words)
+        run = self._convolution('sums', x_words.reshape(prod(lead), 1, 1, words), linear_geometry(features, outputs))
+
+        def call(x_words: Tensor, w_words: Tensor, features: int) -> Tensor:
+            sums = x_words.new_empty((*lead, outputs))
+            run(x_words, w_words, result=sums)
+            return sums
+        return call
+
+    def _convolution(self, mode: str, x_words: Tensor, geometry: Conv2dGeometry, *behind) -> Callable[..., None]:
+        """What fills the results of convolutions of words like `x_words`."""
+        if not prod(geometry.shape(x_words.shape)):
+            return lambda *tensors, **named: None
+        launch, settings = plan(self._machine(x_words), mode, x_words.shape, geometry, *behind)
+        place, wgmma = x_words.device, launch.kernel is tensorcore_kernels.conv_wgmma
+
+        def run(x_words: Tensor, w_words: Tensor, level: Tensor | None = None, flip: Tensor | None = None,
+                words: Tensor | None = None, result: Tensor | None = None, shortcut: Tensor | None = None,
+                *vectors: Tensor | None) -> None:
+            ready, x_words = operands(w_words, level, flip, *settings), aligned(x_words)
+            with device.on(place):
+                self.launch(launch, x_words.view(torch.int8) if wgmma else x_words, ready.weight, ready.table, words, result,
+                            shortcut, *(vectors or NO_VECTORS), ready.flip)
+        return run
 
     def _machine(self, x_words: Tensor) -> Machine:
         return self.machine or machine_of(x_words.device)
@@ -156,45 +172,40 @@ def machine_of(place: torch.device) -> Machine:
                    os.environ.get('BNN_KERNELS_WGMMA', '1') != '0' and not tensorcore_rewrite.refusal())
 
 
-def plan(machine: Machine, mode: str, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, *,
-         words: Tensor | None = None, stream: Tensor | None = None, shortcut: Tensor | None = None,
-         scale: Tensor | None = None, bias: Tensor | None = None, gamma: Tensor | None = None, slope: Tensor | None = None,
-         zeta: Tensor | None = None, threshold: Tensor | None = None, level: Tensor | None = None, flip: Tensor | None = None,
-         act: str = 'identity', dtype: torch.dtype = torch.float32, channels: int | None = None) -> Plan:
-    """The kernel, its grid and its arguments for one call.
+def plan(machine: Machine, mode: str, x_shape: Sequence[int], geometry: Conv2dGeometry, channels: int | None = None,
+         act: str = 'identity', dtype: torch.dtype = torch.float32) -> tuple[Launch, tuple]:
+    """The launch for one kind of call, and the settings of `operands` for it.
 
     Args:
         machine: what it is for.
-        mode: 'sums' (int32 in `stream`), 'sign' (`level`: integer thresholds, `flip`) or 'block' (float epilogue).
-        x_words, w_words: contiguous.
-        words, stream, shortcut, scale ... flip, act, dtype: as in the operators; None for what is not there.
+        mode: 'sums' (int32), 'sign' (integer thresholds) or 'block' (float epilogue).
+        x_shape: of the words.
         channels: P, O or a multiple of it.
+        act, dtype: as in the operators.
     """
-    batch, outputs, out_height, out_width = geometry.shape(x_words.shape)
-    _, height, width, count = x_words.shape
+    batch, outputs, out_height, out_width = geometry.shape(x_shape)
+    _, height, width, count = x_shape
     wgmma = machine.wgmma and machine.capability == (9, 0)
+    if wgmma:
+        tensorcore_rewrite.install()
     op = 'and' if machine.capability == (9, 0) else 'xor'
     pixels = batch * out_height * out_width
     # With mma.sync every warp reads all weights from shared memory: two rows of MMAs per warp halve that.
     block_m = 128 if op == 'xor' and mode == 'sign' and pixels >= 256 * machine.processors else 64
     block_n = _block_n(machine, outputs, geometry.taps * count, mode if block_m == 64 else 'tall')
     border = any(geometry.padding) and geometry.pad_value != -1
-    ready = operands(w_words, level, flip, geometry.channels, geometry.pad_value, border, mode, op, block_n, wgmma)
     tiles = triton.cdiv(pixels, block_m)
     blocks = outputs // block_n
     at_once = machine.processors * residents(machine, geometry.taps * count, block_m, block_n)
-    programs = min(tiles, max(1, at_once // blocks)) * blocks
-    x, w = (x_words.view(torch.int8), ready.weight.view(torch.int8)) if wgmma else (x_words, ready.weight)
-    arguments = dict(
-        x=x, w=w, table=ready.table, words=words, result=stream, shortcut=shortcut, scale=scale, bias=bias, gamma=gamma,
-        slope=slope, zeta=zeta, threshold=threshold, flip=ready.flip, pixels=pixels, tiles=tiles, height=height, width=width,
-        out_width=out_width, out_pixels=out_height * out_width, **divisor('image', out_height * out_width),
-        **divisor('row', out_width), WORDS=count, **_pair('KERNEL', geometry.kernel), **_pair('STRIDE', geometry.stride),
-        **_pair('PAD', geometry.padding), **_pair('DILATION', geometry.dilation), BORDER=border, MODE=mode, OP=op,
-        ACT=act, ELEMENT=ELEMENTS[dtype], OUTPUTS=outputs, REPLICAS=(channels or outputs) // outputs, BLOCK_M=block_m,
-        BLOCK_N=block_n, WARPS=WARPS)
-    return Plan(tensorcore_kernels.conv_wgmma if wgmma else tensorcore_kernels.conv_mma, programs, arguments,
-                dict(num_warps=WARPS, enable_fp_fusion=False))
+    numbers = dict(
+        pixels=pixels, tiles=tiles, height=height, width=width, out_width=out_width, out_pixels=out_height * out_width,
+        **divisor('image', out_height * out_width), **divisor('row', out_width), WORDS=count,
+        **_pair('KERNEL', geometry.kernel), **_pair('STRIDE', geometry.stride), **_pair('PAD', geometry.padding),
+        **_pair('DILATION', geometry.dilation), BORDER=border, MODE=mode, OP=op, ACT=act, ELEMENT=ELEMENTS[dtype],
+        OUTPUTS=outputs, REPLICAS=(channels or outputs) // outputs, BLOCK_M=block_m, BLOCK_N=block_n, WARPS=WARPS)
+    launch = Launch(tensorcore_kernels.conv_wgmma if wgmma else tensorcore_kernels.conv_mma,
+                    min(tiles, max(1, at_once // blocks)) * blocks, numbers, num_warps=WARPS, enable_fp_fusion=False)
+    return launch, (geometry, border, mode, op, block_n, wgmma)
 
 
 def residents(machine: Machine, words: int, block_m: int, block_n: int) -> int:

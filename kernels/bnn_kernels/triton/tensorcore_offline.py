@@ -1,5 +1,6 @@
-"""Compiles a plan of the tensor-core backend for a chip that is not here: for tests and profiles."""
+"""Compiles a launch of the tensor-core backend for a chip that is not here, once: for tests and profiles."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from . import tensorcore_rewrite
-from .tensorcore import Plan
+from .launch import Launch
 from .tensorcore_kernels import RUNTIME
 
 POINTERS = {torch.int32: '*i32', torch.int8: '*i8', torch.float32: '*fp32', torch.float16: '*fp16', torch.bfloat16: '*bf16'}
@@ -21,11 +22,17 @@ class Compiled(NamedTuple):
     shared: int  # bytes
 
 
-def compiled(plan: Plan, capability: tuple[int, int]) -> Compiled:
-    """What a launch of this plan would compile on a GPU of this compute capability."""
-    signature = tuple((name, argument_type(name, plan.arguments[name])) for name in plan.kernel.arg_names)
-    constants = tuple((name, plan.arguments[name]) for name, kind in signature if kind == 'constexpr')
-    return _compiled(plan.kernel, signature, constants, tuple(plan.options.items()), 10 * capability[0] + capability[1])
+def compiled(launch: Launch, tensors: Sequence[torch.Tensor | None], capability: tuple[int, int]) -> Compiled:
+    """What a launch on tensors like these would compile on a GPU of this compute capability."""
+    named = arguments(launch, tensors)
+    signature = tuple((name, argument_type(name, value)) for name, value in named.items())
+    constants = tuple((name, named[name]) for name, kind in signature if kind == 'constexpr')
+    return _compiled(launch.kernel, signature, constants, tuple(launch.options.items()), 10 * capability[0] + capability[1])
+
+
+def arguments(launch: Launch, tensors: Sequence[torch.Tensor | None]) -> dict[str, Any]:
+    """Of the kernel, by name."""
+    return dict(zip(launch.kernel.arg_names, (*tensors, *launch.values), strict=True))
 
 
 def argument_type(name: str, value: Any) -> str:

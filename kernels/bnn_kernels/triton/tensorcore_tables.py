@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..derived import Derived
+from ..geometry import Conv2dGeometry
 from ..layout import pack_bits, unpack_bits
 
 MAGIC_BITS = 0x4B400000  # see tensorcore_kernels.MAGIC
@@ -17,22 +18,24 @@ BORDER_CLASSES = 16  # bit 0: the first row of the window is outside, 1: the las
 
 
 class Operands(NamedTuple):
-    """`weight` int32 in operand order; `table` int32 [classes, O], or [classes, P] for 'sign'; `flip` as words."""
+    """`weight` int32 in operand order, for wgmma int8; `table` int32 [classes, O], for 'sign' [classes, P]; `flip`: words."""
 
     weight: Tensor
     table: Tensor
     flip: Tensor | None
 
 
-def make_operands(w_words: Tensor, threshold: Tensor | None, flip: Tensor | None, channels: int, pad_value: int, border: bool,
+def make_operands(w_words: Tensor, threshold: Tensor | None, flip: Tensor | None, geometry: Conv2dGeometry, border: bool,
                   mode: str, op: str, block_n: int, per_step: bool) -> Operands:
-    constant = constants(w_words, channels, pad_value, border, op)
+    w_words = w_words.reshape(geometry.w_shape)
+    constant = constants(w_words, geometry.channels, geometry.pad_value, border, op)
     if mode == 'sign':  # acc >= threshold, halved: 2 D - SA + level >= 0 or level - D >= 0
         level = threshold.long().clamp(-2**24, 2**24)  # no sum is that large
         constant = (constant.repeat(1, len(level) // len(w_words)) - level) >> 1
     elif mode == 'block':
         constant = constant + MAGIC_BITS
-    return Operands(operand_order(w_words, block_n, per_step), constant.to(torch.int32).contiguous(),
+    weight = operand_order(w_words, block_n, per_step)
+    return Operands(weight.view(torch.int8) if per_step else weight, constant.to(torch.int32).contiguous(),
                     None if flip is None else pack_bits(flip))
 
 

@@ -6,7 +6,8 @@ from functools import cache
 import torch
 
 from bnn_kernels.triton import tensorcore
-from bnn_kernels.triton.tensorcore_offline import argument_type, compiled
+from bnn_kernels.triton.launch import Launch
+from bnn_kernels.triton.tensorcore_offline import argument_type, arguments, compiled
 
 from .block import Block, GlobalMemory
 from .instructions import execute
@@ -14,7 +15,7 @@ from .program import Program, parse
 
 
 class Chip:
-    """`launch` for `tensorcore.TensorCore`: emulates every plan. `change` edits the PTX first: for mutations."""
+    """`launch` for `tensorcore.TensorCore`: emulates every one. `change` edits the PTX first: for mutations."""
 
     def __init__(self, capability: tuple[int, int], wgmma: bool = False, processors: int = 1,
                  change: Callable[[str], str] = lambda ptx: ptx):
@@ -24,12 +25,11 @@ class Chip:
     def backend(self) -> tensorcore.TensorCore:
         return tensorcore.TensorCore(self.machine, self.launch)
 
-    def launch(self, plan: tensorcore.Plan) -> None:
-        kernel = compiled(plan, self.machine.capability)
+    def launch(self, launch: Launch, *tensors: torch.Tensor | None) -> None:
+        kernel = compiled(launch, tensors, self.machine.capability)
         program = parsed(self.change(kernel.ptx))
-        values = [value for name in plan.kernel.arg_names
-                  if argument_type(name, value := plan.arguments[name]) != 'constexpr']
-        run(program, values, plan.programs, kernel.shared)
+        values = [value for name, value in arguments(launch, tensors).items() if argument_type(name, value) != 'constexpr']
+        run(program, values, launch.programs, kernel.shared)
         self.executed.append(program)
 
 
