@@ -2,7 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from itertools import chain, product
 
 import torch
@@ -10,11 +12,12 @@ import torch
 import bnn_kernels as bk
 from bnn_kernels import layout, recurrence, reference
 from bnn_kernels.geometry import Conv2dGeometry
+from bnn_kernels.triton.offline import compiling_for
 
-from .measure import Budget
+from .supervise import Rows
 
 BACKENDS = ('triton-tensorcore', 'triton-bitplane', 'triton-popcount')
-SIZES = ((2, 13, 17), (8, 56, 56), (3, 7, 7))  # batch, height, width: no part of a compiled kernel
+SIZES = ((2, 13, 17), (12, 56, 56), (3, 7, 7))  # batch, height, width; the second one's tiles are tall where they may be
 CHANNELS = (64, 32, 96, 128, 256, 512, 1024)
 GEOMETRIES = (  # kernel, stride, padding, dilation, groups, pad_value
     (3, 1, 1, 1, 1, 0), (3, 2, 1, 1, 1, 0), (1, 1, 0, 1, 1, 0), (3, 1, 1, 1, 1, 1), (3, 1, 1, 1, 1, -1), (3, 1, 2, 2, 1, 0),
@@ -90,36 +93,55 @@ def sequences(device: torch.device, small: bool) -> Iterator[tuple[str, dict]]:
     yield 'pack_normalized', dict(x=x, mean=x.mean(-1), std=x.std(-1), threshold=normal(200), flip=normal(200) < 0)
 
 
-def check(device: torch.device, backends: tuple[str, ...], small: bool, budget: Budget, add: Callable) -> bool:
-    """Runs all cases until the time is up; `add` takes a row for each. Returns whether all were equal."""
-    fine = True
-    for backend in backends:
-        for op, call in chain(small_cases(device) if small else cases(device), sequences(device, small)):
-            if budget.left < 0:
-                add(backend=backend, op=op, case='', result='the others were not run: out of time')
-                break
-            with bk.set_backend('reference'):
-                want = getattr(bk, op)(**call)
-            result = outcome(op, call, want, backend)
-            fine &= not result.startswith(('DIFFERENT', 'FAILED'))
-            add(backend=backend, op=op, case=_name(call), result=result)
-    return fine
+def rows(device: torch.device, backend: str, small: bool, dry: bool = False) -> Rows:
+    """Small calls with a reference on the CPU, so that nothing but the backend runs on the device; the others on the device.
+
+    Dry: nothing is compared, for no launch takes place.
+    """
+    home = torch.device('cpu') if small else device
+    with compiling_for('sm_90') if dry else nullcontext():
+        for op, call in chain(small_cases(home) if small else cases(home), sequences(home, small)):
+            yield dict(backend=backend, op=op, case=_name(call)), partial(compare, op, call, backend, device, dry)
+
+
+def compare(op: str, call: dict, backend: str, device: torch.device, dry: bool = False) -> dict[str, str]:
+    """`result` of `outcome`, and a `note` where it is not as it should be."""
+    want = None
+    if not dry:
+        with bk.set_backend('reference'):
+            want = getattr(bk, op)(**call)
+    result = outcome(op, _to(call, device), want, backend)
+    return dict(result=result, note=result if result.startswith('DIFFERENT') else '')
 
 
 def outcome(op: str, call: dict, want, backend: str) -> str:
-    """'equal', 'DIFFERENT ...', 'FAILED ...', 'refused ...' with the backend's reason; 'ran' where nothing is wanted."""
-    try:
-        with bk.set_backend(backend):
+    """'equal', 'DIFFERENT ...', 'refused ...' with the backend's reason; 'ran' where nothing is wanted.
+
+    Raises what the backend raises where it does not refuse.
+    """
+    with bk.set_backend(backend):
+        try:
             got = getattr(bk, op)(**call)
-    except Exception as error:  # a compiler's and a driver's errors have many names
-        sentence = next(iter(str(error).splitlines()), type(error).__name__)
-        refused = 'The forced backend cannot run' in sentence or 'is not available' in sentence
-        return f'{"refused" if refused else "FAILED"}: {sentence}'
+        except RuntimeError as error:
+            if 'The forced backend cannot run' not in str(error):
+                raise
+            return f'refused: {error}'
     if want is None:
         return 'ran'
     pairs = zip(*[value if isinstance(value, tuple) else (value,) for value in (got, want)], strict=True)
-    wrong = [int((a != b).sum()) for a, b in pairs]
+    wrong = [int((a.to(b.device) != b).sum()) for a, b in pairs]
     return f'DIFFERENT: {wrong} elements' if any(wrong) else 'equal'
+
+
+def _to(value, device: torch.device):
+    """Tensors within the arguments of a call, moved."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _to(part, device) for name, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, '_make'):
+        return type(value)(*[_to(part, device) for part in value])
+    return value
 
 
 def _name(call: dict) -> str:
@@ -139,7 +161,13 @@ def main():
     parser.add_argument('--backends', nargs='+', default=BACKENDS)
     parser.add_argument('--device', default='cuda')
     args = parser.parse_args()
-    if not check(torch.device(args.device), tuple(args.backends), args.small, Budget(600), lambda **row: print(*row.values())):
+    wrong = []
+    for backend in args.backends:
+        for of, measure in rows(torch.device(args.device), backend, args.small):
+            row = measure()
+            print(*of.values(), row['result'], flush=True)
+            wrong += [of] * bool(row['note'])
+    if wrong:
         sys.exit('not exact')
 
 

@@ -4,11 +4,15 @@ The kernels are generated and compiled at run time by NVRTC, which comes with to
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
-ITERATIONS = 2048
+from .supervise import Rows
+
+ITERATIONS = 512
+IN_FLIGHT = 32  # wgmma before a wait, whose latency would count after only a few
 B1, S8, F16 = 'b1', 's8', 'f16'
 KINDS = {B1: ('k256.s32.b1.b1{and}', 256), S8: ('k32.s32.s8.s8', 32), F16: ('k16.f32.f16.f16', 16)}
 SCALAR = {'popc': 'popc.b32 %0, %0;', 'lop3': 'lop3.b32 %0, %0, %1, %2, 0x96;', 'add': 'add.u32 %0, %0, %1;',
@@ -51,27 +55,26 @@ def rates() -> Iterator[Rate]:
         yield _wgmma(f'wgmma {kind} n{columns}', kind, columns)
 
 
-def measure(device: torch.device, budget, add) -> None:
-    """One row per instruction and block size."""
-    properties = torch.cuda.get_device_properties(device)
+def rows(device: torch.device, dry: bool = False) -> Rows:
+    """One per instruction and block size."""
     for rate in rates():
-        if rate.least > (properties.major, properties.minor) or (rate.least == (9, 0) and properties.major != 9):
-            add(name=rate.name, threads='', per_clock='', products_per_clock='', note=f'not on {properties.major}.x')
-            continue
-        if budget.left < 0:
-            add(name=rate.name, threads='', per_clock='', products_per_clock='', note='not measured: out of time')
-            continue
-        capability = '90a' if rate.least == (9, 0) else f'{properties.major}{properties.minor}'
-        kernel = torch.cuda._compile_kernel(rate.source, f'rate_{rate.name.replace(" ", "_")}', compute_capability=capability)
-        for threads in rate.threads:
-            out = torch.empty(properties.multi_processor_count * threads, dtype=torch.int32, device=device)
-            clocks = torch.empty(properties.multi_processor_count, dtype=torch.int64, device=device)
-            for _ in range(2):  # the first one warms up
-                kernel(grid=(properties.multi_processor_count, 1, 1), block=(threads, 1, 1), args=[out, clocks, ITERATIONS],
-                       shared_mem=32768)
-            per_clock = ITERATIONS * rate.per_iteration * threads / rate.lanes / clocks.double().median().item()
-            add(name=rate.name, threads=threads, per_clock=round(per_clock, 4),
-                products_per_clock=round(per_clock * rate.products) or '', note='')
+        for threads in rate.threads[:1 if dry else None]:
+            yield dict(name=rate.name, threads=threads), (dict if dry else partial(measure, rate, threads, device))
+
+
+def measure(rate: Rate, threads: int, device: torch.device) -> dict:
+    properties = torch.cuda.get_device_properties(device)
+    if rate.least > (properties.major, properties.minor) or (rate.least == (9, 0) and properties.major != 9):
+        raise RuntimeError(f'there is none on compute capability {properties.major}.{properties.minor}')
+    capability = '90a' if rate.least == (9, 0) else f'{properties.major}{properties.minor}'
+    kernel = torch.cuda._compile_kernel(rate.source, f'rate_{rate.name.replace(" ", "_")}', compute_capability=capability)
+    out = torch.empty(properties.multi_processor_count * threads, dtype=torch.int32, device=device)
+    clocks = torch.empty(properties.multi_processor_count, dtype=torch.int64, device=device)
+    for _ in range(2):  # the first one warms up
+        kernel(grid=(properties.multi_processor_count, 1, 1), block=(threads, 1, 1), args=[out, clocks, ITERATIONS],
+               shared_mem=32768)
+    per_clock = ITERATIONS * rate.per_iteration * threads / rate.lanes / clocks.double().median().item()
+    return dict(per_clock=round(per_clock, 4), products_per_clock=round(per_clock * rate.products) or '')
 
 
 def _scalar(name: str, text: str) -> Rate:
@@ -104,7 +107,7 @@ def _wgmma(name: str, kind: str, columns: int) -> Rate:
             f'%{count + 4}, {"1, 1, 1, 0" if kind == F16 else "1"};')
     operands = ', '.join(f'"+{c}"(c[{i}])' for i in range(count))
     line = f'    asm volatile("{text}" : {operands} : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(descriptor));'
-    body = '\n'.join(['    asm volatile("wgmma.fence.sync.aligned;");', *[line] * 4,
+    body = '\n'.join(['    asm volatile("wgmma.fence.sync.aligned;");', *[line] * IN_FLIGHT,
                       '    asm volatile("wgmma.commit_group.sync.aligned;");',
                       '    asm volatile("wgmma.wait_group.sync.aligned 0;");'])
     setup = f'''for (int i = threadIdx.x; i < 8192; i += blockDim.x) ((unsigned*)shared)[i] = i * 2654435761u;
@@ -115,4 +118,4 @@ def _wgmma(name: str, kind: str, columns: int) -> Rate:
   {ctype} c[{count}]; for (int i = 0; i < {count}; i++) c[i] = 0;'''
     result = f'{ctype} all = 0; for (int i = 0; i < {count}; i++) all += c[i]; int sum = (int)all;'
     source = FRAME.format(name=name.replace(' ', '_'), setup=setup, body=body, result=result)
-    return Rate(name, source, 4, 128, 64 * columns * depth, (128, 256), (9, 0))
+    return Rate(name, source, IN_FLIGHT, 128, 64 * columns * depth, (128, 256), (9, 0))

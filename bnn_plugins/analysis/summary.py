@@ -203,7 +203,7 @@ def layer_row(name: str, module: nn.Module, record: LayerCounts | None, batch: i
     row = SummaryRow(name, type(module).__name__)
     if record:
         row.macs, row.output = record.macs // batch, 'x'.join(map(str, record.output_shape[1:]))
-        bits = getattr(module, 'mean_bits', module.activation.bits) if hasattr(module, 'activation') else 32
+        bits = float(getattr(module, 'mean_bits', module.activation.bits)) if hasattr(module, 'activation') else 32
         row.muls = record.muls // batch
         row.bytes_in, row.bytes_out = int(record.inputs * bits) // 8 // batch, 4 * record.outputs // batch
     weights = weight_count(module)
@@ -214,7 +214,7 @@ def layer_row(name: str, module: nn.Module, record: LayerCounts | None, batch: i
     if isinstance(module, BinaryLayer):  # with real weights: the first of two steps
         row.bits = f'{module.w_bits}x{module.activation.bits}'
     if isinstance(module, PackedLayer):
-        bits = getattr(module, 'mean_bits', module.activation.bits)  # of an adaptive layer: what this input took
+        bits = float(getattr(module, 'mean_bits', module.activation.bits))  # of an adaptive layer: what this input took
         row.bits = f'{module.w_bits}x{bits:g}'
         row.params_binary = weights
         row.params_float = sum(t.numel() for key, t in module.state_dict().items() if key != 'weight_bits')

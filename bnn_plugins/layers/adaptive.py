@@ -87,7 +87,7 @@ def route(layer, x: Tensor) -> Tensor:
 def spend(layer, x: Tensor, accumulate, scale: Tensor | None) -> Tensor:
     """The output of a latent or packed adaptive layer in evaluation: each image runs with its own number of bits only."""
     chosen = route(layer, x).argmax(1)
-    layer.mean_bits = layer.costs[chosen].mean().item() if len(x) else float(layer.costs[0])
+    layer.mean_bits = layer.costs[chosen].mean() if len(x) else layer.costs[0]  # a tensor: a number would wait for the device
     parts = [(chosen == i).nonzero()[:, 0] for i in range(len(layer.choices))]
     outputs = [epilogue(accumulate(x[part], act), output_scale(scale, act.step), None, 1)
                for part, act in zip(parts, layer.choices, strict=True)]

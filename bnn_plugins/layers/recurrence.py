@@ -154,7 +154,7 @@ class _Scan(torch.autograd.Function):
         dz = torch.empty_like(gates)
         weight = (levels * factor[:, None]).to(product)
         dh, dc, dshift = torch.zeros_like(h0), torch.zeros_like(c0), torch.zeros_like(shift)
-        slope, tanh = torch.empty_like(gates[0]), torch.empty_like(c0)
+        slope, tanh, one = torch.empty_like(gates[0]), torch.empty_like(c0), gates.new_ones(())
         for t in range(len(gates) - 1, -1, -1):
             if grad_states is not None:
                 dh = dh + grad_states[t]
@@ -163,7 +163,7 @@ class _Scan(torch.autograd.Function):
             a, (di, df, dg, do) = gates[t], dz[t].chunk(4, -1)
             torch.addcmul(a, a, a, value=-1, out=slope)
             g = a[:, 2 * width:3 * width]
-            torch.addcmul(_ONE.to(g), g, g, value=-1, out=slope[:, 2 * width:3 * width])
+            torch.addcmul(one, g, g, value=-1, out=slope[:, 2 * width:3 * width])
             i, f, g, o = _values(*a.chunk(4, -1), hard, sign_candidate)
             torch.tanh(cells[t], out=tanh)
             torch.mul(dh, tanh, out=do)
@@ -182,9 +182,6 @@ class _Scan(torch.autograd.Function):
         return dz, dh, dc, outer * factor[:, None], (outer * levels).sum(1), dshift, None, None, None
 
 
-_ONE = torch.ones(())
-
-
 def _values(i: Tensor, f: Tensor, g: Tensor, o: Tensor, hard: str, sign_candidate: bool) -> tuple[Tensor, ...]:
     """Gate values from sigmoids and the tanh of the candidate."""
     i, f, o = ((a >= 0.5).to(a.dtype) if name in hard else a for name, a in (('i', i), ('f', f), ('o', o)))
@@ -196,7 +193,7 @@ class _Signs:
 
     def __init__(self, shift: Tensor, estimator, dtype: torch.dtype):
         self.shift, self.estimator, self.dtype = shift, estimator, dtype
-        self.plus, self.minus = (torch.tensor(v, dtype=dtype, device=shift.device) for v in (1.0, -1.0))
+        self.plus, self.minus = (shift.new_full((), v, dtype=dtype) for v in (1.0, -1.0))  # made on the device, not copied
         self.threshold = -shift
 
     def __call__(self, h: Tensor) -> Tensor:

@@ -1,73 +1,122 @@
-"""The GPU benchmark without a GPU: a dry run, the layers, the budget, the tables and pictures."""
+"""The GPU benchmark without a GPU: a dry run, processes that break, the layers, the tables and pictures."""
 
 import csv
 import itertools
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip('triton', reason='the Triton kernels need triton')
 
-from benchmarks.gpu import convolutions, exactness, measure, plots, rates, run, tables
-from benchmarks.gpu.layers import Convolution, networks
+from benchmarks.gpu import ROOT, convolutions, exactness, measure, networks, plots, rates, run, tables, warm
+from benchmarks.gpu.layers import Convolution
+from benchmarks.gpu.layers import networks as networks_of
+from benchmarks.gpu.supervise import Limits, supervised
+from bnn_kernels.triton.offline import compiling_for
 
 
 def rows(file):
     return list(csv.DictReader(file.open()))
 
 
-def test_dry_run(tmp_path, capfd):
-    assert run.run(tmp_path, 200, run.STAGES, dry_run=True)
-    assert 'FAILED' not in capfd.readouterr().out
-    exact, = tmp_path.glob('exactness_dry-run_torch-*_triton-*.csv')
-    assert {row['result'] for row in rows(exact)} == {'equal'}
-    assert {row['op'] for row in rows(exact)} == {'binary_conv2d', 'binary_conv2d_sign', 'binary_block2d', 'binary_lstm',
-                                              'binary_attention', 'pack_normalized'}
-    sanitized, = tmp_path.glob('sanitizer-memcheck_*.txt')
-    assert sanitized.read_text().count('equal') == len(rows(exact))
-    times = rows(next(tmp_path.glob('convolutions_*.csv')))
-    assert {row['method'] for row in times} == {
-        'reference sign', 'reference block', 'cudnn fp16', 'cudnn bf16', 'torch.compile fp16 block',
-        'torch.compile bf16 block', 'torch int8'}
-    for row in times:
-        assert not row['note'], row
+@pytest.mark.slow
+def test_dry_run_of_a_bare_checkout(tmp_path):
+    """In a copy, from another folder's point of view: nothing is installed or on the path."""
+    for folder in 'benchmarks', 'kernels', 'bnn_plugins':
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    command = [sys.executable, '-m', 'benchmarks.gpu.run', '--out', 'out', '--minutes', '3', '--dry-run']
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert not done.returncode, done.stdout + done.stderr
+    files = list((tmp_path / 'out').iterdir())
+    assert len(files) <= 8
+    assert all('dry-run' in file.name for file in files if file.name != 'log.txt')
+    tables = {name: rows(next((tmp_path / 'out').glob(f'{name}_*.csv'))) for name in run.FILES}
+    assert not [row for table in tables.values() for row in table if row['note']]
+    assert {row['method'] for row in tables['exactness']} == set(warm.METHODS)
+    assert {row['result'].partition(':')[0] for row in tables['exactness']} == {'ran', 'refused'}
+    assert {row['method'] for row in tables['convolutions']} >= {'triton-tensorcore sign', 'triton-tensorcore mma sign',
+                                                                 'triton-bitplane sign', 'triton-popcount sign',
+                                                                 'cudnn fp16', 'torch.compile fp16 block'}
+    assert {row['form'] for row in tables['networks']} == {networks.BODIES[0], networks.TRAINING[0]}
+    for row in tables['convolutions']:
         assert float(row['low']) <= float(row['microseconds']) <= float(row['high'])
 
 
-def test_time_that_is_up_leaves_rows_that_say_so(tmp_path):
-    run.run(tmp_path, 0, ('exactness', 'convolutions'), dry_run=True)
-    assert [row['result'] for row in rows(next(tmp_path.glob('exact*')))] == ['the others were not run: out of time']
-    notes = {row['note'] for row in rows(next(tmp_path.glob('convolutions*')))}
-    assert notes == {'not measured: out of time'}
-
-
-def test_a_stage_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(exactness, 'check', lambda *args: False)
-    assert not run.run(tmp_path, 60, ('exactness', 'rates'), dry_run=True)
-    said = capsys.readouterr().out
-    assert 'exactness (0 s): FAILED' in said
-    assert 'a backend is not exact' in said
-    assert 'rates (0 s): left out: 14 kernels need a GPU' in said
-
-
-def test_without_a_gpu_a_real_run_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+def test_without_a_gpu_a_real_run_says_what_to_do(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU')
     with pytest.raises(SystemExit, match='torch sees no GPU: --dry-run walks through'):
-        run.run(tmp_path, 60, run.STAGES, dry_run=False)
+        run.run(tmp_path, 1, ['smoke'], dry=False)
 
 
-def test_differences_refusals_and_failures_are_told_apart(monkeypatch):
+def breaking(folder):
+    """Rows that are fine, raise, end their process, hang with a child of their own, find no device, and are fine again."""
+    def hang():
+        child = subprocess.Popen(['sleep', '100'])
+        (folder / 'child').write_text(str(child.pid))
+        time.sleep(100)
+
+    for name, does in (('fine', dict), ('raises', lambda: 1 / 0), ('dies', lambda: os.kill(os.getpid(), signal.SIGTERM)),
+                          ('exits', lambda: os._exit(3)), ('hangs', hang), ('last', lambda: dict(value=7))):
+        yield dict(name=name), does
+
+
+def test_a_row_that_breaks_its_process_costs_that_row_alone(tmp_path):
+    found = []
+    assert not supervised(partial(breaking, tmp_path), Limits(60, 3), lambda **row: found.append(row))
+    assert found == [
+        dict(name='fine', note=''), dict(name='raises', note='division by zero'),
+        dict(name='dies', note=f'the process ended with -{int(signal.SIGTERM)}'),
+        dict(name='exits', note='the process ended with 3'), dict(name='hangs', note='killed after 3 s'),
+        dict(name='last', note='', value=7)]
+    state = Path(f'/proc/{(tmp_path / "child").read_text()}/stat')
+    assert not state.exists() or state.read_text().split()[2] == 'Z', 'a child of what hung lives on, on the device'
+
+
+def test_time_that_is_up_is_a_row(tmp_path):
+    found = []
+    assert not supervised(lambda: iter([({'name': 'slow'}, partial(time.sleep, 60))]), Limits(1, 30),
+                          lambda **row: found.append(row))
+    assert found == [dict(name='slow', note='out of time')]
+
+
+def test_a_broken_device_gets_a_new_process(monkeypatch):
+    """Where a call has failed and nothing works any more, the rows behind it run in another process."""
+    def broken():
+        raise RuntimeError('an illegal memory access was encountered')
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'synchronize', broken)
+    rows = lambda: iter([({'at': 0}, broken), ({'at': 1}, lambda: dict(process=os.getpid())),  # noqa: E731
+                         ({'at': 2}, lambda: dict(process=os.getpid()))])
+    found = []
+    assert not supervised(rows, Limits(60, 30), lambda **row: found.append(row))
+    assert [row['note'] for row in found] == ['the device is broken: an illegal memory access was encountered', '', '']
+    assert found[1]['process'] == found[2]['process'] != os.getpid()
+
+
+def test_differences_refusals_and_failures_are_told_apart():
     op, call = next(exactness.small_cases(torch.device('cpu')))
     want = torch.zeros(1, 64, 6, 7, dtype=torch.int32)
     assert exactness.outcome(op, call, want, 'reference').startswith('DIFFERENT: [')
-    assert exactness.outcome(op, call, want, 'triton-tensorcore').startswith('refused: ')
-    assert exactness.outcome('nothing', call, want, 'reference').startswith('FAILED: ')
+    assert exactness.compare(op, call, 'cpu', torch.device('cpu')) == dict(result='equal', note='')
+    with compiling_for('sm_75'):
+        assert exactness.outcome(op, call, want, 'triton-bitplane').startswith('refused: ')
+    with pytest.raises(AttributeError):
+        exactness.outcome('nothing', call, want, 'reference')
 
 
 def test_layers_of_the_networks():
-    found = networks(224)
+    found = networks_of(224)
     macs = {name: sum(layer.operations(1) for layer in layers) / 2e9 for name, layers in found.items()}
     assert macs['ResNet-18'] == pytest.approx(1.676, abs=1e-3)  # 1.814 of torchvision less stem, shortcuts and classifier
     assert macs['ReActNet-A'] == pytest.approx(4.82, abs=5e-3)  # BOPs in table 4 of arXiv 2003.03488
@@ -85,9 +134,10 @@ def test_layers_of_the_networks():
 def test_every_setting_is_in_the_plan_and_the_important_ones_first():
     plan = list(convolutions.plan())
     assert [(image, batch) for image, batch, *_ in plan[:21:7]] == list(convolutions.FIRST)
+    assert all('ResNet-18' in counts for *_, counts in plan[:3 * convolutions.RESNET18])
     assert {(image, batch) for image, batch, *_ in plan} == {(i, b) for i in (224, 640, 800) for b in (1, 8, 32, 128)}
-    assert sum(counts.get('ResNet-50', 0) for image, batch, _, counts, _ in plan if (image, batch) == (640, 8)) == 48
-    assert len(plan) == len({(image, batch, layer, *counts) for image, batch, layer, counts, _ in plan})
+    assert sum(counts.get('ResNet-50', 0) for image, batch, _, counts in plan if (image, batch) == (640, 8)) == 48
+    assert len(plan) == len({(image, batch, layer, *counts) for image, batch, layer, counts in plan})
 
 
 def test_quantiles():
@@ -97,7 +147,7 @@ def test_quantiles():
 def write(folder, **times):
     where = dict(image=224, batch=8, networks='ResNet-18:4', channels=64, outputs=64, kernel=3, stride=1, size=56, low='',
                  high='', operations=1000, bytes=10, note='')
-    results = measure.Results(folder, 'convolutions', 'Chip_torch-1_triton-2')
+    results = measure.Results(folder / 'convolutions_Chip_torch-1_triton-2.csv', run.FILES['convolutions'])
     for method, microseconds in times.items():
         results.add(**where, method=method.replace('_', ' '), microseconds=microseconds)
     return results.path
