@@ -9,7 +9,7 @@ from torch import nn
 
 import bnn_kernels
 from bnn_plugins.analysis.throughput_run import Plan, Throughput, profile
-from bnn_plugins.analysis.throughput_variants import FORMS, Models, Part
+from bnn_plugins.analysis.throughput_variants import ON_CPU, Models, Part
 from bnn_plugins.deploy import fuse_, pack_
 from bnn_plugins.integrations.mmengine.benchmark import benchmark, body, channels_last_
 from bnn_plugins.models.backbones import BNNResNet
@@ -18,8 +18,8 @@ from .convolutions import instruction_sets
 
 ROOT = Path(__file__).parents[2]
 DETECTOR = ROOT / 'configs/detection/retinanet_bnn-r18_fpn_bccd.py'
-QUICK = ('fused', 'float32', 'float32-nchw', 'float32-compiled', 'bfloat16-compiled')
-FULL = tuple(name for name, form in FORMS.items() if not form.graph)
+QUICK = ('fused', 'fused-int8', 'float32', 'float32-nchw', 'float32-compiled', 'bfloat16-compiled')
+FULL = ON_CPU
 
 
 def backends() -> list[str | None]:
@@ -69,7 +69,8 @@ def run_body(size: int, threads: list[int], rounds: int, budget: float, forms: t
     facts = {'Float twin': "mmdet's ResNet-18 without its stem, the ordinary one (no avg_down)", 'Weights': 'random',
              'Input': f'noise, {width} channels at {size}x{size}: the stem is left out on both sides'}
     plan = Plan(threads=threads, forms=forms, backends=backends(), rounds=rounds, budget=budget)
-    return profile('resnet18-body', body_models(width), lambda *_: [Part('body', lambda model: model, (x,))], plan, facts)
+    part = Part('body', lambda model: model, (x,), calibration=(x,))
+    return profile('resnet18-body', body_models(width), lambda *_: [part], plan, facts)
 
 
 def run_detector(threads: list[int], rounds: int, budget: float, forms: tuple[str, ...],

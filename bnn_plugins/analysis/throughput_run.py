@@ -39,7 +39,7 @@ class Plan:
     backends: Sequence[str | None] = (None,)
     rounds: int = 15
     budget: float = 20.0
-    layers: Sequence[str] = ('fused', 'packed', 'float32')
+    layers: Sequence[str] = ('fused', 'fused-int8', 'packed', 'float32')
     device: torch.device = CPU
 
     def combinations(self) -> list[tuple[int, tuple[int, int] | None, int]]:
@@ -104,6 +104,7 @@ class Row:
     x_float32_compiled: float | str = ''
     x_bfloat16: float | str = ''
     x_bfloat16_compiled: float | str = ''
+    x_int8: float | str = ''
     model_bytes: int = 0
     peak_bytes: int = 0
     check: str = ''
@@ -219,7 +220,7 @@ def run_part(result: Throughput, models: Models, part: Part, plan: Plan, threads
         with torch.inference_mode():
             peak = peak_bytes(variant, plan.device)
         row = make_row(result.config, variant, timings, threads, clock.name, plan.device, peak, check)
-        plain = not variant.form.compiled and not variant.form.graph
+        plain = not variant.form.compiled and not variant.form.graph and not variant.form.engine
         watched = variant.form_name in plan.layers
         if plain and (variant.is_packed or watched):
             with on_backend(variant.backend):
@@ -297,7 +298,7 @@ def check_part(models: Models, part: Part, wanted: Collection[str]) -> Check | N
         different = sum(int((a != b).sum()) for a, b in pairs)
         texts.append('packed equals latent, bit by bit' if not different else f'packed differs in {different} values')
         red |= {'packed'} if different else set()
-    for name in ('fused', 'fused_bfloat16'):
+    for name in ('fused', 'fused_bfloat16', 'fused_int8'):
         if getattr(models, name) is not None and name in wanted:
             report = verify(latent, part.module(getattr(models, name)), *inputs)
             texts.append(f'{name}: {report.summary()}')

@@ -8,7 +8,7 @@ import copy
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import bnn_kernels
 import bnn_kernels.cpu
 
+from .anchors import compiled, missing
 from .throughput import tensor_tree
 
 
@@ -29,6 +30,7 @@ class Models:
     Attributes:
         packed, fused: after ``pack_``; and after block fusion. ``None`` where that is not to be measured.
         fused_bfloat16: fused with a stream of bfloat16 between the blocks.
+        fused_int8: fused, its real layers in int8.
         twin: with real weights and activations, the way the host builds it.
         latent: what ``packed`` was made from, for the check; ``None`` skips it.
     """
@@ -38,6 +40,7 @@ class Models:
     twin: nn.Module | None
     latent: nn.Module | None = None
     fused_bfloat16: nn.Module | None = None
+    fused_int8: nn.Module | None = None
 
 
 @dataclass
@@ -50,23 +53,31 @@ class Part:
         inputs: of the module, on the device, float32.
         whole: the call around it, ``whole(run) -> result``, where ``run(*inputs)`` is the module in its form: pre- and
             post-processing that no form changes. ``None`` where there is none.
+        calibration: inputs for engines that quantize.
     """
 
     name: str
     module: Callable[[nn.Module], nn.Module]
     inputs: tuple
     whole: Callable[[Callable], object] | None = None
+    calibration: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a model runs. ``model`` is an attribute of :class:`Models`."""
+    """How a model runs. ``model`` is an attribute of :class:`Models`, ``engine`` one of :mod:`.anchors`, in ``precision``."""
 
     model: str
     dtype: torch.dtype = torch.float32
     channels_last: bool = True
     compiled: bool = False
     graph: bool = False
+    engine: str = ''
+    precision: str = ''
+
+
+def anchor(engine: str, precision: str) -> Form:
+    return Form('twin', channels_last=False, engine=engine, precision=precision)
 
 
 FORMS = {
@@ -74,6 +85,7 @@ FORMS = {
     'fused-compiled': Form('fused', compiled=True),
     'fused-graph': Form('fused', graph=True),
     'fused-bfloat16': Form('fused_bfloat16'),
+    'fused-int8': Form('fused_int8'),
     'packed': Form('packed'),
     'float32': Form('twin'),
     'float32-nchw': Form('twin', channels_last=False),
@@ -82,12 +94,17 @@ FORMS = {
     'bfloat16': Form('twin', torch.bfloat16),
     'bfloat16-compiled': Form('twin', torch.bfloat16, compiled=True),
     'bfloat16-graph': Form('twin', torch.bfloat16, graph=True),
+    'openvino-float32': anchor('openvino', 'float32'),
+    'openvino-bfloat16': anchor('openvino', 'bfloat16'),
+    'openvino-int8': anchor('openvino', 'int8'),
+    'onnxruntime-float32': anchor('onnxruntime', 'float32'),
+    'onnxruntime-int8': anchor('onnxruntime', 'int8'),
 }
-ON_CPU = tuple(name for name, form in FORMS.items() if not form.graph)
-ON_CUDA = tuple(FORMS)
+ON_CPU = tuple(name for name, form in FORMS.items() if not form.graph and not (form.engine and missing(form.engine)))
+ON_CUDA = tuple(name for name, form in FORMS.items() if not form.engine)
 # Speed-ups are stated against each of these; where a baseline has two layouts, against the faster.
 BASELINES = {'float32': ('float32', 'float32-nchw'), 'float32-compiled': ('float32-compiled',), 'bfloat16': ('bfloat16',),
-             'bfloat16-compiled': ('bfloat16-compiled',)}
+             'bfloat16-compiled': ('bfloat16-compiled',), 'int8': ('openvino-int8', 'onnxruntime-int8')}
 
 
 def check_forms(names: tuple[str, ...] | list[str], device: torch.device) -> None:
@@ -98,6 +115,8 @@ def check_forms(names: tuple[str, ...] | list[str], device: torch.device) -> Non
             raise ValueError(f'unknown variant {name!r}: did you mean {nearest!r}? Known are {", ".join(FORMS)}')
         if FORMS[name].graph and device.type != 'cuda':
             raise ValueError(f'the variant {name!r} records a CUDA graph and needs --device cuda')
+        if FORMS[name].engine and device.type != 'cpu':
+            raise ValueError(f'the variant {name!r} runs on the CPU, not with --device {device.type}')
 
 
 @contextmanager
@@ -134,6 +153,9 @@ class Variant:
         self.runner: Callable = self.module
         if self.form.compiled:
             self.runner = torch.compile(self.module, fullgraph=True)
+        if self.form.engine:
+            self.runner = compiled(self.form.engine, self.form.precision, self.module, *self.inputs, part.calibration,
+                                   torch.get_num_threads())
         with torch.inference_mode(), torch._inductor.config.patch(freezing=True), self._backend():
             self.runner(*self.inputs)
             if self.form.graph:

@@ -18,6 +18,7 @@ from .dispatch import (
 from .epilogue import Epilogue
 from .int8_ops import Quantization, int8_conv2d, int8_conv_transpose2d, int8_linear, quantize
 from .layout import LAYOUT_VERSION, WORD_BITS, pack_bits, pack_weight, transpose_weight, unpack_weight
+from .map_ops import Pool2dGeometry, pool2d, to_planes
 from .ops import (
     binary_block2d,
     binary_block2d_,
@@ -41,6 +42,7 @@ __all__ = [
     'Backend',
     'Epilogue',
     'OpIO',
+    'Pool2dGeometry',
     'PreparedOp',
     'Quantization',
     'Recurrence',
@@ -70,11 +72,13 @@ __all__ = [
     'pack_normalized',
     'pack_values',
     'pack_weight',
+    'pool2d',
     'quantize',
     'register_backend',
     'selection',
     'set_backend',
     'stem2d',
+    'to_planes',
     'transpose_weight',
     'unpack_weight',
     'warmup',

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .attention import RULES, Planes
 from .epilogue import ACTS, Epilogue
-from .geometry import STEPS_LIMIT, Conv2dGeometry, Int8Conv2dGeometry, Stem2dGeometry, check_terms
+from .geometry import STEPS_LIMIT, Conv2dGeometry, Int8Conv2dGeometry, Pool2dGeometry, Stem2dGeometry, check_terms
 from .layout import words_per_group
 from .recurrence import CANDIDATES, FEEDBACKS, GATES, READOUTS, Recurrence
 
@@ -111,6 +111,34 @@ def downsample2d(x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Shape:
     return batch, weight.shape[0], -(-height // pool), -(-width // pool)
 
 
+def pool2d(x: Tensor, geometry: Pool2dGeometry, shortcut: Tensor | None) -> Shape:
+    """`x` [N, fold * C, H, W] -> [N, C, H', W']."""
+    if x.dim() != 4 or min(x.shape) < 1 or x.shape[1] % geometry.fold:
+        raise ValueError(f'pool2d takes x [N, C, H, W], C a multiple of {geometry.fold}, got {list(x.shape)}.')
+    if x.dtype not in STREAMS:
+        raise TypeError(f'x must be float32, float16 or bfloat16, got {x.dtype}: convert it with x.float().')
+    _check_known('kind', geometry.kind, ('max', 'mean', 'nearest'))
+    if geometry.kind == 'max' and geometry.fold > 1:
+        raise ValueError('pool2d folds channels by their mean, not by their largest.')
+    if any(2 * p > k for p, k in zip(geometry.padding, geometry.window, strict=True)):
+        raise ValueError(f'padding must be at most half of the window {list(geometry.window)}, got {list(geometry.padding)}.')
+    _check_dense('x', x)
+    shape = geometry.shape(x.shape, None if shortcut is None else shortcut.shape)
+    _check_output(shape[2:], x.shape[2:], geometry.window)
+    if shortcut is not None and shortcut.dtype != x.dtype:
+        raise TypeError(f'shortcut must be {x.dtype} as x, got {shortcut.dtype}.')
+    _check_shortcut(shortcut, shape, x, 'x')
+    return shape
+
+
+def to_planes(x: Tensor) -> Shape:
+    """[N, C, H, W] -> the same."""
+    if x.dim() != 4 or x.dtype not in STREAMS:
+        raise ValueError(f'to_planes takes float32, float16 or bfloat16 [N, C, H, W], got {x.dtype} {list(x.shape)}.')
+    _check_dense('x', x)
+    return tuple(x.shape)
+
+
 def stem2d(x: Tensor, weight: Tensor, geometry: Stem2dGeometry, epilogue: Epilogue, dtype: torch.dtype,
            pack: bool) -> tuple[Shape, Shape]:
     """[N, C, H, W], [O, C, kH, kW] -> words [N, H', W', out_groups * words] and stream [N, P, H', W'].
@@ -203,6 +231,23 @@ def int8_conv2d(x: Tensor, x_zero: Tensor, weight: Tensor, geometry: Int8Conv2dG
         if out_zero.dtype != dtype:
             raise TypeError(f'out_zero must be {dtype} as the stream, got {out_zero.dtype}.')
     return (batch, *size, words) if pack else (0,), stream if keep else (0,)
+
+
+def int8_pooled2d(x: Tensor, x_zero: Tensor, weight: Tensor, geometry: Int8Conv2dGeometry, window: Pool2dGeometry,
+                  epilogue: Epilogue, out_scale: Tensor | None, out_zero: Tensor | None, dtype: torch.dtype,
+                  pack: bool) -> tuple[Shape, Shape]:
+    """`int8_conv2d` with `window` over its sums -> words [N, H', W', words] and stream [N, P, H', W'].
+
+    The shape of words that are not asked for is [0].
+    """
+    words, stream = int8_conv2d(x, x_zero, weight, geometry, epilogue, None, out_scale, out_zero, dtype, pack, True)
+    if pack and (epilogue.out_groups != 1 or epilogue.width != geometry.outputs):
+        raise ValueError('the words of pooled sums have one group, and no replicas.')
+    if window.kind != 'max' or window.size is not None or window.fold != 1:
+        raise ValueError('sums are pooled by their largest.')
+    shape = window.shape(stream)
+    _check_output(shape[2:], stream[2:], window.window)
+    return (shape[0], *shape[2:], words[-1]) if pack else (0,), shape
 
 
 def pack_normalized(x: Tensor, mean: Tensor, std: Tensor, threshold: Tensor, flip: Tensor | None) -> Shape:

@@ -5,9 +5,12 @@ symbolic. `Epilogue`, `Recurrence` and `Planes` describe in the same way what fo
 """
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
 
 from .layout import words_per_group
 
@@ -16,6 +19,7 @@ TERMS_LIMIT = 2**24  # float32 holds every integer up to here: the +-1 convoluti
 STEPS_LIMIT = 2**31  # of strides, paddings, dilations and pools: positions then fit into 64 bits
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
+Ranges = list[tuple[int, int]]
 
 
 class _Conv2d(NamedTuple):
@@ -215,6 +219,57 @@ class Stem2dGeometry(_Stem2d):
         """Height and width behind the convolution and behind the pooling; less than 1 where a window does not fit."""
         sums = window_positions(image, self.kernel, self.stride, self.padding)
         return sums, window_positions(sums, self.window, self.window_stride, self.window_padding)
+
+
+class Pool2dGeometry(NamedTuple):
+    """Windows of a map, and what becomes of each.
+
+    Attributes:
+        kind: `'max'` or `'mean'` of a window, or `'nearest'`: the map enlarged, to `size` or by the factors in `window`.
+        window, stride, padding: as in `F.max_pool2d`; what lies outside counts for nothing.
+        ceil: whether a last window that is not whole counts.
+        size: (height, width) of the result. With `'mean'` the map is cut into so many windows, as by
+            `F.adaptive_avg_pool2d`; None: by the window, and `'nearest'` takes that of a shortcut.
+        fold: how many groups of channels become one, by their mean.
+    """
+
+    kind: str
+    window: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    ceil: bool = False
+    size: Pair | None = None
+    fold: int = 1
+
+    def ranges(self, image: Sequence[int], size: Sequence[int] | None = None) -> tuple[Ranges, Ranges]:
+        """First position of each window and that behind its last, along both axes; `size`: of a shortcut."""
+        return _ranges(self, tuple(image), tuple(size) if self.size is None and size is not None else self.size)
+
+    def shape(self, x_shape: Sequence[int], shortcut: Sequence[int] | None = None) -> tuple[int, int, int, int]:
+        """Of the result for a map `[N, fold * C, H, W]` and the shape of a shortcut."""
+        rows, columns = self.ranges(x_shape[2:], shortcut and shortcut[2:])
+        return x_shape[0], x_shape[1] // self.fold, len(rows), len(columns)
+
+
+@lru_cache(4096)
+def _ranges(geometry: Pool2dGeometry, image: Pair, size: Pair | None) -> tuple[Ranges, Ranges]:
+    rows, columns = (_axis(geometry, axis, image[axis], None if size is None else size[axis]) for axis in range(2))
+    return rows, columns
+
+
+def _axis(geometry: Pool2dGeometry, axis: int, length: int, out: int | None) -> Ranges:
+    if geometry.kind == 'nearest':
+        out = out or length * geometry.window[axis]
+        places = F.interpolate(torch.arange(length, dtype=torch.float32).view(1, 1, -1), size=out).flatten().long().tolist()
+        return [(place, place + 1) for place in places]
+    if geometry.size is not None and out is not None:
+        return [(i * length // out, -(-(i + 1) * length // out)) for i in range(out)]
+    window, stride, padding = geometry.window[axis], geometry.stride[axis], geometry.padding[axis]
+    count = (length + 2 * padding - window + (stride - 1 if geometry.ceil else 0)) // stride + 1
+    if geometry.ceil and (count - 1) * stride >= length + padding:
+        count -= 1  # it would begin behind the map
+    starts = [i * stride - padding for i in range(count)]
+    return [(max(start, 0), min(start + window, length)) for start in starts]
 
 
 def window_positions(image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .epilogue import Epilogue, stream_of, words_of
-from .geometry import Int8Conv2dGeometry
+from .geometry import Int8Conv2dGeometry, Pool2dGeometry
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -36,6 +36,12 @@ def int8_conv2d(x: Tensor, x_zero: Tensor, weight: Tensor, geometry: Int8Conv2dG
     """Words `[N, H', W', out_groups * words]` and stream `[N, P, H', W']`; see `bnn_kernels.int8_conv2d`."""
     sums = _transposed if geometry.transposed else _sums
     acc = sums(x.double() - x_zero.double().view(-1, 1, 1), weight, geometry).to(torch.int32)
+    return _finished(acc, epilogue, shortcut, out_scale, out_zero, dtype, pack, keep)
+
+
+def _finished(acc: Tensor, epilogue: Epilogue, shortcut: Tensor | None, out_scale: Tensor | None, out_zero: Tensor | None,
+              dtype: torch.dtype, pack: bool, keep: bool) -> tuple[Tensor, Tensor]:
+    """What follows the sums."""
     if out_scale is None or out_zero is None:
         stream = stream_of(acc, epilogue, shortcut, dtype)
         words = words_of(stream, epilogue) if pack else stream.new_empty(0, dtype=torch.int32)
@@ -44,6 +50,15 @@ def int8_conv2d(x: Tensor, x_zero: Tensor, weight: Tensor, geometry: Int8Conv2dG
         words = words_of(v, epilogue) if pack else v.new_empty(0, dtype=torch.int32)
         stream = quantize(v, out_scale, out_zero)
     return words, stream.contiguous(memory_format=torch.channels_last) if keep else stream.new_empty(0)
+
+
+def int8_pooled2d(x: Tensor, x_zero: Tensor, weight: Tensor, geometry: Int8Conv2dGeometry, window: Pool2dGeometry,
+                  epilogue: Epilogue, out_scale: Tensor | None, out_zero: Tensor | None, dtype: torch.dtype,
+                  pack: bool) -> tuple[Tensor, Tensor]:
+    """`int8_conv2d` with the largest sum of each window in the place of its sums."""
+    acc = _sums(x.double() - x_zero.double().view(-1, 1, 1), weight, geometry)
+    acc = F.max_pool2d(acc, window.window, window.stride, window.padding, ceil_mode=window.ceil).to(torch.int32)
+    return _finished(acc, epilogue, None, out_scale, out_zero, dtype, pack, True)
 
 
 def _sums(x: Tensor, weight: Tensor, geometry: Int8Conv2dGeometry) -> Tensor:

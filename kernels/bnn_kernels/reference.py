@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import int8_reference, sequence_reference
+from . import int8_reference, map_ops, sequence_reference
 from .dispatch import Backend
 from .epilogue import Epilogue, replicate, stream_of, words_of
 from .geometry import Conv2dGeometry, Stem2dGeometry
@@ -104,6 +104,9 @@ class Reference(Backend):
     binary_linear = staticmethod(binary_linear)
     quantize = staticmethod(int8_reference.quantize)
     int8_conv2d = staticmethod(int8_reference.int8_conv2d)
+    int8_pooled2d = staticmethod(int8_reference.int8_pooled2d)
+    pool2d = staticmethod(map_ops.windows_of)
+    to_planes = staticmethod(Tensor.contiguous)
     pack_normalized = staticmethod(sequence_reference.pack_normalized)
     binary_lstm = staticmethod(sequence_reference.binary_lstm)
     binary_attention = staticmethod(sequence_reference.binary_attention)

@@ -114,7 +114,7 @@ def test_one_sample_has_no_spread():
 
 
 def test_clocks():
-    assert HostClock(1).name == 'thread CPU time'
+    assert HostClock(1).name == 'process CPU time'
     assert make_clock('cpu', 2).name == 'wall clock'
     before = torch.get_num_threads()
     with torch_threads(2):
@@ -172,7 +172,7 @@ def test_rows(result):
         assert (row.config, row.part, row.height, row.width, row.threads, row.device) == ('tiny', 'net', 8, 12, 1, 'cpu')
         assert row.min_ms <= row.q1_ms <= row.median_ms <= row.q3_ms
         assert row.images_per_s == pytest.approx(row.batch / row.median_ms * 1e3)
-        assert (row.rounds, row.clock) == (3, 'thread CPU time')
+        assert (row.rounds, row.clock) == (3, 'process CPU time')
         assert bool(row.backend) == (row.check == 'ok') == (row.variant in ('fused', 'packed'))
         assert row.x_float32_compiled == row.x_bfloat16_compiled == ''  # not measured
         assert row.peak_bytes > 0

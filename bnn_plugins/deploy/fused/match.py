@@ -53,6 +53,10 @@ class Match:
     def result(self) -> fx.Node:
         return self.nodes[-1]
 
+    def before(self) -> list[Step]:
+        """Steps that make of the input what the step reads. One with a ``key`` serves all matches of this input and key."""
+        return []
+
     def step(self, consumer: PackedLayer | None, keep: bool, in_place: bool) -> Step:
         """What computes it.
 

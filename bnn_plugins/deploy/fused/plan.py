@@ -64,7 +64,7 @@ class Plan:
         self.stems.update((self.full(name), text) for name, text in writer.stems.items())
         self.steps, self.places = writer.steps, writer.places
         kept = [value for value in writer.held.values() if isinstance(value, nn.Module)]
-        self.has_constants = len(kept) < len(writer.held)
+        self.has_constants = len(kept) < len(writer.held) or writer.shares
         called = {id(inner) for value in kept for inner in value.modules()}
         self.folded = list({id(m): m for step in self.steps.values() for m in step.layers()}.values())
         run = {id(m): m for m in (*inlined, *self.folded)}.values()

@@ -18,6 +18,10 @@ from .steps import Step
 UNKNOWN = object()
 
 
+def nothing() -> None:
+    """What a step runs that returns its input as it is."""
+
+
 class Value(NamedTuple):
     """A value of a program, among the arguments of a record."""
 
@@ -237,6 +241,9 @@ class Segment:
         calls: list[Callable | None] = []  # what ran each step; None where it has gone another way than its ``prepared_op``
 
         def note(step: Step, result, arguments: list[Tensor]) -> None:
+            if result is arguments[0]:
+                calls.append(nothing)
+                return
             try:
                 calls.append(step.prepared_op.choose(step.io(result, *arguments).reads))
             except (TypeError, ValueError):  # of the checks: a stream in another dtype or shape than usual
@@ -252,18 +259,21 @@ class Segment:
         """The calls of the steps as one; it returns what has the shapes of the examples."""
         names: dict[Value, Hashable] = {value: value for value in self.inputs}  # one where memory is one
         ios = []
-        for step, reads, writes in self.lines:
+        for (step, reads, writes), run in zip(self.lines, calls, strict=True):
             arguments = [names[v] for v in reads]
+            if run is nothing:
+                names[writes[0]] = arguments[0]
+                continue
             names.update(zip(writes, writes, strict=True))
             if step.in_place:
                 names[writes[-1]] = arguments[1]
             out = tuple(names[v] for v in writes)
             ios.append(step.io(out if len(out) > 1 else out[0], *arguments))
         results = [names[v] for v in self.outputs]
-        made = [result for result in results if result not in self.inputs]
-        call = join(calls, ios, self.inputs, made)
+        made = list(dict.fromkeys(result for result in results if result not in self.inputs))
+        call = join([run for run in calls if run is not nothing], ios, self.inputs, made)
         features = any(not step.is_conv for step, _, _ in self.lines)
-        if call is None or (len(made) == len(results) and not features):
+        if call is None or (made == results and not features):
             return call
         shapes = [(x.shape, x.stride()) for x in examples]
 

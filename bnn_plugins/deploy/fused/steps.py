@@ -17,6 +17,7 @@ from ...layers.expand import input_copies, tile
 from ..packed import PackedConv2d, PackedLayer, memory_format
 from .fold import act_vectors, depends_on_input, sign_modules, sign_threshold
 
+KNOWN = (torch.float32, torch.bfloat16, torch.float16)  # dtypes of streams
 ROUNDINGS = 16  # of a block, in units in the last place of the largest intermediate result
 
 
@@ -145,11 +146,20 @@ def signs_of(layer: PackedLayer, x: Tensor) -> Tensor:
 class FormatStep(Step):
     """A value in the memory format that ``like`` has, the input of the graph: hosts call ``view`` on what they get."""
 
+    def __init__(self, joins: bool):
+        super().__init__()
+        self.joins, self.prepared_op = joins, PreparedOp('to_planes')
+
+    def io(self, out, x, like):
+        return OpIO({'x': x}, (out,))
+
     def forward(self, x, like: Tensor):
         plain = isinstance(x, Tensor) and x.dim() == 4 and not x.is_contiguous()
         if not plain or not x.is_contiguous(memory_format=torch.channels_last):
             return x
-        return x if like.dim() == 4 and memory_format(like) is torch.channels_last else x.contiguous()
+        if like.dim() == 4 and memory_format(like) is torch.channels_last:
+            return x
+        return self.prepared_op(x=x) if PreparedOp.direct(x) and x.dtype in KNOWN and x.numel() else x.contiguous()
 
 
 class CastStep(Step):

@@ -38,6 +38,7 @@ class Writer:
         stems: the same for the real convolutions of stems.
         places: of all steps that matches became.
         held: modules and tensors that the program calls and reads, by target.
+        shares: whether one step stands for several because their constants were equal.
     """
 
     def __init__(self, matcher: Matcher, stream: torch.dtype | None):
@@ -53,6 +54,8 @@ class Writer:
         self.rows: dict[str, str] = {}
         self.stems: dict[str, str] = {}
         self.places: list[Place] = []
+        self.shared: dict[tuple, Value] = {}  # what steps before a match have made
+        self.shares = False
         self.held: dict[str, object] = {}
         self.readers: dict[fx.Node, list[Match]] = {}
         for match in matcher.readers:
@@ -117,7 +120,8 @@ class Writer:
         if node.op == 'placeholder' or (node in self.made and not self.made[node].is_conv):
             return self.host(node)
         if node not in self.formatted:
-            self.formatted[node], = self.step(FormatStep(), f'format of {node.name}', self.host(node), Value(0))
+            step = FormatStep(joins=node in self.made)  # else it may be no tensor
+            self.formatted[node], = self.step(step, f'format of {node.name}', self.host(node), Value(0))
             if node in self.m.changed:  # what changes in place is one value
                 self.values[node] = self.formatted[node]
         return self.formatted[node]
@@ -133,11 +137,14 @@ class Writer:
         served = [] if consumer is None else [r for r in self.readers[result] if sign_key(r) == sign_key(consumer)]
         # A layer that is served in words reads the stream no more; its node may still be the reader of a shortcut elsewhere.
         keep = bool(set(result.users) - {r.nodes[0] for r in served}) or consumer is None
+        before = match.before()
         step = match.step(consumer and consumer.layer, keep, keep and self.may_overwrite(match))
         if match.reads_words:
             source = self.words[sign_key(match)]
         else:
             source = self.values[match.input] if match.reads_stream else self.host(match.input)
+        for other in before:
+            source = self.made_before(other, source)
         shortcut = [] if match.shortcut is None else [self.values[match.shortcut]]
         self.places.append(Place(step, match.input.name, match.shortcut and match.shortcut.name, result.name))
         self.made[result] = step
@@ -146,7 +153,17 @@ class Writer:
             self.words[sign_key(consumer)] = made[0]
         if step.keep or not step.pack:
             self.values[result] = made[-1]
-        self.report(match, consumer, step, len(self.readers.get(result, ())) - len(served))
+        self.report(match, consumer if step.pack else None, step, len(self.readers.get(result, ())) - len(served))
+
+    def made_before(self, step: Step, source: Value) -> Value:
+        key = (source, step.key) if hasattr(step, 'key') else None
+        if key in self.shared:
+            self.shares = True
+            return self.shared[key]
+        made, = self.step(step, step.label, source)
+        if key is not None:
+            self.shared[key] = made
+        return made
 
     def consumer_of(self, match: Match) -> Match | None:
         """The match that takes its words from the step of ``match``."""
@@ -157,7 +174,7 @@ class Writer:
     def may_overwrite(self, match: Match) -> bool:
         """Whether the shortcut's memory can take the stream: made here, channels-last, and nobody else wants to read it."""
         shortcut = match.shortcut
-        if shortcut is None or not isinstance(match.layer, PackedConv2d) or shortcut in self.m.changed:
+        if shortcut is None or not isinstance(getattr(match, 'layer', None), PackedConv2d) or shortcut in self.m.changed:
             return False
         if shortcut not in self.made or not self.made[shortcut].owns:
             return False

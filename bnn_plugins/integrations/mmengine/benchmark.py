@@ -17,12 +17,13 @@ from ...analysis.throughput import tensor_tree
 from ...analysis.throughput_report import print_throughput, write_throughput
 from ...analysis.throughput_run import Plan, Throughput, profile
 from ...analysis.throughput_variants import ON_CPU, ON_CUDA, Models, Part, check_forms
-from ...deploy import PackedLayer, fuse_, load_packed_, pack_
+from ...deploy import PackedLayer, fuse_, load_packed_, pack_, quantize_rest_
 from ...layers import BinaryLayer
 from .pack import build_model
 from .run import load_config
 from .summarize import MIN_WIDTH
 
+CALIBRATION = 8  # images for what is quantized
 BINARY_SCOPE = 'bnn_plugins.'
 # Types of bnn_plugins whose float twin is the same type without a method.
 NATIVE = ('BNNCifarResNet', 'BNNVGGSmall', 'BNNSSDVGG', 'BNNReActNet', 'BNNBNext', 'BNNMoBiNet')
@@ -160,15 +161,20 @@ class Detection:
 
     Args:
         samples: what the test pipeline gives, ``dict(inputs=uint8 [3, H, W], data_samples=...)`` each.
+        others: as many as that for each batch to calibrate with.
     """
 
-    def __init__(self, models: Models, samples: list[dict]):
-        self.model, self.samples = models.twin, samples
+    def __init__(self, models: Models, samples: list[dict], others: list[dict]):
+        self.model, self.samples, self.others = models.twin, samples, others
         self.networks: dict[nn.Module, Network] = {}
 
-    def prepare(self) -> dict:
-        data = {key: [sample[key] for sample in self.samples] for key in self.samples[0]}
-        return self.model.data_preprocessor(data, False)
+    def prepare(self, samples: list[dict] | None = None) -> dict:
+        samples = samples or self.samples
+        return self.model.data_preprocessor({key: [sample[key] for sample in samples] for key in samples[0]}, False)
+
+    def calibration(self) -> list[Tensor]:
+        step = len(self.samples)
+        return [self.prepare(self.others[i:i + step])['inputs'] for i in range(0, len(self.others), step)]
 
     def network(self, detector: nn.Module) -> nn.Module:
         return self.networks.setdefault(detector, Network(detector))
@@ -180,10 +186,11 @@ class Detection:
         return self.model.bbox_head.predict_by_feat(*outputs, batch_img_metas=metas, rescale=True)
 
     def parts(self) -> list[Part]:
-        x = (self.prepare()['inputs'],)
-        parts = [Part('backbone', lambda model: model.backbone, x)]
+        x, images = (self.prepare()['inputs'],), self.calibration()
+        parts = [Part('backbone', lambda model: model.backbone, x, calibration=images)]
         if hasattr(getattr(self.model, 'bbox_head', None), 'predict_by_feat'):  # one-stage: others are more than one network
-            parts += [Part('network', self.network, x), Part('detector', self.network, x, self.whole)]
+            parts += [Part('network', self.network, x, calibration=images),
+                      Part('detector', self.network, x, self.whole, images)]
         return parts
 
 
@@ -250,11 +257,22 @@ def make_parts(cfg: Config, models: Models, device: torch.device) -> Callable[[i
     from mmdet.models.detectors import BaseDetector
 
     def of_detector(batch: int, size: tuple[int, int] | None) -> list[Part]:
-        return Detection(models, image_samples(cfg, batch, size)[0]).parts()
+        images, _ = image_samples(cfg, batch + batch * CALIBRATION, size)
+        return Detection(models, images[:batch], images[batch:]).parts()
 
     def of_network(batch: int, size: tuple[int, int] | None) -> list[Part]:
-        return [Part('network', lambda model: model, example_inputs(models.twin, batch, size or default_size(cfg), device))]
+        inputs = example_inputs(models.twin, batch, size or default_size(cfg), device)
+        return [Part('network', lambda model: model, inputs, calibration=inputs if len(inputs) == 1 else ())]
     return of_detector if isinstance(models.twin, BaseDetector) else of_network
+
+
+def add_int8(models: Models, part: Part) -> None:
+    """The fused model with an int8 rest, calibrated as the part says."""
+    model = copy.deepcopy(models.packed)
+    if any(type(module) in (nn.Conv2d, nn.Linear) for module in part.module(model).modules()):
+        quantize_rest_(model, part.calibration, run=lambda model, x: part.module(model)(x))
+        fuse_(model)
+        models.fused_int8 = model
 
 
 def benchmark(config: str, checkpoint: str | None = None, out: str | None = None, batch: Sequence[int] = (1,),
@@ -295,7 +313,10 @@ def benchmark(config: str, checkpoint: str | None = None, out: str | None = None
         check_size(cfg, one)
     make = make_parts(cfg, models, place)
     sizes = tuple(size) or (None,)
-    known = [part.name for part in make(1, sizes[0])]
+    found = make(1, sizes[0])
+    known = [part.name for part in found]
+    if 'fused-int8' in forms and found[-1].calibration:
+        add_int8(models, found[-1])
     for name in parts:
         if name not in known:
             raise ValueError(f'{config} has no part {name!r}: it has {", ".join(known)}')

@@ -9,13 +9,15 @@ from torch import Tensor
 from .. import checks
 from ..dispatch import Backend, OpIO
 from ..epilogue import Epilogue
-from . import engine, int8_lowering, lowering
+from . import engine, int8_lowering, lowering, map_lowering
 from .calls import Call, Program
 from .engine import DTYPES, dense
 from .lowering import is_image
 from .sequence import MOST_FEATURES, SequenceOperators
 
-LOWERINGS = lowering.LOWERINGS | int8_lowering.LOWERINGS
+LOWERINGS = lowering.LOWERINGS | int8_lowering.LOWERINGS | map_lowering.LOWERINGS
+
+OF_IMAGES = 'downsample2d', 'int8_conv2d', 'int8_pooled2d', 'pool2d', 'to_planes'
 
 
 def wherever(op: str) -> Callable:
@@ -48,8 +50,7 @@ def readable(op: str, name: str, tensor: Tensor | Epilogue | None, call: dict) -
         return dense(tensor.reshape(-1).float().expand(channels))
     if op == 'stem2d' and name == 'x':  # in any order
         return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
-    images = name in ('shortcut', 'out') or (name == 'x' and (
-        op in ('downsample2d', 'int8_conv2d') or (op == 'quantize' and tensor.dim() == 4)
+    images = name in ('shortcut', 'out') or (name == 'x' and (op in OF_IMAGES or (op == 'quantize' and tensor.dim() == 4)
         or (op == 'pack_activations' and is_image(tensor))))
     return dense(tensor, torch.channels_last if images else torch.contiguous_format)
 
@@ -98,6 +99,9 @@ class Cpu(SequenceOperators, Backend):
     stem2d = wherever('stem2d')
     quantize = wherever('quantize')
     int8_conv2d = wherever('int8_conv2d')
+    int8_pooled2d = wherever('int8_pooled2d')
+    pool2d = wherever('pool2d')
+    to_planes = wherever('to_planes')
     _linear = wherever('binary_linear')
 
     def binary_linear(self, x_words: Tensor, w_words: Tensor, features: int) -> Tensor:

@@ -18,7 +18,8 @@ from ..derived import Derived
 from ..dispatch import OpIO
 from . import engine
 
-CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM, QUANTIZE = range(7)  # enum Operation of src/driver.hpp
+# enum Operation of src/driver.hpp
+CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM, QUANTIZE, POOLED2D, POOL2D, PLANES = range(10)
 SETTINGS = ('isa', 'threads')
 LINE = 64  # bytes; where results of a program start
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
 
-VERSION = 13  # of the C interface, as in src/api.cpp
+VERSION = 14  # of the C interface, as in src/api.cpp
 # From slow to fast; their places are enum Isa of src/engine.hpp.
 ISAS = ('portable', 'neon', 'avx2', 'avx512', 'amx', 'amx-emulated')
 EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself

@@ -11,7 +11,7 @@ from .. import checks
 from ..derived import Derived
 from ..geometry import Int8Conv2dGeometry
 from . import engine
-from .calls import BLOCK2D, QUANTIZE
+from .calls import BLOCK2D, POOLED2D, QUANTIZE
 from .engine import DTYPES, STREAMS, fields
 from .lowering import AMX, AVX512, conv_struct, fused_fields, image, is_image, lowered, rows, vectors, weight
 
@@ -34,10 +34,34 @@ def lower_quantize(cpu, fixed: dict, inputs: dict) -> Callable | None:
 
 def lower_int8_conv2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
     call = fixed | inputs
-    x, geometry, shortcut, dtype = (call[name] for name in ('x', 'geometry', 'shortcut', 'dtype'))
+    x, shortcut, dtype = (call[name] for name in ('x', 'shortcut', 'dtype'))
     fused, held = fused_fields(fixed, inputs, dtype, shortcut, 'stream' if call['keep'] else 0)
     if fused is None or 'x' not in inputs or not (is_image(x) and is_image(shortcut)) or fixed.get('shortcut') is not None:
         return None
+    words, stream = checks.int8_conv2d(**call)
+    made = dict(words=rows(words), stream=(image if call['keep'] else rows)(stream, dtype))
+    return lowered(cpu, 'int8_conv2d', BLOCK2D, ['geometry', 'x', 'kernels', *fused], fixed, inputs, made, ['words', 'stream'],
+                   holds=held, **convolution(fixed, inputs))
+
+
+def lower_int8_pooled2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
+    call = fixed | inputs
+    x, window, dtype = (call[name] for name in ('x', 'window', 'dtype'))
+    fused, held = fused_fields(fixed, inputs, dtype, None, 'stream')
+    if fused is None or 'x' not in inputs or not is_image(x):
+        return None
+    words, stream = checks.int8_pooled2d(**call)
+    pairs = dict(kernel=window.window, stride=window.stride, pad=window.padding, out=stream[2:])
+    windows = fields('Windows', **{f'{name}_{axis}': side for name, both in pairs.items()
+                                   for axis, side in zip('hw', both, strict=True)})
+    return lowered(cpu, 'int8_pooled2d', POOLED2D, ['geometry', 'x', 'kernels', *fused, *windows], fixed, inputs,
+                   dict(words=rows(words), stream=image(stream, dtype)), ['words', 'stream'], holds=held,
+                   **convolution(fixed, inputs))
+
+
+def convolution(fixed: dict, inputs: dict) -> dict:
+    """What an int8 convolution derives: 'geometry' and 'kernels'."""
+    x, geometry = (fixed | inputs)['x'], (fixed | inputs)['geometry']
     batch, _, *size = x.shape
 
     def derive(kernels: Tensor, zero: Tensor, isa: int, threads: int) -> tuple:
@@ -49,11 +73,8 @@ def lower_int8_conv2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
                                     geometry.groups)
         return conv.buffer_info()[0], prepared.data_ptr(), (conv, prepared)
 
-    words, stream = checks.int8_conv2d(**call)
-    made = dict(words=rows(words), stream=(image if call['keep'] else rows)(stream, dtype))
-    return lowered(cpu, 'int8_conv2d', BLOCK2D, ['geometry', 'x', 'kernels', *fused], fixed, inputs, made, ['words', 'stream'],
-                   holds=held, derived=('geometry', 'kernels'), derive=derive,
-                   weights=[weight(fixed, inputs, 'weight'), weight(fixed, inputs, 'x_zero')])
+    return dict(derived=('geometry', 'kernels'), derive=derive,
+                weights=[weight(fixed, inputs, 'weight'), weight(fixed, inputs, 'x_zero')])
 
 
 def used(geometry: Int8Conv2dGeometry) -> float:
@@ -77,4 +98,5 @@ def prepare(kernels: Tensor, zero: Tensor, conv: array, groups: int) -> Tensor:
 
 
 prepared_weights = Derived(prepare)
-LOWERINGS: dict[str, Callable[..., Callable | None]] = {'quantize': lower_quantize, 'int8_conv2d': lower_int8_conv2d}
+LOWERINGS: dict[str, Callable[..., Callable | None]] = {
+    'quantize': lower_quantize, 'int8_conv2d': lower_int8_conv2d, 'int8_pooled2d': lower_int8_pooled2d}

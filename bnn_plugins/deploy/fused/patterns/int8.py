@@ -1,4 +1,4 @@
-"""Real convolutions in int8, one behind another, with their norms and non-linearities: between them only eight bits."""
+"""Real convolutions in int8, one behind another, with their pooling, norms and non-linearities: eight bits between them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,21 +7,26 @@ import torch
 from torch import Tensor, fx, nn
 
 import bnn_kernels
-from bnn_kernels import PreparedOp
+from bnn_kernels import OpIO, Pool2dGeometry, PreparedOp
+from bnn_kernels.epilogue import stream_of
 from bnn_kernels.geometry import Int8Conv2dGeometry
 
 from ...int8_layers import Int8Conv2d
 from ...packed import PackedLayer, has_hooks
 from ..fold import sign_modules, symmetric_padding, through_norms
 from ..match import Match, Matcher, act_text
-from ..steps import Step, UnownedModules
+from ..steps import Step, UnownedModules, signs_of
+from .pool import pool_geometry
 
 
 @dataclass
 class Part:
     """A convolution and what follows it."""
 
+    name: str
     layer: Int8Conv2d
+    pool: nn.Module | None = None
+    window: Pool2dGeometry | None = None  # of its largest sums, before the norms
     norms: list[nn.Module] = field(default_factory=list)
     act: nn.Module | str | None = None
 
@@ -32,14 +37,22 @@ class Int8(Match):
 
     packs, kind = True, 'int8'
 
+    def before(self):
+        layers = [part.layer for part in self.chain]
+        self.links = [Link(part, after) for part, after in zip(self.chain[:-1], layers[1:], strict=True)]
+        return [QuantizeStep(self.chain[0]), *self.links]
+
     def step(self, consumer, keep, in_place):
-        return Int8Step(self.chain, consumer, keep)
+        last = self.chain[-1]
+        if last.window is not None and getattr(consumer, 'groups', 1) != 1:
+            consumer = None  # it packs the values itself
+        return LastLink(last, self.chain[0].layer, self.links, consumer, keep)
 
 
 def match(m: Matcher) -> Iterator[Int8]:
     for node in m.free():
         if fits(m, node):
-            found = Int8([node], ['conv'], node.target, chain=[Part(m.module(node))])
+            found = Int8([node], ['conv'], node.target, chain=[Part(node.target, m.module(node))])
             while extend(m, found):
                 pass
             yield found
@@ -58,7 +71,7 @@ def extend(m: Matcher, found: Int8) -> bool:
         return False
     module, last = m.module(reader), found.chain[-1]
     if fits(m, reader):
-        found.chain.append(Part(module))
+        found.chain.append(Part(reader.target, module))
         found.parts.append(f'then {reader.target}')
     elif last.act is not None or (module is not None and has_hooks(module)):
         return False
@@ -68,88 +81,141 @@ def extend(m: Matcher, found: Int8) -> bool:
     elif (act := m.act_of(reader, None)) is not None:
         last.act = act
         found.parts.append(act_text(act))
+    elif isinstance(module, nn.MaxPool2d) and not last.norms and last.window is None and can_pool_sums(last.layer):
+        last.pool, last.window = module, pool_geometry(m, reader)
+        if last.window is None:
+            return False
+        found.parts.append('pool')
     else:
         return False
     found.nodes.append(reader)
     return True
 
 
-class Int8Step(Step):
-    """Values -> values, or ``(words, values)``; the same integers as the layers one by one.
+def can_pool_sums(layer: Int8Conv2d) -> bool:
+    """Whether what pools sums is there for this layer."""
+    x, zero = torch.zeros(1, layer.in_channels, 1, 1, dtype=torch.uint8, device=layer.scale.device), layer.input_zero
+    geometry = Int8Conv2dGeometry.of(layer.weight_int8.shape, padding=layer.kernel_size, groups=layer.groups)
+    epilogue = bnn_kernels.Epilogue(layer.scale, layer.bias)
+    return bnn_kernels.selection('int8_pooled2d', x=x, x_zero=zero, weight=layer.weight_int8, geometry=geometry,
+                                 window=Pool2dGeometry('max'), epilogue=epilogue, out_scale=None, out_zero=None,
+                                 dtype=torch.float32, pack=False).backend not in (None, 'reference')
 
-    Args:
-        chain: the layers. consumer: the packed layer that reads the words of the last; ``None`` for no words.
-        keep: whether the values are wanted, too.
-    """
 
-    owns = True
+class QuantizeStep(Step):
+    """Values -> eight bits, for a layer; and for others that store their input in the same way."""
 
-    def __init__(self, chain: list[Part], consumer: PackedLayer | None, keep: bool):
+    joins = True
+
+    def __init__(self, part: Part):
         super().__init__()
-        self.chain, self.consumers = chain, UnownedModules([] if consumer is None else [consumer])
-        self.pack, self.keep = consumer is not None, keep or consumer is None
-        self.links = [Link(part) for part in chain]
-        self.text = f'int8, {len(chain)} layers'
+        self.label, self.held = f'bytes of {part.name}', UnownedModules([part.layer])
+
+    @property
+    def key(self) -> tuple:
+        layer = self.held[0]
+        return float(layer.input_scale), int(layer.input_zero)
 
     def layers(self) -> list[nn.Module]:
-        acts = [part.act for part in self.chain if isinstance(part.act, nn.Module)]
-        return [*(module for part in self.chain for module in (part.layer, *part.norms)), *acts,
-                *(module for consumer in self.consumers for module in sign_modules(consumer))]
+        return list(self.held)
 
     def prepare(self) -> None:
-        first, *others = [part.layer for part in self.chain]
-        self.quantize = PreparedOp('quantize', scale=first.input_scale, zero_point=first.input_zero)
-        for link, after in zip(self.links, [*others, None], strict=True):
-            link.prepare(after, self.consumers[0] if self.consumers and after is None else None)
-        self.scale = self.links[-1].scale
+        layer = self.held[0]
+        self.prepared_op = PreparedOp('quantize', scale=layer.input_scale, zero_point=layer.input_zero)
 
-    def run(self, x: Tensor, pack: bool, keep: bool) -> tuple[Tensor | None, Tensor | None]:
-        direct = PreparedOp.direct(x)
-        first = self.chain[0].layer
-        dtype, q = x.dtype, self.quantize(x=x) if direct else bnn_kernels.quantize(x, first.input_scale, first.input_zero)
-        for link in self.links[:-1]:
-            _, q = link(q, torch.uint8, False, True, direct)
-        return self.links[-1](q, dtype, pack, keep, direct)
+    def io(self, out, x):
+        return OpIO({'x': x}, (out,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.held[0]
+        return self.prepared_op(x=x) if PreparedOp.direct(x) else bnn_kernels.quantize(x, layer.input_scale, layer.input_zero)
+
+
+class Link(Step):
+    """One convolution of a chain with its epilogue: eight bits -> eight bits of the next."""
+
+    joins = owns = True
+
+    def __init__(self, part: Part, after: Int8Conv2d | None, consumer: PackedLayer | None = None, keep: bool = True):
+        super().__init__()
+        self.label, self.part, self.held = part.name, part, UnownedModules([part.layer])
+        self.after, self.consumers = UnownedModules([after]), UnownedModules([] if consumer is None else [consumer])
+        self.pack, self.keep = consumer is not None, keep or consumer is None or part.window is not None
+
+    def layers(self) -> list[nn.Module]:
+        part = self.part
+        acts, others = [part.act] if isinstance(part.act, nn.Module) else [], [m for m in self.after if m is not None]
+        return [part.layer, *part.norms, *acts, *others, *(m for consumer in self.consumers for m in sign_modules(consumer))]
+
+    def prepare(self) -> None:
+        layer, after = self.held[0], self.after[0]
+        scale, bias = through_norms(layer.scale.double(), layer.bias.double(), self.part.norms)
+        consumer = self.consumers[0] if self.consumers else None
+        self._fold_epilogue(scale, bias, self.part.act, consumer, layer.scale.device)
+        self.options = dict(stride=layer.stride, padding=symmetric_padding(layer), dilation=layer.dilation,
+                            groups=layer.groups)
+        self.out = None if after is None else bnn_kernels.Quantization(after.input_scale, after.input_zero)
+        self.dtype = self.stream if after is None else after.input_zero.dtype
+        out_scale, out_zero = self.out or (None, None)
+        fixed = dict(x_zero=layer.input_zero, weight=layer.weight_int8, epilogue=self.epilogue, out_scale=out_scale,
+                     geometry=Int8Conv2dGeometry.of(layer.weight_int8.shape, **self.options), out_zero=out_zero,
+                     dtype=self.dtype)
+        if self.part.window is None:
+            self.prepared_op = PreparedOp('int8_conv2d', shortcut=None, pack=self.pack, keep=self.keep, **fixed)
+        else:
+            self.prepared_op = PreparedOp('int8_pooled2d', window=self.part.window, pack=self.pack, **fixed)
+
+    def io(self, out, x):
+        return OpIO({'x': x}, out if self.pack and self.keep else (out, None) if self.pack else (None, out))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        words, stream = self.run(x, self.pack, self.keep)
+        if PreparedOp.direct(x):
+            words, stream = self.prepared_op(x=x)
+        elif self.part.window is not None:
+            words, stream = self.one_by_one(x)
+        else:
+            words, stream = self.convolve(x, self.epilogue, dtype=self.dtype, out=self.out, pack=self.pack, keep=self.keep)
         return (words, stream) if self.pack and self.keep else words if self.pack else stream
+
+    def convolve(self, x: Tensor, epilogue: bnn_kernels.Epilogue, **more) -> tuple[Tensor | None, Tensor | None]:
+        layer = self.held[0]
+        return bnn_kernels.int8_conv2d(x, layer.input_zero, layer.weight_int8, epilogue, **self.options, **more)
+
+    def one_by_one(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """With the pooling by torch, for code that is compiled or traced."""
+        scale = torch.ones_like(self.held[0].scale)
+        _, sums = self.convolve(x, bnn_kernels.Epilogue(scale, torch.zeros_like(scale)), dtype=torch.float32)
+        y = stream_of(self.part.pool(sums), self.epilogue, None, torch.float32 if self.out else self.dtype)
+        words = signs_of(self.consumers[0], y) if self.pack else None
+        y = bnn_kernels.quantize(y, *self.out) if self.out else y
+        return words, y.contiguous(memory_format=torch.channels_last)
+
+
+class LastLink(Link):
+    """The last of a chain: eight bits -> values, or ``(words, values)``; the same integers as the layers one by one.
+
+    Args:
+        first: the layer that reads the values. links: those before. consumer: the packed layer that reads the words; ``None``
+            for no words. keep: whether the values are wanted, too.
+    """
+
+    streams = True
+
+    def __init__(self, part: Part, first: Int8Conv2d, links: list[Link], consumer: PackedLayer | None, keep: bool):
+        super().__init__(part, None, consumer, keep)
+        self.first, self.links, self.text = UnownedModules([first]), UnownedModules(links), f'int8, {len(links) + 1} layers'
+
+    def on_values(self, x, shortcut):
+        x = bnn_kernels.quantize(x, self.first[0].input_scale, self.first[0].input_zero)
+        for link in self.links:
+            x = link(x)
+        return super().on_values(x, shortcut)
 
     def error_bound(self, x, shortcut, expected):
         """What eight bits differ from float32 is no error of the step: it is compared with the reference backend."""
         with bnn_kernels.set_backend('reference'):
-            _, stream = self.run(x, False, True)
+            values = LastLink(self.part, self.first[0], self.links, None, True)
+            values.stream = self.stream
+            values.prepare()
+            _, stream = values.on_values(x, shortcut)
         return (stream.double() - expected.double()).abs()
-
-
-class Link(Step):
-    """One convolution of a chain with its epilogue."""
-
-    def __init__(self, part: Part):
-        super().__init__()
-        self.held, self.part = UnownedModules([part.layer]), part
-
-    def prepare(self, after: Int8Conv2d | None = None, consumer: PackedLayer | None = None) -> None:
-        layer = self.held[0]
-        self.after = UnownedModules([] if after is None else [after])
-        scale, bias = through_norms(layer.scale.double(), layer.bias.double(), self.part.norms)
-        self._fold_epilogue(scale, bias, self.part.act, consumer, layer.scale.device)
-        self.options = dict(stride=layer.stride, padding=symmetric_padding(layer), dilation=layer.dilation,
-                            groups=layer.groups)
-        self.geometry = Int8Conv2dGeometry.of(layer.weight_int8.shape, **self.options)
-        self.ops: dict[tuple, PreparedOp] = {}
-
-    def forward(self, q: Tensor, dtype: torch.dtype, pack: bool, keep: bool, direct: bool) -> tuple[Tensor, Tensor]:
-        layer, after = self.held[0], self.after[0] if self.after else None
-        out = None if after is None else bnn_kernels.Quantization(after.input_scale, after.input_zero)
-        if not direct:
-            return bnn_kernels.int8_conv2d(q, layer.input_zero, layer.weight_int8, self.epilogue, **self.options, dtype=dtype,
-                                           out=out, pack=pack, keep=keep)
-        key = dtype, pack, keep
-        if key not in self.ops:
-            out_scale, out_zero = out or (None, None)
-            self.ops[key] = PreparedOp(
-                'int8_conv2d', x_zero=layer.input_zero, weight=layer.weight_int8, geometry=self.geometry,
-                epilogue=self.epilogue, shortcut=None, out_scale=out_scale, out_zero=out_zero, dtype=dtype, pack=pack,
-                keep=keep)
-        return self.ops[key](x=q)

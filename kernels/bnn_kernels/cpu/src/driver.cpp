@@ -280,6 +280,103 @@ void conv2d_sign(const Conv& c, const void* x, const void* prepared, const Signs
   });
 }
 
+namespace {
+
+// The sums of a block of whole rows, or of a piece of one, to a ring of rows.
+class RingSums : public Sink {
+ public:
+  RingSums(const Conv& c, const Block& block, int32_t* ring, int64_t rows) : conv_(c), block_(block), ring_(ring), rows_(rows) {}
+
+  void take(const Chunk& chunk, const int32_t* rows, int64_t stride, int64_t pixel, int64_t pixels) const override {
+    const int64_t width = block_.x1 - block_.x0, channel = chunk.group * conv_.group_outputs() + chunk.first;
+    for (const int64_t end = pixel + pixels; pixel < end;) {
+      const int64_t y = block_.y0 + pixel / width, x = pixel % width, count = std::min(end - pixel, width - x);
+      int32_t* to = ring_ + (y % rows_ * conv_.out_w + block_.x0 + x) * conv_.outputs + channel;
+      for (int64_t i = 0; i < count; i++, to += conv_.outputs, rows += stride) std::memcpy(to, rows, chunk.count * sizeof(int32_t));
+      pixel += count;
+    }
+  }
+
+ private:
+  const Conv& conv_;
+  const Block& block_;
+  int32_t* ring_;
+  int64_t rows_;
+};
+
+}  // namespace
+
+// Rows of sums lie in a ring, so that each is made once and nothing but the result leaves the cache. As many are made at once as
+// a block has room for: they share what they read.
+void pooled2d(const Conv& c, const void* x, const void* prepared, const Fused& fused, const Windows& w) {
+  const Kernel& kernel = *bnn::kernel(c.isa);
+  const Accumulator& accumulator = kernel.accumulator(c);
+  const Plan& plan = remembered<Plan>(c);
+  const Epilogue<Fused> run = kernel.fused(fused);
+  const int64_t row = c.out_w * c.outputs, chunks = c.groups * c.chunks(), pieces = divide_up(c.out_w, kernel.block_pixels);
+  const int64_t together = std::max<int64_t>(1, kernel.block_pixels / c.out_w), ring = std::min(w.kernel_h + together - 1, c.out_h);
+  const bool serial = c.batch * c.out_h * row * c.taps() * c.group_channels() < SERIAL_WORK;
+  parallel(c.batch * w.out_h, serial ? 1 : c.threads, [&](int64_t first, int64_t last) {
+    void* staged = accumulator.scratch_bytes ? scratch(STAGE, accumulator.scratch_bytes(plan)) : nullptr;
+    if (accumulator.begin) accumulator.begin(plan, prepared, staged);
+    const int64_t room = ((ring + 1) * row + w.out_w * c.outputs) * static_cast<int64_t>(sizeof(int32_t));
+    int32_t *rows = static_cast<int32_t*>(scratch(ROWS, room)), *most = rows + ring * row, *pooled = most + row;
+    int64_t made = 0;  // rows before it are in the ring, as far as they may be read again
+    for (int64_t i = first; i < last; i++) {
+      const int64_t image = i / w.out_h, top = i % w.out_h * w.stride_h - w.pad_h;
+      const int64_t y0 = std::max<int64_t>(0, top), y1 = std::min(c.out_h, top + w.kernel_h);
+      if (i % w.out_h == 0 || i == first) made = 0;
+      const char* from = static_cast<const char*>(x) + image * c.height * c.width * c.pixel_bytes();
+      made = std::max(made, y0);
+      while (made < y1) {
+        const int64_t end = std::min(made + together, c.out_h);
+        for (int64_t piece = 0; piece < pieces; piece++) {
+          const Block block{image, made, end, c.out_w * piece / pieces, c.out_w * (piece + 1) / pieces};
+          if (accumulator.stage) accumulator.stage(plan, block, from, staged);
+          pour(Work{kernel, plan, block, 0, accumulator, from, prepared, staged}, 0, chunks, RingSums(c, block, rows, ring));
+        }
+        made = end;
+      }
+      std::copy_n(rows + y0 % ring * row, row, most);
+      for (int64_t y = y0 + 1; y < y1; y++) kernel.raise(most, rows + y % ring * row, row);
+      for (int64_t p = 0; p < w.out_w; p++) {
+        const int64_t left = p * w.stride_w - w.pad_w, x0 = std::max<int64_t>(0, left), x1 = std::min(c.out_w, left + w.kernel_w);
+        int32_t* to = pooled + p * c.outputs;
+        std::copy_n(most + x0 * c.outputs, c.outputs, to);
+        for (int64_t column = x0 + 1; column < x1; column++) kernel.raise(to, most + column * c.outputs, c.outputs);
+      }
+      for (int64_t channel = 0; channel < fused.width; channel += c.outputs)
+        run(fused, pooled, c.outputs, i * w.out_w, w.out_w, channel, c.outputs);
+    }
+  });
+}
+
+void pool2d(const Kernel& kernel, const Pool& p, int64_t threads) {
+  const bool serial = p.images * p.out_h * p.out_w * p.channels < SERIAL_WORK / 32;
+  parallel(p.images * p.out_h, serial ? 1 : threads, [&](int64_t first, int64_t last) { kernel.pool_rows(p, first, last); });
+}
+
+namespace {
+
+template <class T>
+void planes_of(const Planes& p, int64_t image) {
+  constexpr int64_t STEP = 16;  // whose lines stay in the cache
+  const T* x = static_cast<const T*>(p.x) + image * p.pixels * p.channels;
+  T* y = static_cast<T*>(p.y) + image * p.pixels * p.channels;
+  for (int64_t first = 0; first < p.pixels; first += STEP)
+    for (int64_t c = 0; c < p.channels; c++)
+      for (int64_t i = first; i < std::min(p.pixels, first + STEP); i++) y[c * p.pixels + i] = x[i * p.channels + c];
+}
+
+}  // namespace
+
+void planes(const Planes& p, int64_t threads) {
+  const bool serial = p.images * p.pixels * p.channels < SERIAL_WORK / 32;
+  parallel(p.images, serial ? 1 : threads, [&](int64_t first, int64_t last) {
+    for (int64_t image = first; image < last; image++) p.bytes == 4 ? planes_of<uint32_t>(p, image) : planes_of<uint16_t>(p, image);
+  });
+}
+
 void pack(const Kernel& kernel, const Packing& packing, int64_t threads) {
   constexpr int64_t STEP = 64;  // pixels; a multiple of all lanes
   const bool serial = packing.pixels * packing.channels < SERIAL_WORK / 32;

@@ -17,10 +17,13 @@ void conv2d_int16(const Conv& conv, const void* x, const void* prepared, int16_t
 
 void pack(const Kernel& kernel, const Packing& packing, int64_t threads);
 void downsample(const Kernel& kernel, const Downsample& downsample, int64_t threads);
+void pooled2d(const Conv& conv, const void* x, const void* prepared, const Fused& fused, const Windows& windows);
 void quantize(const Kernel& kernel, const Quantizing& quantizing, int64_t threads);
+void pool2d(const Kernel& kernel, const Pool& pool, int64_t threads);
+void planes(const Planes& planes, int64_t threads);
 void stem(const Kernel& kernel, const Stem& stem, const Fused& fused, int64_t threads);
 
-enum Operation : int64_t { CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM, QUANTIZE };  // as in calls.py
+enum Operation : int64_t { CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM, QUANTIZE, POOLED2D, POOL2D, PLANES };  // as in calls.py
 
 // code[place] = bases[base] + offset, in bytes.
 struct Link {

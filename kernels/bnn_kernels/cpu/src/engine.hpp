@@ -180,6 +180,27 @@ struct Downsample {
 constexpr int64_t PANEL = 16;
 constexpr int64_t DOWNSAMPLE_ROOM = 3;
 
+// Windows of a map and what becomes of each: y = largest or mean of x in it, plus the shortcut.
+struct Pool {
+  int64_t images, height, width, channels, fold;  // a pixel of x has fold * channels, of which those `channels` apart are one
+  int64_t out_h, out_w, dtype, largest;
+  const int64_t *rows, *columns;  // [out_h][2], [out_w][2]: the first position of a window, and that behind its last
+  const void *x, *shortcut;  // shortcut as y, or null
+  void* y;  // [images][out_h][out_w][channels]
+};
+
+// Pixels side by side to planes.
+struct Planes {
+  int64_t images, pixels, channels, bytes;  // bytes of an element: 2 or 4
+  const void* x;
+  void* y;  // [images][channels][pixels]
+};
+
+// Windows over the sums of a convolution, before its epilogue.
+struct Windows {
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, out_h, out_w;
+};
+
 // A convolution of an image in float32 and max pooling.
 struct Stem {
   int64_t batch, channels, height, width;
@@ -242,6 +263,10 @@ struct Kernel {
   int64_t (*downsample_bytes)(int64_t channels, int64_t outputs);
   void (*prepare_downsample)(int64_t channels, int64_t outputs, const float* weight, void* prepared);
   void (*downsample)(const Downsample&, int64_t pixel, int64_t pixels, float* room);
+
+  // Rows `first` to `last` - 1 of the maps of all images.
+  void (*pool_rows)(const Pool&, int64_t first, int64_t last);
+  void (*raise)(int32_t* to, const int32_t* from, int64_t count);  // to = max(to, from)
 
   // Rows `first` to `last` - 1 of the pooled maps of the batch, to a stream that is there. `room` has stem_room floats.
   int64_t (*stem_room)(const Stem&);

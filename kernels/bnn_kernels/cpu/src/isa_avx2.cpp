@@ -18,6 +18,7 @@ BNN_TARGET("avx2,fma,f16c,popcnt")
 #include "ceiling.hpp"
 #include "downsample.hpp"
 #include "epilogue.hpp"
+#include "pooling.hpp"
 #include "simd_avx2.hpp"
 #include "stem.hpp"
 
@@ -270,6 +271,8 @@ const Kernel avx2 = {
     .downsample_bytes = downsample_bytes,
     .prepare_downsample = prepare_downsample,
     .downsample = downsample<Avx2>,
+    .pool_rows = pool_rows<Avx2>,
+    .raise = raise<Avx2>,
     .stem_room = stem_room<Avx2>,
     .stem = stem<Avx2>,
     .binary_ceiling = binary_ceiling,

@@ -17,6 +17,7 @@ BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512v
 #include "ceiling.hpp"
 #include "downsample.hpp"
 #include "epilogue.hpp"
+#include "pooling.hpp"
 #include "simd_avx512.hpp"
 #include "stem.hpp"
 
@@ -184,6 +185,8 @@ const Kernel avx512 = {
     .downsample_bytes = downsample_bytes,
     .prepare_downsample = prepare_downsample,
     .downsample = downsample<Avx512>,
+    .pool_rows = pool_rows<Avx512>,
+    .raise = raise<Avx512>,
     .stem_room = stem_room<Avx512>,
     .stem = stem<Avx512>,
     .binary_ceiling = binary_ceiling,

@@ -7,6 +7,7 @@
 #include "ceiling.hpp"
 #include "downsample.hpp"
 #include "epilogue.hpp"
+#include "pooling.hpp"
 #include "isa.hpp"
 #include "simd_portable.hpp"
 #include "stem.hpp"
@@ -122,6 +123,8 @@ const Kernel neon = {
     .downsample_bytes = downsample_bytes,
     .prepare_downsample = prepare_downsample,
     .downsample = downsample<Portable>,
+    .pool_rows = pool_rows<Portable>,
+    .raise = raise<Portable>,
     .stem_room = stem_room<Portable>,
     .stem = stem<Portable>,
     .binary_ceiling = binary_ceiling,

@@ -4,6 +4,7 @@
 #include "ceiling.hpp"
 #include "downsample.hpp"
 #include "epilogue.hpp"
+#include "pooling.hpp"
 #include "isa.hpp"
 #include "simd_portable.hpp"
 #include "stem.hpp"
@@ -72,6 +73,8 @@ const Kernel portable = {
     .downsample_bytes = downsample_bytes,
     .prepare_downsample = prepare_downsample,
     .downsample = downsample<Portable>,
+    .pool_rows = pool_rows<Portable>,
+    .raise = raise<Portable>,
     .stem_room = stem_room<Portable>,
     .stem = stem<Portable>,
     .binary_ceiling = binary_ceiling,

@@ -32,6 +32,9 @@ inline std::string layout(std::string_view name) {
   BNN_FIELDS(Signs, width, out_groups, threshold, flip, words);
   BNN_FIELDS(Packing, pixels, channels, groups, dtype, plane, x, threshold, words);
   BNN_FIELDS(Downsample, batch, height, width, channels, outputs, pool, dtype, x, weight, bias, y);
+  BNN_FIELDS(Pool, images, height, width, channels, fold, out_h, out_w, dtype, largest, rows, columns, x, shortcut, y);
+  BNN_FIELDS(Planes, images, pixels, channels, bytes, x, y);
+  BNN_FIELDS(Windows, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, out_h, out_w);
   BNN_FIELDS(Stem, batch, channels, height, width, image_step, channel_step, row_step, pixel_step, dtype, outputs, kernel_h,
              kernel_w, stride_h, stride_w, pad_h, pad_w, out_h, out_w, pool_h, pool_w, pool_stride_h, pool_stride_w, pool_pad_h,
              pool_pad_w, pooled_h, pooled_w, x, weight);

@@ -55,6 +55,19 @@ void call(Operation operation, Arguments from) {
       const Convolution c(from);
       return block2d(c.conv, c.x, c.prepared, from.fields<Fused>());
     }
+    case POOLED2D: {
+      const Convolution c(from);
+      const Fused fused = from.fields<Fused>();
+      return pooled2d(c.conv, c.x, c.prepared, fused, from.fields<Windows>());
+    }
+    case POOL2D: {
+      const int64_t isa = from.number(), threads = from.number();
+      return pool2d(*kernel(isa), from.fields<Pool>(), threads);
+    }
+    case PLANES: {
+      const int64_t threads = from.number();
+      return planes(from.fields<Planes>(), threads);
+    }
     case PACK: {
       const int64_t isa = from.number(), threads = from.number();
       return pack(*kernel(isa), from.fields<Packing>(), threads);

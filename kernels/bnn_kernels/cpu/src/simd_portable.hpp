@@ -66,6 +66,7 @@ struct Scalar {
   static Float at_least(float low, Float v) { return v < low ? low : v; }  // NaN stays
   static Float at_most(float high, Float v) { return v > high ? high : v; }
   static Float cut(Float low, Float v, Float high) { return at_most(high, v > low ? v : low); }  // NaN becomes low
+  static Float larger(Float most, Float v) { return (most >= v) | (most != most) ? most : v; }  // NaN stays
   static uint32_t mask_ge(Float a, Float b) { return a >= b; }  // bit of each lane
   static uint32_t mask_ge(const int32_t* a, const int32_t* b) { return *a >= *b; }
 

@@ -1,0 +1,66 @@
+"""Operators on real-valued maps between the layers of a network: windows, and planes. Their arithmetic is plain torch.
+
+In eager code a backend runs them; code that is compiled or traced sees the operations of torch that they stand for.
+"""
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .geometry import Pool2dGeometry
+from .prepared_op import PreparedOp, shared_op
+
+
+def pool2d(x: Tensor, geometry: Pool2dGeometry, shortcut: Tensor | None = None) -> Tensor:
+    """Pools, enlarges or folds a map, and adds another.
+
+    Args:
+        x: float32, float16 or bfloat16 `[N, fold * C, H, W]`.
+        shortcut: `[N, C, H', W']` of the same dtype.
+
+    Returns:
+        `[N, C, H', W']` of the dtype of `x` in channels-last memory. Sums are float32: group by group, row by row, times one
+        over their number, plus the shortcut, rounded once.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: wrong shapes, an unknown kind, tensors on different devices.
+
+    Example:
+        >>> pool2d(torch.arange(4.0).view(1, 4, 1, 1), Pool2dGeometry('mean', fold=2)).flatten()
+        tensor([1., 2.])
+    """
+    if PreparedOp.direct(x):
+        return shared_op('pool2d', ('geometry', geometry))(x=x, shortcut=shortcut)
+    checks.pool2d(x, geometry, shortcut)
+    return windows_of(x, geometry, shortcut)
+
+
+def to_planes(x: Tensor) -> Tensor:
+    """`[N, C, H, W]`, float32, float16 or bfloat16, in contiguous memory: what `x.contiguous()` gives.
+
+    Example:
+        >>> to_planes(torch.randn(1, 4, 5, 5).contiguous(memory_format=torch.channels_last)).is_contiguous()
+        True
+    """
+    return shared_op('to_planes')(x=x) if PreparedOp.direct(x) else x.contiguous()
+
+
+def windows_of(x: Tensor, geometry: Pool2dGeometry, shortcut: Tensor | None) -> Tensor:
+    """`pool2d` in plain torch."""
+    rows, columns = (torch.tensor(axis, device=x.device) for axis in geometry.ranges(
+        x.shape[2:], None if shortcut is None else shortcut.shape[2:]))
+    largest, nothing = geometry.kind == 'max', -torch.inf if geometry.kind == 'max' else 0.0
+    groups = x.float().unflatten(1, (geometry.fold, -1))
+    y = groups.new_full((x.shape[0], groups.shape[2], len(rows), len(columns)), nothing)
+    for group in range(geometry.fold):
+        for i in range(int((rows[:, 1] - rows[:, 0]).max())):
+            for j in range(int((columns[:, 1] - columns[:, 0]).max())):
+                inside = ((rows[:, 0] + i < rows[:, 1]).view(-1, 1) & (columns[:, 0] + j < columns[:, 1]))
+                at = (rows[:, 0] + i).clamp(max=x.shape[2] - 1), (columns[:, 0] + j).clamp(max=x.shape[3] - 1)
+                term = torch.where(inside, groups[:, group][:, :, at[0]][:, :, :, at[1]], nothing)
+                y = torch.maximum(y, term) if largest else y + term
+    if not largest:
+        sizes = [axis[:, 1] - axis[:, 0] for axis in (rows, columns)]
+        y = y * (1 / (geometry.fold * sizes[0].view(-1, 1) * sizes[1]).float())
+    y = y if shortcut is None else y + shortcut.float()
+    return y.to(x.dtype).contiguous(memory_format=torch.channels_last)

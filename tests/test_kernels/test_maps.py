@@ -1,0 +1,114 @@
+"""Windows of maps, planes, and the largest sums of int8 convolutions: every instruction set against plain torch."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import bnn_kernels as bk
+from bnn_kernels import Pool2dGeometry
+from bnn_kernels.cpu import engine
+from bnn_kernels.cpu.backend import Cpu
+from bnn_kernels.reference import Reference
+
+from . import cases
+from .int8_cases import convolutions
+
+pytestmark = pytest.mark.sanitize
+CPU, REFERENCE = Cpu(), Reference()
+WINDOWS = (2, 2, 0, True), (2, 2, 0, False), (3, 2, 1, True), (3, 2, 1, False), (1, 2, 0, True)
+ISAS = engine.available_isas() if bk.available_backends()['cpu'] == 'available' else []
+
+
+def maps(rng: random.Random) -> tuple[torch.Tensor, Pool2dGeometry, torch.Tensor | None]:
+    """Any call of pool2d."""
+    torch.manual_seed(rng.randrange(2**30))
+    height, width, fold = rng.randint(1, 20), rng.randint(1, 20), 1
+    window, stride = tuple(rng.randint(1, min(3, side)) for side in (height, width)), (rng.randint(1, 3), rng.randint(1, 3))
+    padding, size = tuple(rng.randint(0, k // 2) for k in window), None
+    kind = rng.choice(['max', 'mean', 'mean', 'nearest'])
+    if kind != 'max':
+        fold = rng.choice([1, 2, 3])
+        size = (rng.randint(1, 30), rng.randint(1, 30)) if rng.random() < 0.5 else None
+    if kind == 'nearest':
+        padding = (0, 0)
+    geometry = Pool2dGeometry(kind, window, stride, padding, rng.random() < 0.5, size, fold)
+    channels = rng.choice([1, 3, 15, 16, 17, 64])
+    x = torch.randn(rng.randint(1, 3), channels * fold, height, width).to(rng.choice(cases.STREAMS))
+    x = torch.where(torch.rand(x.shape) < 0.02, rng.choice([0.0, torch.nan, -torch.inf]), x).to(x.dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if rng.random() < 0.8 else x
+    shortcut = torch.randn(geometry.shape(x.shape)).to(x.dtype) if rng.random() < 0.5 else None
+    return x, geometry, shortcut
+
+
+@pytest.mark.parametrize('seed', range(300))
+def test_windows_on_every_instruction_set(seed):
+    x, geometry, shortcut = maps(random.Random(seed))
+    expected = REFERENCE.pool2d(x, geometry, shortcut)
+    for isa in ISAS:
+        with engine.set_isa(isa):
+            found = CPU.pool2d(x, geometry, shortcut)
+            assert torch.equal(found.nan_to_num(7.25), expected.nan_to_num(7.25)), isa
+            assert found.stride() == expected.stride()
+            assert torch.equal(CPU.to_planes(x).nan_to_num(7.25), x.nan_to_num(7.25))
+            assert CPU.to_planes(x).is_contiguous()
+
+
+def test_windows_are_those_of_torch():
+    """Where its sums are exact, equal; mutations: a last window that begins behind the map; a mean that counts the padding."""
+    torch.manual_seed(0)
+    for height, width in (7, 9), (8, 8), (1, 5), (13, 6):
+        x = torch.randint(-8, 9, (2, 5, height, width)).float()
+        for window, stride, padding, ceil in WINDOWS:
+            if min(height, width) + 2 * padding < window:
+                continue
+            pairs = (window, window), (stride, stride), (padding, padding), ceil
+            most = F.max_pool2d(x, window, stride, padding, ceil_mode=ceil)
+            assert torch.equal(bk.pool2d(x, Pool2dGeometry('max', *pairs)), most)
+            torch.testing.assert_close(bk.pool2d(x, Pool2dGeometry('mean', *pairs)),
+                                       F.avg_pool2d(x, window, stride, padding, ceil, count_include_pad=False))
+        for size in (1, 1), (3, 2), (5, 16), (17, 29):
+            assert torch.equal(bk.pool2d(x, Pool2dGeometry('nearest', size=size)), F.interpolate(x, size=size))
+            torch.testing.assert_close(bk.pool2d(x, Pool2dGeometry('mean', size=size)), F.adaptive_avg_pool2d(x, size))
+            y = torch.randn(2, 5, *size)
+            assert torch.equal(bk.pool2d(x, Pool2dGeometry('nearest'), y), y + F.interpolate(x, size=size))
+        assert torch.equal(bk.pool2d(x, Pool2dGeometry('nearest', window=(2, 3))), F.interpolate(x, scale_factor=(2.0, 3.0)))
+    x = torch.randint(-8, 9, (2, 12, 3, 3)).float()
+    assert torch.equal(bk.pool2d(x, Pool2dGeometry('mean', fold=4)), x.unflatten(1, (4, -1)).mean(1))
+
+
+@cases.examples(200)
+@given(call=convolutions(), seed=st.integers(0, 2**31))
+def test_the_largest_sums_of_a_convolution(call, seed):
+    rng = random.Random(seed)
+    call = {name: value for name, value in call.items() if name not in ('shortcut', 'keep')}
+    size = call['geometry'].size(call['x'].shape[2:])
+    window = tuple(rng.randint(1, min(4, side)) for side in size)
+    stride, padding = (rng.randint(1, 3), rng.randint(1, 3)), tuple(rng.randint(0, k // 2) for k in window)
+    call['window'] = Pool2dGeometry('max', window, stride, padding)
+    call['epilogue'] = call['epilogue']._replace(out_groups=1)
+    call['pack'] &= call['epilogue'].width == call['geometry'].outputs
+    words, stream = REFERENCE.int8_pooled2d(**call)
+    for isa in ISAS:
+        with engine.set_isa(isa):
+            found = CPU.int8_pooled2d(**call)
+            assert torch.equal(found[0], words), isa
+            assert cases.same(found[1], stream, torch.channels_last), isa
+
+
+@pytest.mark.parametrize(('call', 'message'), [
+    (dict(x=torch.randn(2, 3, 4)), r'pool2d takes x \[N, C, H, W\]'),
+    (dict(x=torch.randn(1, 3, 4, 4), geometry=Pool2dGeometry('mean', fold=2)), 'a multiple of 2'),
+    (dict(x=torch.randn(1, 3, 4, 4).double()), 'x must be float32'),
+    (dict(geometry=Pool2dGeometry('median')), "Unknown kind 'median'"),
+    (dict(geometry=Pool2dGeometry('max', fold=2)), 'not by their largest'),
+    (dict(geometry=Pool2dGeometry('max', (2, 2), (1, 1), (2, 2))), 'at most half of the window'),
+    (dict(geometry=Pool2dGeometry('max', (9, 9))), 'the output would be empty'),
+    (dict(shortcut=torch.randn(1, 4, 4, 4).half()), 'shortcut must be torch.float32 as x'),
+    (dict(shortcut=torch.randn(1, 4, 4, 5)), 'shortcut must have the shape of the output')])
+def test_one_sentence_for_bad_input(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        bk.pool2d(**(dict(x=torch.randn(1, 4, 4, 4), geometry=Pool2dGeometry('max')) | call))
