@@ -42,7 +42,12 @@ def to_planes(x: Tensor) -> Tensor:
         >>> to_planes(torch.randn(1, 4, 5, 5).contiguous(memory_format=torch.channels_last)).is_contiguous()
         True
     """
-    return shared_op('to_planes')(x=x) if PreparedOp.direct(x) else x.contiguous()
+    return shared_op('to_planes')(x=x) if PreparedOp.direct(x) else planes_of(x)
+
+
+def planes_of(x: Tensor) -> Tensor:
+    """`to_planes` in plain torch."""
+    return x.contiguous()
 
 
 def windows_of(x: Tensor, geometry: Pool2dGeometry, shortcut: Tensor | None) -> Tensor:

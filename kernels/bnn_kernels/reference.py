@@ -106,7 +106,7 @@ class Reference(Backend):
     int8_conv2d = staticmethod(int8_reference.int8_conv2d)
     int8_pooled2d = staticmethod(int8_reference.int8_pooled2d)
     pool2d = staticmethod(map_ops.windows_of)
-    to_planes = staticmethod(Tensor.contiguous)
+    to_planes = staticmethod(map_ops.planes_of)
     pack_normalized = staticmethod(sequence_reference.pack_normalized)
     binary_lstm = staticmethod(sequence_reference.binary_lstm)
     binary_attention = staticmethod(sequence_reference.binary_attention)

@@ -26,6 +26,26 @@ struct BytesBase {
         for (int64_t o = 0; o < row; o++) base[o] -= zeros[(y * c.kernel_w + x) * outputs + o];
   }
 
+  // Pixels of less than a word: each is read with what follows it, which is taken off, but for the last ones.
+  static void widen_few(const uint8_t* from, int64_t channels, uint8_t flip, int64_t pixels, Word* to) {
+    constexpr int64_t STEP = 64;
+    const uint32_t mask = (1U << 8 * channels) - 1;
+    uint32_t buffer[STEP];
+    for (int64_t count; pixels > 0; pixels -= count, to += count) {
+      count = std::min(STEP, pixels);
+      int64_t i = 0;
+      for (; i + divide_up(WORD_BYTES, channels) <= count; i++, from += channels) {
+        std::memcpy(buffer + i, from, WORD_BYTES);
+        buffer[i] &= mask;
+      }
+      for (; i < count; i++, from += channels) {
+        buffer[i] = 0;
+        std::memcpy(buffer + i, from, channels);
+      }
+      T::widen(reinterpret_cast<const uint8_t*>(buffer), flip, count, to);
+    }
+  }
+
   static int64_t scratch_bytes(const Plan& plan) { return staged_words(plan) * static_cast<int64_t>(sizeof(Word)); }
 
   static void stage(const Plan& plan, const Block& block, const void* image, void* scratch) {
@@ -39,6 +59,11 @@ struct BytesBase {
       if (channels % WORD_BYTES == 0) {
         T::widen(from, flip, staged.pitch, to);
         to += staged.pitch;
+        continue;
+      }
+      if (channels < WORD_BYTES) {  // an image, for example
+        widen_few(from, channels, flip, columns * c.groups, to);
+        to += columns * c.groups;
         continue;
       }
       for (int64_t i = 0; i < columns * c.groups; i++, from += channels, to += words) {
