@@ -1,16 +1,19 @@
 """Pictures of the documentation, drawn from the code.
 
     python -m benchmarks.docs.plots estimators     # docs/concepts/estimators.svg
+    python -m benchmarks.docs.plots detections     # docs/detections.png, from the checkpoint of the zoo's digits detector
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import matplotlib
 import torch
 
-from bnn_plugins import list_estimators, set_progress
+from bnn_plugins import list_estimators, load, set_progress, zoo
 from bnn_plugins.binarize import build_estimator
+from bnn_plugins.integrations.mmengine.run import latest_checkpoint
 
 matplotlib.use('svg')
 import matplotlib.pyplot as plt
@@ -18,6 +21,7 @@ import matplotlib.pyplot as plt
 DOCS = Path(__file__).parents[2] / 'docs'
 PROGRESS = (0.0, 0.5, 1.0)  # of the training, for estimators with a schedule
 SHADES = ('#fdd0a2', '#fd8d3c', '#a63603')
+LEAST_SCORE = 0.3  # of boxes that are drawn
 TOP = 5.4  # of the axis: the surrogates of schedules end far higher
 
 
@@ -49,7 +53,41 @@ def estimators(out: Path = DOCS / 'concepts/estimators.svg') -> Path:
     return out
 
 
-PICTURES = {'estimators': estimators}
+def detections(out: Path = DOCS / 'detections.png', columns: int = 5) -> Path:
+    """Test canvases at equal distances: what is there, what the trained model finds in floats, what its packed file finds."""
+    from mmdet.apis import inference_detector, init_detector
+    name = 'retinanet_bnn-r18_fpn_digits'
+    data = Path('work_dirs/digits')
+    truth = json.loads((data / 'annotations/test.json').read_text())
+    images = truth['images'][::len(truth['images']) // columns][:columns]
+    config = zoo.card(name)['config']
+    models = {'trained, float arithmetic': init_detector(config, latest_checkpoint(f'work_dirs/zoo/{name}'), device='cpu'),
+              'packed, 1-bit arithmetic': load(name)}
+    figure, axes = plt.subplots(3, columns, figsize=(2 * columns, 6.4), layout='constrained')
+    for column, image in enumerate(images):
+        path = data / 'test' / image['file_name']
+        boxes = [(*box['bbox'], str(box['category_id']), None) for box in truth['annotations']
+                 if box['image_id'] == image['id']]
+        panels = {'ground truth': boxes}
+        for title, model in models.items():
+            found = inference_detector(model, str(path)).pred_instances
+            found = found[found.scores >= LEAST_SCORE]
+            panels[title] = [(x, y, right - x, bottom - y, str(label), score) for (x, y, right, bottom), label, score
+                             in zip(*(found[key].tolist() for key in ('bboxes', 'labels', 'scores')), strict=True)]
+        for axis, (title, drawn) in zip(axes[:, column], panels.items(), strict=True):
+            axis.imshow(plt.imread(path))
+            axis.set(xticks=[], yticks=[])
+            for x, y, width, height, label, score in drawn:
+                axis.add_patch(plt.Rectangle((x, y), width, height, fill=False, color='tab:orange', linewidth=1.5))
+                axis.text(x, y - 2, label if score is None else f'{label} {score:.2f}', fontsize=7, color='white',
+                          bbox=dict(facecolor='tab:orange', linewidth=0, pad=0.5))
+            if not column:
+                axis.set_ylabel(title)
+    figure.savefig(out, dpi=80, metadata={'Software': None})
+    return out
+
+
+PICTURES = {'estimators': estimators, 'detections': detections}
 
 
 def main():
