@@ -71,7 +71,9 @@ def save_packed(model: nn.Module, path: str | Path, config: dict | None = None, 
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(serialize(model, config, meta))
+    part = path.with_name(f'{path.name}.part')
+    part.write_bytes(serialize(model, config, meta))
+    part.replace(path)  # a process that has mapped the old file keeps it
     return path
 
 
@@ -123,7 +125,7 @@ def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\0'.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b'')
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b'')
     return digest.hexdigest()
 
 
@@ -256,7 +258,8 @@ def load_packed_(model: nn.Module, file: str | Path | PackedFile) -> nn.Module:
     """
     file = file if isinstance(file, PackedFile) else read_packed(file)
     model = prepare_(model, file.layers, file.path)
-    state_dict = OrderedDict(file.tensors)
+    here = model.state_dict()
+    state_dict = OrderedDict((name, in_place_of(value, here.get(name))) for name, value in file.tensors.items())
     # Also for modules that the file does not have: mmdet's heads rename keys where they find no version.
     state_dict._metadata = {name: {'version': file.versions.get(name, 1)}
                             for name, _ in model.named_modules(remove_duplicate=False)}
@@ -265,7 +268,7 @@ def load_packed_(model: nn.Module, file: str | Path | PackedFile) -> nn.Module:
             raise ValueError(f'{file.path} is for another config: {name!r} is {tensor.dtype} in the model, but {found} in the '
                              'file')
     try:
-        missing, unexpected = model.load_state_dict(state_dict, strict=False)
+        missing, unexpected = model.load_state_dict(state_dict, strict=False, assign=True)
     except RuntimeError as error:  # float parts of other shapes
         raise ValueError(f'{file.path} is for another config: {shortened(str(error).partition(":")[2])}') from None
     if missing or unexpected:
@@ -273,6 +276,16 @@ def load_packed_(model: nn.Module, file: str | Path | PackedFile) -> nn.Module:
             f'{len(names)} tensors {what}, such as {shortened(names[0])!r}' for what, names in
             (('missing in the file', missing), ('unknown to the model', unexpected)) if names))
     return model
+
+
+def in_place_of(value: Tensor, before: Tensor | None) -> Tensor:
+    """What a model on another device, of another dtype or in another memory format takes of a file; else the tensor itself,
+    which lies in the file and is in memory once for all processes of a machine."""
+    if before is None or before.shape != value.shape or before.is_meta:
+        return value
+    if (before.device, before.dtype, before.stride()) == (value.device, value.dtype, value.stride()):
+        return value
+    return torch.empty_like(before).copy_(value)
 
 
 def prepare_(model: nn.Module, layers: dict[str, str], path: str | Path) -> nn.Module:

@@ -11,6 +11,8 @@ default_hooks = dict(
 custom_hooks = [dict(type='bnn_plugins.BinaryTrainingHook'), dict(type='bnn_plugins.EpochSeedHook'),
                 dict(type='bnn_plugins.SyncStatisticsHook')]
 
+sync_bn = 'torch'  # on several GPUs: a detector has few images on each
+
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),

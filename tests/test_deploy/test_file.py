@@ -634,3 +634,23 @@ def test_meta_must_be_json(small, tmp_path):
     with pytest.raises(TypeError, match='JSON'):
         save_packed(small[0], tmp_path / 'a.safetensors', meta={'a': torch.ones(1)})
     assert json.loads(json.dumps(META)) == META
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads what Linux says of mapped files')
+def test_a_loaded_file_is_mapped(tmp_path):
+    """One copy in memory for all processes of a machine, which a new file of that name leaves alone. Mutation: values copied
+    into the model."""
+    def build():
+        return nn.Sequential(BinaryLinear(512, 512, method='xnor'), nn.BatchNorm1d(512))
+    x = torch.randn(2, 512)
+    packed = pack_(build())
+    path = save_packed(packed, tmp_path / 'model.safetensors')
+    model = load_packed_(build(), path)
+    mapped = [[int(edge, 16) for edge in line.split()[0].split('-')]
+              for line in Path('/proc/self/maps').read_text().splitlines() if line.endswith(str(path))]
+    for name in ('0.weight_bits', '1.running_mean'):
+        address = model.state_dict()[name].data_ptr()
+        assert any(start <= address < end for start, end in mapped), name
+    save_packed(pack_(build()), path)
+    assert same(model(x), packed(x))
+    assert not same(load_packed_(build(), path)(x), packed(x))

@@ -68,7 +68,7 @@ def train(arguments: list, kept: Path, stop: int | None = None, machines: bool =
         return result
 
     def iterate_and_stop(loop, index, batch):
-        seen.extend((loop.epoch, round(float(image.double().sum()))) for image in batch['inputs'])
+        seen.extend((loop.epoch, round(float(image.double().sum()))) for part in batch['inputs'] for image in part)
         run_iter(loop, index, batch)
         if loop.iter == stop:
             keep(loop.runner)
@@ -84,10 +84,36 @@ def train(arguments: list, kept: Path, stop: int | None = None, machines: bool =
     run_tool('train.py', [*arguments, *launcher, '--traceback'])
 
 
+def evaluate(config: Path, checkpoint: Path, kept: Path, count: int) -> None:
+    """What ``tools/test.py`` calls; the metrics of the first process in ``kept/metricsN.pth``."""
+    from bnn_plugins.integrations.mmengine.run import test
+    metrics = test(str(config), str(checkpoint), str(kept / f'test{count}'), out=str(kept / f'predictions{count}.pkl'),
+                   launcher='pytorch' if count > 1 else 'none')
+    if os.environ.get('RANK', '0') == '0':
+        torch.save(metrics, kept / f'metrics{count}.pth')
+
+
 def decide_nothing() -> None:
     from bnn_plugins.engine.processes import from_first
     torch.distributed.init_process_group('gloo')
     from_first(lambda: {}['nothing'])
+
+
+def share_a_file(kept: Path) -> None:
+    """Each process in a folder of its own: what the first has under a relative path, the second has afterwards."""
+    from bnn_plugins.engine.processes import share_file
+    torch.distributed.init_process_group('gloo')
+    rank = torch.distributed.get_rank()
+    os.environ['LOCAL_RANK'] = '0'
+    (kept / f'machine{rank}/run').mkdir(parents=True)
+    os.chdir(kept / f'machine{rank}')
+    if rank == 0:
+        torch.save(torch.arange(10.), 'run/whole.pth')
+        torch.save(torch.arange(10.), 'run/changed.pth')
+    else:
+        torch.save(torch.zeros(10), 'run/changed.pth')
+    for name in ('whole.pth', 'changed.pth', 'nowhere.pth'):
+        share_file(f'run/{name}')
 
 
 def network(method: str | dict) -> torch.nn.Module:

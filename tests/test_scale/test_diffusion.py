@@ -124,3 +124,10 @@ def test_the_twin_is_trained_first_by_all_processes(tmp_path):
                     '--teacher_weight', 1, '--max_train_steps', 2, '--mixed_precision', 'bf16')
     assert_equal(ranks[0]['weights'], ranks[1]['weights'])
     assert (tmp_path / 'run/model_index.json').is_file()
+
+
+@pytest.mark.scale
+def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(tmp_path):
+    """Mutation: older checkpoints are removed before the new one is whole, or it has its name before."""
+    from tests.test_scale.kill import kill_again_and_again
+    kill_again_and_again(tmp_path, kills=2)

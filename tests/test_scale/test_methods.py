@@ -28,7 +28,7 @@ def test_every_method_is_equal_on_processes_and_to_one(tmp_path):
             assert_equal(one[method], ranks[0][method], 1e-4)
 
 
-@pytest.mark.parametrize('methods', [ONES, pytest.param(METHODS, marks=pytest.mark.slow)], ids=['rules', 'all'])
+@pytest.mark.parametrize('methods', [ONES, pytest.param(METHODS, marks=pytest.mark.scale)], ids=['rules', 'all'])
 def test_sharded_training_is_that_of_whole_parameters(methods, tmp_path):
     """FSDP2: the same weights, buffers and optimizer, whole in every process; and they pack. Mutations: a rule that takes its
     share of a weight for the weight; a state dict of shards."""

@@ -1,14 +1,15 @@
 """``tools/train.py`` on 1, 2 and 3 processes: a classifier of digits, since a detector takes longer to say the same."""
 
 import math
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from bnn_plugins.integrations.mmengine import run
+from bnn_plugins.integrations.mmengine.pack import pack_checkpoint
 from tests.processes import REPOSITORY, Group, together
-from tests.test_scale.programs import decide_nothing, train
+from tests.test_scale.programs import decide_nothing, evaluate, share_a_file, train
 from tests.test_scale.test_diffusion import assert_equal
 
 CONFIG = f"""
@@ -68,20 +69,27 @@ def test_an_interrupted_epoch_goes_on_where_it_was(tmp_path):
 
 
 def test_steps_and_resume_on_machines_without_a_common_disk(tmp_path):
-    """Each step starts from the checkpoint of the one before, in all processes, wherever the file is; so does a resume.
-    Mutations: each process looks for itself; results are collected in a folder."""
+    """Each step starts from the checkpoint of the one before, in all processes; so does a resume. The second process finds no
+    checkpoint by itself. Mutations: each process looks for itself; results are collected in a folder."""
     config = ('train_cfg = dict(max_epochs=1, val_interval=1)\n'
               'steps = [dict(), dict(optim_wrapper=dict(optimizer=dict(lr=1e-9)))]\n')
     ranks = trained(2, tmp_path, machines=True, config=config)
     assert_equal(ranks[0]['weights'], ranks[1]['weights'])
-    before = torch.load(tmp_path / 'machine1/run/step1/epoch_1.pth', weights_only=False)['state_dict']
+    before = torch.load(tmp_path / 'machine0/run/step1/epoch_1.pth', weights_only=False)['state_dict']
     assert_equal({name: ranks[1]['weights'][name] for name in before if 'conv.weight' in name},
                  {name: value for name, value in before.items() if 'conv.weight' in name}, 1e-6)
-    shutil.rmtree(tmp_path / 'machine1')
     again = trained(2, tmp_path, '--resume', machines=True, config=config.replace('max_epochs=1', 'max_epochs=2'))
     assert_equal(again[0]['weights'], again[1]['weights'])
     assert again[1]['epoch'] == 2
-    assert not (tmp_path / 'machine1/run/step1/epoch_2.pth').exists() or (tmp_path / 'machine0/run/step1/epoch_2.pth').exists()
+    assert (tmp_path / 'machine0/run/step2/epoch_2.pth').is_file()
+
+
+def test_a_file_of_the_first_machine_is_sent_to_the_others(tmp_path):
+    """Also where the other has another file of that name and size. Mutation: sizes alone are compared."""
+    together(2, share_a_file, tmp_path, folder=tmp_path)
+    for name in ('whole.pth', 'changed.pth'):
+        assert torch.equal(torch.load(tmp_path / 'machine1/run' / name), torch.arange(10.))
+    assert {path.name for path in (tmp_path / 'machine1/run').iterdir()} == {'whole.pth', 'changed.pth'}
 
 
 @pytest.mark.parametrize(('launcher', 'message'), [('slurm', 'SLURM_PROCID is not set: start the tool with srun'),
@@ -100,3 +108,28 @@ def test_what_the_first_process_cannot_decide_fails_in_all(tmp_path):
     group = Group(2, decide_nothing, folder=tmp_path)
     assert group.wait(60) == [1, 1]
     assert group.output().count("KeyError: 'nothing'") == 2
+
+
+def test_accumulated_batches_count_for_the_learning_rate(monkeypatch, tmp_path):
+    """Twice the parts, twice the images of a step. Mutation: mmengine's own count."""
+    (tmp_path / 'config.py').write_text(CONFIG + 'auto_scale_lr = dict(base_batch_size=40)\n')
+    seen = []
+
+    def build(cfg):
+        seen.append(cfg.auto_scale_lr)
+        raise StopIteration
+    monkeypatch.setattr(run, 'build_runner', build)
+    with pytest.raises(StopIteration):
+        run.train(str(tmp_path / 'config.py'), auto_scale_lr=True, cfg_options={'optim_wrapper.accumulative_counts': 4})
+    assert seen == [dict(base_batch_size=10, enable=True)]
+
+
+def test_evaluation_on_two_processes_is_that_of_one(tmp_path):
+    """Of a packed file, and with predictions written out once."""
+    trained(1, tmp_path, '--cfg-options', 'train_cfg.max_epochs=1')
+    packed = pack_checkpoint(*(str(tmp_path / name) for name in ('config.py', 'run/epoch_1.pth', 'packed.safetensors')))
+    counts = []
+    for count in (1, 2):
+        together(count, evaluate, tmp_path / 'config.py', packed, tmp_path, count, folder=tmp_path)
+        counts.append(torch.load(tmp_path / f'metrics{count}.pth'))
+    assert counts[0] == pytest.approx(counts[1])

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...binarize.lookup import check_keys, unknown
+from .lazy import LazyImages, to_float
 
+DECODED_BYTES = 1 << 31  # a set that takes more is read when it is wanted
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 
 
@@ -49,17 +51,23 @@ class Images(Dataset):
         return Images(self.images[index], *(None if t is None else t[index] for t in (self.labels, self.conditions)))
 
 
-def to_float(image: Tensor) -> Tensor:
-    return image.float() / 127.5 - 1
-
-
 def to_uint8(image: Tensor) -> Tensor:
     """[-1, 1] to 0..255, as pipelines write images."""
     return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def build_dataset(spec: dict, resolution: int, center_crop: bool = False) -> Images:
+def split(data: Images | LazyImages, holdout: float) -> tuple[Images | LazyImages, Images]:
+    """``(training, held-out)``; of a set that is not in memory the first rows are held out, at most 1024."""
+    if isinstance(data, Images):
+        return data.split(holdout)
+    rest, images, labels = data.split_first(min(round(len(data) * holdout), 1024))
+    return rest, Images(images, None if None in labels else torch.tensor(labels))
+
+
+def build_dataset(spec: dict, resolution: int, center_crop: bool = False) -> Images | LazyImages:
     """``dict(type='digits' | 'imagefolder' | 'parquet' | 'sr_folders', ...)`` to images of ``resolution`` pixels.
+
+    Folders and parquet files whose pixels take more than 2 GiB are read and decoded when they are wanted.
 
     Raises:
         FileNotFoundError: when a path does not exist or holds no image. ValueError: for an unknown type or key.
@@ -83,24 +91,42 @@ def digits(resolution: int, center_crop: bool) -> Images:
     return Images(images, torch.from_numpy(data.target).long())
 
 
-def imagefolder(resolution: int, center_crop: bool, path: str, channels: int = 3) -> Images:
+def imagefolder(resolution: int, center_crop: bool, path: str, channels: int = 3) -> Images | LazyImages:
     """All pictures below a folder; one folder per class, where there are several, gives labels. Transparent is white."""
     files = picture_files(path)
-    images = torch.stack([to_tensor(Image.open(file), resolution, center_crop, channels) for file in files])
     names = sorted({file.parent.name for file in files})
+    if len(files) * channels * resolution ** 2 > DECODED_BYTES:
+        return LazyImages([1] * len(files), lambda group: [files[group]], lambda file: (
+            to_tensor(Image.open(file), resolution, center_crop, channels),
+            names.index(file.parent.name) if len(names) > 1 else None))
+    images = torch.stack([to_tensor(Image.open(file), resolution, center_crop, channels) for file in files])
     return Images(images, torch.tensor([names.index(file.parent.name) for file in files]) if len(names) > 1 else None)
 
 
 def parquet(resolution: int, center_crop: bool, path: str, image_column: str = 'img', label_column: str | None = 'label',
-            limit: int | None = None) -> Images:
-    """A parquet file with a column of ``{bytes: encoded picture}``, the schema of image sets on the Hugging Face hub."""
+            limit: int | None = None) -> Images | LazyImages:
+    """A parquet file, or a folder of them, with a column of ``{bytes: encoded picture}``, the schema of image sets on the
+    Hugging Face hub."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
-    if not Path(path).is_file():
+    files = sorted(Path(path).rglob('*.parquet')) if Path(path).is_dir() else [Path(path)]
+    if not files or not files[0].is_file():
         raise FileNotFoundError(f'there is no parquet file {path}')
-    table = pq.read_table(path).slice(0, limit)
-    for column in (image_column, label_column):
-        if column is not None and column not in table.column_names:
-            raise ValueError(f'{path}: {unknown("column", column, table.column_names)}')
+    columns = [column for column in (image_column, label_column) if column is not None]
+    metadata = [pq.read_metadata(file) for file in files]
+    for file, found in zip(files, metadata, strict=True):
+        names = found.schema.to_arrow_schema().names
+        for column in columns:
+            if column not in names:
+                raise ValueError(f'{file}: {unknown("column", column, names)}')
+    if limit is None and sum(found.num_rows for found in metadata) * 3 * resolution ** 2 > DECODED_BYTES:
+        groups = [(file, index) for file, found in zip(files, metadata, strict=True) for index in range(found.num_row_groups)]
+        return LazyImages(
+            [found.row_group(index).num_rows for found in metadata for index in range(found.num_row_groups)],
+            lambda group: pq.ParquetFile(groups[group][0]).read_row_group(groups[group][1], columns).to_pylist(),
+            lambda row: (to_tensor(Image.open(io.BytesIO(row[image_column]['bytes'])), resolution, center_crop, 3),
+                         label_column and row[label_column]))
+    table = pa.concat_tables([pq.read_table(file, columns=columns) for file in files]).slice(0, limit)
     images = [to_tensor(Image.open(io.BytesIO(row['bytes'])), resolution, center_crop, 3)
               for row in table[image_column].to_pylist()]
     labels = None if label_column is None else torch.tensor(table[label_column].to_pylist())

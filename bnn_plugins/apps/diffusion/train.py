@@ -32,10 +32,11 @@ from ...layers.parameters import parameter_kinds
 from ...layers.training import training_report
 from .build import build, build_model
 from .checkpoints import Checkpoints
-from .data import Images, build_dataset
+from .data import Images, build_dataset, split
 from .draws import ImageDraws
 from .flags import parse_args
 from .grid import picture_grid
+from .lazy import LazyImages
 
 logger = logging.getLogger('bnn_plugins')
 
@@ -67,7 +68,7 @@ class Trainer(Checkpoints):
         source = args.dataset if args.train_data_dir is None else dict(type='imagefolder', path=args.train_data_dir)
         if source is None:
             raise ValueError('there is nothing to train on: give a config with a dataset, or --train_data_dir')
-        self.data, self.heldout = build_dataset(source, args.resolution, args.center_crop).split(args.holdout)
+        self.data, self.heldout = split(build_dataset(source, args.resolution, args.center_crop), args.holdout)
         unet = build_model(args)
         check_channels(unet, self.data)
         self.noise_scheduler = build(args.noise_scheduler or dict(type='DDPMScheduler'),
@@ -77,14 +78,15 @@ class Trainer(Checkpoints):
         self.unet_class = type(unet)  # a sharded model has one of torch's
         if args.shard:
             shard_(unet.to(self.accelerator.device))
-        self.ema = BNNEMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, foreach=True,
+        self.ema = BNNEMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, foreach=not args.shard,
                                inv_gamma=args.ema_inv_gamma, power=args.ema_power, model_cls=self.unet_class,
                                model_config=unet.config) if args.use_ema else None
         self.accelerator.register_save_state_pre_hook(self.save_models)
         self.accelerator.register_load_state_pre_hook(self.load_models)
 
-        loader = DataLoader(self.data, args.train_batch_size, shuffle=True, drop_last=len(self.data) >= args.train_batch_size,
-                            num_workers=args.dataloader_num_workers)
+        order = self.data.sampler(args.seed) if isinstance(self.data, LazyImages) else None
+        loader = DataLoader(self.data, args.train_batch_size, shuffle=order is None, sampler=order,
+                            drop_last=len(self.data) >= args.train_batch_size, num_workers=args.dataloader_num_workers)
         optimizer = torch.optim.AdamW(parameter_groups(unet, args.adam_weight_decay), lr=args.learning_rate,
                                       betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon, fused=True)
         self.loader = self.accelerator.prepare(loader)
@@ -316,8 +318,8 @@ def parameter_groups(unet: nn.Module, weight_decay: float) -> list[dict]:
             dict(params=[p for p in trained if id(p) not in chosen], weight_decay=0.0)]
 
 
-def check_channels(unet: ModelMixin, data: Images) -> None:
-    expected = data.images.shape[1] * (1 if data.conditions is None else 2)
+def check_channels(unet: ModelMixin, data: Images | LazyImages) -> None:
+    expected = len(data[0]['input']) * (1 if data.conditions is None else 2)
     if unet.config.in_channels != expected:
         raise ValueError(f'the UNet takes {unet.config.in_channels} channels, the pictures give {expected}: set in_channels '
                          'of the model, or channels of the dataset')

@@ -49,6 +49,8 @@ def distribute_(cfg: Config) -> None:
     """Complete a config for several processes: a wrapper that works without a GPU, and no files between machines."""
     if cfg.launcher == 'none':
         return
+    if not torch.cuda.is_available():
+        cfg.sync_bn = None  # torch has it for GPUs only
     if not torch.cuda.is_available() and cfg.get('model_wrapper_cfg') is None:
         # mmengine's default wrapper insists on a GPU.
         cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
