@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 ENGINE := kernels/bnn_kernels/cpu/src
 
-.PHONY: install demo test test-scale lint docs check-arm test-triton sanitize fuzz mutate clean
+.PHONY: install demo test test-scale lint docs check-arm test-triton sanitize fuzz mutate package clean
 
 install: $(VENV)/.installed
 
@@ -30,7 +30,7 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=.:kernels $(BIN)/mkdocs build --strict --quiet
 
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist worksteal -m 'not scale'
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m 'not scale and not packaging'
 
 # Training on several processes: every method sharded, processes that are killed.
 test-scale: install
@@ -83,6 +83,12 @@ $(SANITIZED): $(wildcard $(ENGINE)/*)
 SAMPLE ?= 4
 mutate: install
 	$(BIN)/python tests/mutate.py --sample $(SAMPLE)
+
+# Source distribution and wheel, by the ordinary tools, and the wheel in a new environment.
+package: install
+	rm -rf dist
+	$(BIN)/python -m build
+	BNN_PLUGINS_WHEEL=$$(echo $(CURDIR)/dist/*.whl) $(BIN)/pytest tests/test_packaging.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info work_dirs

@@ -21,6 +21,7 @@ from ...convert import CONVERTED, BNNConfig
 from ...convert.binarize import convert_, to_binary
 from ...deploy import PACKED, pack_
 from ...deploy.file import FORMAT, SCHEMA_VERSION, check_versions, checksum, damaged, parsed, prepare_
+from ...deploy.plain_data import from_json
 from ...layers import BinaryLayer, build_act
 
 logger = logging.get_logger(__name__)
@@ -67,7 +68,7 @@ class BNNQuantizer(DiffusersQuantizer):
             self.layers = list(self.signatures or ())
         elif str(checkpoint_files[0]).endswith('.safetensors'):
             with safe_open(str(checkpoint_files[0]), framework='pt') as file:
-                self.layers = json.loads((file.metadata() or {}).get('bnn_latent', '[]'))
+                self.layers = latent_layers(file.metadata() or {}, checkpoint_files[0])
         return loaded_keys
 
     def preprocess_model(self, model: nn.Module, **kwargs):
@@ -171,6 +172,17 @@ def check_packed_weights(paths: list) -> dict[str, str] | None:
         return parsed(layers, 'layers', str) if layers else None
     except ValueError as error:
         raise damaged(paths[0], error) from None
+
+
+def latent_layers(metadata: dict[str, str], path) -> list[str]:
+    """The names of the binary layers that were saved with latent weights."""
+    try:
+        layers = from_json(metadata.get('bnn_latent', '[]'))
+        if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
+            raise ValueError("the entry 'bnn_latent' of its metadata is of another kind")
+    except ValueError as error:
+        raise damaged(path, error) from None
+    return layers
 
 
 def on_cpu(state_dict: dict) -> dict:
