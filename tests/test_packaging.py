@@ -105,6 +105,8 @@ def test_it_is_the_installed_one(run):
     where = run('python', '-c', 'import bnn_plugins, bnn_kernels; print(bnn_plugins.__file__, bnn_kernels.__file__)').split()
     assert all(Path(path).is_relative_to(run.site) for path in where)
     assert re.fullmatch(r'[\d.]+\s*', run('bnn', '--version'))
+    assert 'digits' in run('bnn', 'zoo', 'list')
+    assert Path(run('bnn', 'zoo', 'path', 'retinanet_bnn-r18_fpn_digits').strip()).is_relative_to(run.site)
 
 
 def test_a_config_that_inherits_from_the_package(run):

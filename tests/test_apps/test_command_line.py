@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import runpy
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import bnn_kernels
-from bnn_plugins import progress
+from bnn_plugins import progress, zoo
 from bnn_plugins.apps import command_line, doctor
 from bnn_plugins.apps.command_line import bnn, sentence
 from bnn_plugins.integrations.import_hooks import ImportHook
@@ -86,6 +87,20 @@ def test_what_is_missing_comes_with_the_line_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmengine.config', None)
     with pytest.raises(SystemExit, match=r"ModuleNotFoundError: .*mmengine.*: pip install 'bnn_plugins\[mmdet\]' \("):
         bnn(['summary', 'a.py', '--cfg-options', 'a=1'])
+
+
+def test_the_zoo(capsys):
+    bnn(['zoo'])
+    assert capsys.readouterr().out == zoo.table() + '\n'
+    name = zoo.names()[0]
+    bnn(['zoo', 'card', name])
+    assert json.loads(capsys.readouterr().out) == zoo.card(name)
+    bnn(['zoo', 'path', name])
+    assert capsys.readouterr().out == f'{zoo.path(name)}\n'
+    with pytest.raises(SystemExit, match=f'^ValueError: bnn zoo path needs a name: one of .*{name}'):
+        bnn(['zoo', 'path'])
+    with pytest.raises(SystemExit, match=f"^KeyError: the zoo has no model '{name}x': did you mean '{name}'"):
+        bnn(['zoo', 'card', name + 'x'])
 
 
 def test_an_error_of_several_lines_becomes_one():

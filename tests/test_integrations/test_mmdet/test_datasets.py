@@ -42,7 +42,7 @@ def voc(tmp_path) -> Path:
 
 def build_voc(root: Path, **kwargs):
     return DATASETS.build(dict(type='bnn_plugins.VOCDataset', data_root=str(root), data_prefix=dict(sub_data_root=''),
-                               metainfo=dict(classes=CLASSES), pipeline=[], **dict(dict(ann_file='list.txt'), **kwargs)))
+                               metainfo=dict(classes=CLASSES), **(dict(ann_file='list.txt', pipeline=[]) | kwargs)))
 
 
 def test_boxes_of_no_size_are_dropped_and_counted(voc, caplog):
