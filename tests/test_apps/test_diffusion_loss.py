@@ -189,3 +189,15 @@ def test_averaged_weights_are_those_of_the_average_for_as_long_as_they_are_wante
         assert all(torch.equal(p, q + 1) for p, q in zip(unet.parameters(), before, strict=True))
     assert unet.training
     assert all(torch.equal(p, q) for p, q in zip(unet.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(('flags', 'parts', 'position'), [
+    (('--num_epochs', 4), 1, 101 + 6), (('--num_epochs', 4), 4, 26 + 1), (('--max_train_steps', 50), 1, 7)])
+def test_a_checkpoint_of_another_batch_is_the_same_share_of_the_training(tmp_path, flags, parts, position):
+    """100 images into the second epoch, in step 7 of many processes: epochs are what counts, or steps where they were asked
+    for. A part of an accumulated gradient is not taken again."""
+    trainer = trainer_(tmp_path, '--train_batch_size', 16, '--gradient_accumulation_steps', parts, *flags)
+    assert trainer.steps_per_epoch == -(-101 // parts)
+    trainer.load_state_dict(dict(step=7, epoch=1, images=100, directions=None))
+    assert (trainer.step, trainer.epoch, trainer.batches) == (7, 1, 6 // parts * parts)
+    assert trainer.position == position
