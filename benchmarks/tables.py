@@ -53,7 +53,8 @@ def bccd() -> str:
 TABLES = {**ACCURACY, **DIFFUSION, **SCALE, **SEQUENCE, 'bccd': bccd, 'cpu_networks': cpu.networks,
           'cpu_convolutions': cpu.convolutions,
           'cpu_sequences': cpu.sequences,
-          'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions, 'training': training.table,
+          'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions,
+          'gpu_operators': gpu.operators, 'training': training.table,
           'zoo': lambda: zoo.table() + '\n'}
 
 
