@@ -179,6 +179,10 @@ MUTATIONS = {  # chip, what to find in the PTX, what to put there, how it is not
                            AssertionError),
     'a popcount less': ('sm_90a wgmma', r'popc\.b32 (c\d), %r\d+;', r'mov.b32 \1, 0;', AssertionError),
     'no wait for wgmma': ('sm_90a wgmma', r'wgmma\.wait_group[^;]*;', '', EmulationError),
+    'all fences of registers gone': ('sm_90a wgmma', r'wgmma\.fence[^;]*;', '', EmulationError),
+    'all commits gone': ('sm_90a wgmma', r'wgmma\.commit_group[^;]*;', '', EmulationError),
+    'an operand overwritten in flight':
+        ('sm_90a wgmma', r'(wgmma\.mma_async[^{}]*\{[^}]*\}, \{(%r\d+)[^;]*;)', r'\1 mov.b32 \2, 0;', EmulationError),
     'no proxy fence': ('sm_90a wgmma', r'fence\.proxy[^;]*;', '', EmulationError),
     'no wait for copies': ('sm_80', r'cp\.async\.wait_group[^;]*;', '', EmulationError),
     'all barriers gone': ('sm_80', r'bar\.sync[^;]*;', '', EmulationError),

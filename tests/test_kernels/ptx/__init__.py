@@ -8,6 +8,6 @@ device.py        a `launch` for `bnn_kernels.triton.tensorcore`: compiles a plan
 
 All threads of a block take every step together, so all branches must be uniform. What that cannot show are races and timing.
 What it does show: reads and writes outside the tensors or of unaligned addresses, reads of registers and shared memory that
-nothing was written to, missing waits, barriers and proxy fences before shared memory is used, accumulators used while wgmma is
-in flight.
+nothing was written to, missing waits, barriers and proxy fences before shared memory is used, registers of wgmma used while it
+is in flight or without a fence.
 """

@@ -71,7 +71,9 @@ class Block:
         thread = np.arange(self.threads, dtype=np.uint32)
         self.special = {'%tid.x': thread, '%ctaid.x': np.full_like(thread, index), '%nctaid.x': np.full_like(thread, count),
                         'global_smem': np.zeros(self.threads, np.uint64)}
-        self.registers, self.in_flight, self.mask = {}, set(), None
+        self.registers, self.mask = {}, None
+        # Of wgmma: accumulators and A operands in flight, those of them not committed, and what was written since a fence.
+        self.in_flight, self.feeding, self.uncommitted, self.unfenced = set(), set(), set(), set()
 
     def run(self, execute) -> None:
         """`execute(block, instruction)` does everything but branches."""
@@ -113,6 +115,9 @@ class Block:
         """Puts `value` into a register, extended by its own signedness, cut, or as it is; only where the guard holds."""
         if operand == '_':
             return
+        if operand in self.in_flight or operand in self.feeding:
+            raise EmulationError(f'{operand} is written to while wgmma is in flight')
+        self.unfenced.add(operand)
         size = self.program.registers[operand]
         value = np.ascontiguousarray(value)
         if size and value.dtype.kind == 'f':

@@ -28,10 +28,15 @@ def wgmma(block: Block, op: tuple, operands: tuple) -> None:
     if op[1] == 'wait_group':
         if operands != (0,):
             raise NotImplementedError('the emulator knows wgmma.wait_group 0 only')
-        block.in_flight.clear()
+        block.in_flight &= block.uncommitted
+        block.feeding &= block.uncommitted
     elif op[1] == 'mma_async':
         _wgmma(block, op, *operands[:4])
-    elif op[1] not in ('fence', 'commit_group'):
+    elif op[1] == 'commit_group':
+        block.uncommitted.clear()
+    elif op[1] == 'fence':
+        block.unfenced.clear()
+    else:
         raise NotImplementedError(f'the emulator does not know {".".join(op)}')
 
 
@@ -39,6 +44,9 @@ def _wgmma(block, op, target, a, descriptor, accumulate) -> None:
     columns = int(op[4][len('m64n'):op[4].index('k')])
     if not block.shared.fenced:
         raise EmulationError('wgmma reads shared memory without a proxy fence between a write and the barrier behind it')
+    if unfenced := block.unfenced.intersection((*target, *a)):
+        raise EmulationError(f'wgmma uses {min(unfenced)}, written to after the last wgmma.fence')
+    block.in_flight.difference_update(target)  # wgmma of one shape follow each other on the same accumulators
     rows = _rows(block, a).reshape(-1, 64, 8)  # four warps of 16 rows
     descriptors = block.read(descriptor, 'u64').reshape(len(rows), -1)
     if (descriptors != descriptors[:, :1]).any():
@@ -54,7 +62,10 @@ def _wgmma(block, op, target, a, descriptor, accumulate) -> None:
         if old is None and keep.any():
             raise EmulationError(f'{register} accumulates before anything was written to it')
         block.write(register, part if old is None else part + np.where(keep, old.view(np.int32), 0))
-        block.in_flight.add(register)
+    block.in_flight.update(target)
+    block.feeding.update(a)
+    block.uncommitted.update(target, a)
+    block.unfenced.difference_update(target)
 
 
 def _rows(block, registers) -> np.ndarray:
