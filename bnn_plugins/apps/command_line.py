@@ -16,10 +16,9 @@ from .. import progress
 from ..version import __version__
 
 # name -> module in .commands, in the order of the help; the first line of the docstring of a module is its help
-COMMANDS = {'demo': 'demo', 'train': 'train', 'test': 'test', 'pack': 'pack', 'verify': 'verify', 'convert': 'convert',
-            'summary': 'summary', 'benchmark': 'benchmark', 'train-diffusion': 'train_diffusion', 'sample': 'sample',
-            'sample-text': 'sample_text', 'import': 'import_checkpoint', 'export': 'export', 'zoo': 'zoo',
-            'make-digits': 'make_digits', 'make-clips': 'make_clips', 'doctor': 'doctor'}
+COMMANDS = {name: name.replace('-', '_') for name in (
+    'demo', 'train', 'test', 'predict', 'pack', 'verify', 'convert', 'summary', 'benchmark', 'train-diffusion', 'sample',
+    'sample-text', 'import', 'export', 'zoo', 'make-digits', 'make-clips', 'doctor')} | {'import': 'import_checkpoint'}
 MISTAKES = (OSError, ValueError, KeyError, RuntimeError, FloatingPointError, ModuleNotFoundError)
 # import name -> the extra of the package that brings it
 EXTRAS = {'mmengine': 'mmdet', 'mmcv': 'mmdet', 'mmdet': 'mmdet', 'cv2': 'mmdet', 'diffusers': 'diffusers',

@@ -21,7 +21,7 @@ TOOLS = Path(__file__).parents[2] / 'tools'
 MISTAKES = {'train': ['nowhere.py'], 'test': ['nowhere.py', 'a.pth'], 'pack': ['nowhere.py', 'nowhere.pth', 'a.safetensors'],
             'summary': ['nowhere.py'], 'benchmark': ['nowhere.py'], 'sample': ['nowhere'], 'train_diffusion': ['nowhere.py'],
             'sample_text': ['nowhere.py', 'a.pth'], 'import_checkpoint': ['nowhere.pth', 'out.pth', '--from', 'reactnet'],
-            'make_clips': ['nowhere', 'out']}
+            'make_clips': ['nowhere', 'out'], 'predict': ['a.py', 'a.pth', 'nowhere']}
 
 
 def run(monkeypatch, tool, *flags):
