@@ -29,7 +29,7 @@ def shard_(model: nn.Module) -> nn.Module:
         raise RuntimeError('a model is sharded over the processes of a group: start it with torchrun')
     for part in parts(model):
         fully_shard(part)
-    fully_shard(model)
+    fully_shard(model, reshard_after_forward=True)  # by default what lies outside of the parts would stay gathered
     model.register_state_dict_post_hook(_gather)
     model.register_load_state_dict_pre_hook(_scatter)
     return model
