@@ -20,6 +20,7 @@ from .gpu import tables as gpu
 from .scale.tables import TABLES as SCALE
 from .sequence.tables import TABLES as SEQUENCE
 from .training import tables as training
+from .zoo.tables import TABLES as MODELS
 
 ROOT = Path(__file__).parents[1]
 PLACE = re.compile(r'(<!-- table: (\w+) -->\n).*?(<!-- end -->)', re.DOTALL)
@@ -50,7 +51,7 @@ def bccd() -> str:
     return '\n'.join([*lines, '', f'Machine: {"; ".join(machine)}.', ''])
 
 
-TABLES = {**ACCURACY, **DIFFUSION, **SCALE, **SEQUENCE, 'bccd': bccd, 'cpu_networks': cpu.networks,
+TABLES = {**ACCURACY, **DIFFUSION, **MODELS, **SCALE, **SEQUENCE, 'bccd': bccd, 'cpu_networks': cpu.networks,
           'cpu_convolutions': cpu.convolutions,
           'cpu_sequences': cpu.sequences,
           'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions,

@@ -35,6 +35,7 @@ RULES = RuleSet(
     names={
         'part of the stem': {'stem', 'conv_stem', 'patch_embed', 'focus'},
         'prediction layer': {'fc', 'classifier'},
+        'adapter beside a layer': {'lora_A', 'lora_B'},  # peft's, a few numbers that start as zeros
     },
     shortcuts={'downsample', 'shortcut', 'skip', 'residual'},
     channel_attention={'SqueezeExcite', 'SEModule'},

@@ -113,6 +113,20 @@ def alias_old_modules(loading_utils: ModuleType) -> None:
     sys.modules.setdefault('bnn_plugins.hosts.diffusers.unet_2d', unet_2d)
 
 
+def honour_config(configuration_utils: ModuleType) -> None:
+    """diffusers itself builds a float model in silence, whose parameters are not those of the one that has the config."""
+
+    def from_config(original, cls, args, kwargs):
+        made = original(*args, **kwargs)
+        config = args[0] if args else kwargs.get('config')
+        if isinstance(config, dict) and 'quantization_config' in config:  # no folder, which diffusers deprecates
+            from .diffusers.loading import binarize_as
+            binarize_as(made[0] if isinstance(made, tuple) else made, config['quantization_config'])
+        return made
+
+    wrapt.wrap_function_wrapper(configuration_utils, 'ConfigMixin.from_config', from_config)
+
+
 def refuse_merging(lora: ModuleType) -> None:
     """An adapter beside a binary layer works; added to its latent weights it would be lost under the sign."""
 
@@ -192,6 +206,9 @@ HOOKS = (
                'BNN_PLUGINS_TORCH_FUSION', fold_norms.fold_copies, ('fusion.fuse_conv_bn_eval', 'fusion.fuse_linear_bn_eval')),
     ImportHook('diffusers', 'diffusers.quantizers.auto', '`BNNConfig` is a `quantization_config`',
                'BNN_PLUGINS_QUANTIZER', register_quantizer, ('AUTO_QUANTIZER_MAPPING', 'AUTO_QUANTIZATION_CONFIG_MAPPING')),
+    ImportHook('diffusers', 'diffusers.configuration_utils',
+               '`from_config` makes the model binary that its config calls binary; so do `EMAModel` and `from_transformer`',
+               'BNN_PLUGINS_FROM_CONFIG', honour_config, ('ConfigMixin.from_config',)),
     ImportHook('diffusers', 'diffusers.pipelines.pipeline_loading_utils', 'saved pipelines find `BinaryUNet2DModel`',
                'BNN_PLUGINS_MODELS', import_models),
     ImportHook('diffusers', 'diffusers.pipelines.pipeline_loading_utils',

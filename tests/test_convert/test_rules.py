@@ -57,6 +57,7 @@ def row_of(model, path, **cfg):
     ('fc', nn.Linear(8, 16), 'prediction layer'),
     ('classifier.1', nn.Linear(8, 16), 'prediction layer'),
     ('conv_out', nn.Conv2d(8, 16, 3), 'prediction layer'),
+    ('attn.to_q.lora_A.default', nn.Linear(8, 2), 'adapter beside a layer'),
     ('roi_head.bbox_head.shared_fcs.1', nn.Linear(8, 16), 'fully connected layer of a box head'),
     ('deform', OwnForward(8, 8, 3), 'OwnForward has a forward of its own'),
     ('scaled', OwnConvForward(8, 8, 3), 'OwnConvForward has a forward of its own'),

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnn_plugins.binarize import list_methods
 from bnn_plugins.layers import BinaryConv2d, RPReLU
-from bnn_plugins.models import BNNResNet
+from bnn_plugins.models import BNNBiReal50, BNNResNet
 from bnn_plugins.models.backbones.bnn_resnet import BinaryBasicBlock, BinaryBlock, BinaryBottleneck
 from bnn_plugins.models.layer_factory import LayerFactory
 
@@ -32,9 +32,9 @@ def ceil_div(a, b):
 
 
 class TestArguments:
-    @pytest.mark.parametrize('depth', [20, 101, '18'])
+    @pytest.mark.parametrize('depth', [20, 152, '18'])
     def test_depth(self, depth):
-        with pytest.raises(KeyError, match='depth 18, 34, 50'):
+        with pytest.raises(KeyError, match='depth 18, 34, 50, 101'):
             small(depth)
 
     @pytest.mark.parametrize('kwargs', [dict(num_stages=0), dict(num_stages=5), dict(num_stages=3),
@@ -55,10 +55,11 @@ class TestArguments:
         with pytest.raises(ValueError, match='do not fit 2 stages'):
             small(num_stages=2, strides=(1, 2), dilations=(1, 1), **kwargs)
 
-    @pytest.mark.parametrize('style', ['caffe', 'tensorflow'])
-    def test_style(self, style):
-        with pytest.raises(ValueError, match="style must be 'pytorch'"):
-            small(style=style)
+    def test_style(self):
+        with pytest.raises(ValueError, match="BNNResNet has style 'pytorch' or 'caffe', but got 'tensorflow'"):
+            small(style='tensorflow')
+        with pytest.raises(ValueError, match="BNNBiReal50 has style 'pytorch', but got 'caffe'"):
+            BNNBiReal50(style='caffe')
 
     def test_method_and_act(self):
         with pytest.raises(ValueError, match="did you mean 'reactnet'"):
@@ -96,6 +97,16 @@ class TestShapes:
             stride = 4 * 2**index
             assert out.shape == (2, 4 * 2**index * expansion, ceil_div(size[0], stride), ceil_div(size[1], stride))
         assert model.feat_dim == 32 * expansion
+
+    @pytest.mark.parametrize('style', ['pytorch', 'caffe'])
+    @pytest.mark.parametrize('depth', [18, 50, 101])
+    def test_layers_are_those_of_mmdet(self, depth, style):
+        """Mutation: the stride of caffe's bottlenecks stays at the 3x3."""
+        theirs = ResNet(depth, style=style, base_channels=4)
+        theirs = {name: m.stride for name, m in theirs.named_modules() if name.startswith('layer') and 'conv' in name}
+        model = small(depth, style=style).eval()
+        assert {name: m.stride for name, m in model.named_modules() if name in theirs} == theirs
+        assert [out.shape for out in model(images(33, 47))] == [out.shape for out in small(depth).eval()(images(33, 47))]
 
     @pytest.mark.parametrize(('strides', 'dilations'), [((1, 2, 2, 1), (1, 1, 1, 2)), ((1, 2, 1, 1), (1, 1, 2, 4)),
                                                         ((2, 1, 3, 2), (1, 1, 1, 1))])

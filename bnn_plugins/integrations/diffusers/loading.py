@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from torch import nn
+
 from ...convert import BNNConfig, binarize_
 
 LIBRARIES = ('bnn_plugins', 'diffusers', 'transformers')
@@ -13,7 +15,7 @@ from {library} import {name}
 
 
 def from_config(cls: type, config, **kwargs):
-    """``cls.from_config`` that honours ``quantization_config``; diffusers' own builds the float model in silence.
+    """``cls.from_config`` that honours ``quantization_config``, and takes a path, too.
 
     Args:
         cls: a model class of diffusers (``UNet2DModel``) or of ``bnn_plugins``.
@@ -31,11 +33,18 @@ def from_config(cls: type, config, **kwargs):
         if not path.is_file():
             raise FileNotFoundError(f'there is no config at {path}: give a config.json or the folder that has it')
         config = json.loads(path.read_text())
-    wanted = dict(config).get('quantization_config')
     model = cls.from_config(config, **kwargs)
-    if wanted is not None and getattr(model, 'hf_quantizer', None) is None:  # our own classes build binary layers themselves
-        binarize_(model, wanted if isinstance(wanted, BNNConfig) else BNNConfig.from_dict(wanted))
+    binarize_as(model, dict(config).get('quantization_config'))
     return model
+
+
+def binarize_as(model: nn.Module, wanted: BNNConfig | dict | None) -> None:
+    """Make a new model binary, in place, if that is its ``quantization_config``; not one that waits for its weights, nor one
+    of our classes, which have binary layers from the start."""
+    wanted = BNNConfig.from_dict(wanted) if isinstance(wanted, dict) and wanted.get('quant_method') == 'bnn' else wanted
+    started = getattr(model, 'hf_quantizer', None) is not None or any(p.is_meta for p in model.parameters())
+    if isinstance(wanted, BNNConfig) and not started:
+        binarize_(model, wanted)
 
 
 def load_pipeline(folder: str | Path):

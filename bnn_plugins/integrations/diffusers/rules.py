@@ -29,8 +29,9 @@ RULES = RuleSet(
         'part of the stem': {'conv_in'},
         'prediction layer': {'conv_out'},
         'embedding or projection of a timestep, a class or a position': {
-            'time_embed', 'time_embedding', 'time_emb_proj', 'time_proj', 'class_embedding', 'add_embedding', 'label_emb',
-            'pos_embed', 'time_text_embed', 'context_embedder', 'x_embedder', 'caption_projection', 'adaln_single', 'norm_out',
+            'time_embed', 'time_embedding', 'time_embedder', 'timestep_embedder', 'time_emb_proj', 'time_proj', 'adaln_single',
+            'class_embedding', 'add_embedding', 'label_emb', 'pos_embed', 'time_text_embed', 'context_embedder', 'x_embedder',
+            'caption_projection', 'norm_out',
         },
         # Linear layers or 1x1 convolutions around a stack of Transformer blocks.
         'projection of the real-valued stream': {'proj_in', 'proj_out', 'proj_out_1', 'proj_out_2'},

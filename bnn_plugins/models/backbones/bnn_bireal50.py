@@ -61,6 +61,7 @@ class BNNBiReal50(BNNResNet):
     """
 
     arch_settings = {50: (TwoStreamBottleneck, (3, 4, 6, 3))}
+    styles = ('pytorch',)
 
     def __init__(self, depth: int = 50, method: str | dict = 'bireal', **kwargs):
         super().__init__(depth, method, **kwargs)

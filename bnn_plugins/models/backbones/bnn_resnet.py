@@ -65,11 +65,12 @@ class BinaryBlock(CheckpointedModule):
 
 
 class BinaryBasicBlock(BinaryBlock):
-    """Two 3x3 units. ``[N, in, H, W]`` -> ``[N, planes, H/stride, W/stride]`` (rounded up)."""
+    """Two 3x3 units, in either style. ``[N, in, H, W]`` -> ``[N, planes, H/stride, W/stride]`` (rounded up)."""
 
     expansion = 1
 
-    def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, avg_down: bool = True, **kwargs):
+    def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, avg_down: bool = True, style: str = 'pytorch',
+                 **kwargs):
         super().__init__(**kwargs)
         self.add_unit(1, inplanes, planes, 3, stride, dilation)
         self.add_unit(2, planes, planes, 3)
@@ -81,20 +82,23 @@ class BinaryBasicBlock(BinaryBlock):
 
 
 class BinaryBottleneck(BinaryBlock):
-    """1x1, 3x3, 1x1 units. The 3x3 has its own shortcut where it keeps the shape; the block's goes around all three.
+    """1x1, 3x3, 1x1 units. The 3x3 has its own shortcut where it keeps the shape; the block's goes around all three. The
+    stride is that of the 3x3, in ``style='caffe'`` that of the first 1x1.
 
     ``[N, in, H, W]`` -> ``[N, 4 * planes, H/stride, W/stride]`` (rounded up).
     """
 
     expansion = 4
 
-    def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, avg_down: bool = True, **kwargs):
+    def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, avg_down: bool = True, style: str = 'pytorch',
+                 **kwargs):
         super().__init__(**kwargs)
-        self.add_unit(1, inplanes, planes, 1)
-        self.add_unit(2, planes, planes, 3, stride, dilation)
+        first, second = (stride, 1) if style == 'caffe' else (1, stride)
+        self.add_unit(1, inplanes, planes, 1, first)
+        self.add_unit(2, planes, planes, 3, second, dilation)
         self.add_unit(3, planes, planes * self.expansion, 1)
         self.add_downsample(inplanes, planes * self.expansion, stride, avg_down)
-        self.keeps_shape = stride == 1
+        self.keeps_shape = second == 1
 
     def run(self, x: Tensor) -> Tensor:
         out = self.unit(1, x, None)
@@ -104,7 +108,7 @@ class BinaryBottleneck(BinaryBlock):
 
 @MODELS.register_module()
 class BNNResNet(BinaryBackbone):
-    """ResNet-18/34/50 with binary 3x3 (and bottleneck 1x1) convolutions; stem and shortcuts stay real.
+    """ResNet-18/34/50/101 with binary 3x3 (and bottleneck 1x1) convolutions; stem and shortcuts stay real.
 
     By default the stem pools before its norm, so that the first sign is balanced; released networks pool last.
 
@@ -113,7 +117,7 @@ class BNNResNet(BinaryBackbone):
     ``avg_down``, torchvision's too).
 
     Args:
-        depth (int): 18, 34 or 50.
+        depth (int): 18, 34, 50 or 101.
         method (str | dict): see :func:`bnn_plugins.list_methods`.
         act (str): non-linearity of the units; ``'auto'`` is the method's own (``Method.act``).
         pad_value (int): what stands outside of the image after the sign: 0, -1 or 1.
@@ -124,18 +128,21 @@ class BNNResNet(BinaryBackbone):
         in_channels, stem_channels, base_channels, num_stages, strides, dilations, out_indices, deep_stem, frozen_stages,
             norm_cfg, norm_eval, with_cp, init_cfg: as in ``mmdet.ResNet``. ``norm_eval`` defaults to False and
             ``frozen_stages`` to -1: frozen latents or statistics of a float network do not fit a binary one.
-        style (str): accepted for compatibility; the stride is always at the 3x3 convolution (``'pytorch'``).
+        style (str): which convolution of a bottleneck has the stride: its 3x3 (``'pytorch'``) or its first 1x1 (``'caffe'``).
 
     Raises:
-        KeyError: for another depth. TypeError: for an unknown argument. ValueError: for an unknown method or act, for
-            ``style='caffe'``, and for ``out_indices`` or ``frozen_stages`` outside of the stages.
+        KeyError: for another depth. TypeError: for an unknown argument. ValueError: for an unknown method, act or style, and
+            for ``out_indices`` or ``frozen_stages`` outside of the stages.
     """
 
     arch_settings = {
         18: (BinaryBasicBlock, (2, 2, 2, 2)),
         34: (BinaryBasicBlock, (3, 4, 6, 3)),
         50: (BinaryBottleneck, (3, 4, 6, 3)),
+        101: (BinaryBottleneck, (3, 4, 23, 3)),
     }
+
+    styles: tuple[str, ...] = ('pytorch', 'caffe')
 
     @checked_arguments
     def __init__(self, depth: int, method: str | dict = 'reactnet', act: str = 'auto', pad_value: int = 0,
@@ -148,8 +155,8 @@ class BNNResNet(BinaryBackbone):
         super().__init__(LayerFactory(method, act, pad_value, norm_cfg, expand), init_cfg)
         if depth not in self.arch_settings:
             raise KeyError(f'BNNResNet has depth {", ".join(map(str, self.arch_settings))}, but got {depth}')
-        if style != 'pytorch':
-            raise ValueError(f"BNNResNet strides at the 3x3 convolution: style must be 'pytorch', but got {style!r}")
+        if style not in self.styles:
+            raise ValueError(f'{type(self).__name__} has style {" or ".join(map(repr, self.styles))}, but got {style!r}')
         if not 1 <= num_stages <= 4 or not len(strides) == len(dilations) == num_stages:
             raise ValueError(f'BNNResNet has 1 to 4 stages with one stride and one dilation each, but got '
                              f'num_stages={num_stages}, strides={tuple(strides)}, dilations={tuple(dilations)}')
@@ -164,12 +171,13 @@ class BNNResNet(BinaryBackbone):
         self._add_stem(in_channels, stem_channels, deep_stem, stem_act)
 
         block, blocks = self.arch_settings[depth]
+        options = {'avg_down': avg_down} | ({'style': style} if style != 'pytorch' else {})
         self.res_layers, self.widths = [], []
         inplanes = stem_channels
         for stage in range(num_stages):
             planes = base_channels * 2**stage
             layer = nn.Sequential()
-            for index, kind in enumerate(self.stage_blocks(stage, partial(block, avg_down=avg_down), blocks[stage])):
+            for index, kind in enumerate(self.stage_blocks(stage, partial(block, **options), blocks[stage])):
                 layer.append(kind(inplanes, planes, strides[stage] if index == 0 else 1, dilations[stage],
                                   factory=self.factory, with_cp=with_cp))
                 inplanes = planes * block.expansion

@@ -81,6 +81,14 @@ def test_what_is_computed_from_the_timestep_alone_stays_real(build):
     assert {name for name in first if name.split('.')[-1] in ('to_q', 'to_k')} <= binary, 'attention is no modulation'
 
 
+def test_a_small_model_that_needs_numbers():
+    """Mochi asks for autocast, which the meta device does not have. Mutation: ``not_on_meta`` always False."""
+    model = diffusers.MochiTransformer3DModel(
+        patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16, in_channels=4,
+        text_embed_dim=16, time_embed_dim=4, max_sequence_length=16)
+    assert binarize_(model, 'xnor').traced == 'a forward pass decided, then names and classes'
+
+
 def test_layers_read_without_a_call():
     """HunyuanDiT's pooler hands the weights of its layers to a function: as binary ones they would never run."""
     model = diffusers.HunyuanDiT2DModel(sample_size=16, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8,

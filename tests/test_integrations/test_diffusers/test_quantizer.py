@@ -23,11 +23,14 @@ from diffusers import (  # noqa: E402
     DDIMPipeline,
     DDIMScheduler,
     DiTTransformer2DModel,
+    FluxControlNetModel,
+    FluxTransformer2DModel,
     PipelineQuantizationConfig,
     UNet2DConditionModel,
     UNet2DModel,
 )
 from diffusers.quantizers import auto  # noqa: E402
+from diffusers.training_utils import EMAModel  # noqa: E402
 
 from bnn_plugins.integrations.diffusers.quantizer import BNNQuantizer, register  # noqa: E402
 
@@ -279,15 +282,37 @@ def test_from_config(unet, tmp_path):
     unet.save_pretrained(tmp_path)
     for config in (tmp_path, tmp_path / 'config.json', str(tmp_path), unet.config):
         assert binary_names(bnn_plugins.from_config(UNet2DModel, config)) == binary_names(unet)
-    assert not binary_names(UNet2DModel.from_config(unet.config)), 'diffusers honours quantization_config now: simplify'
+    again, unused = UNet2DModel.from_config(unet.config, return_unused_kwargs=True)
+    assert binary_names(again) == binary_names(UNet2DModel.from_config(unet.config)) == binary_names(unet)
+    assert unused == {}
     assert not binary_names(bnn_plugins.from_config(UNet2DModel, UNET))
     with pytest.raises(FileNotFoundError, match='there is no config at'):
         bnn_plugins.from_config(UNet2DModel, tmp_path / 'nowhere')
 
 
-def test_a_float_model_that_calls_itself_binary(unet, tmp_path):
+def test_copies_that_diffusers_makes(unet, tmp_path):
+    """Mutation: without ``honour_config`` the average cannot be saved, and the ControlNet drops all thresholds in silence."""
     binarize_(unet, 'reactnet')
-    UNet2DModel.from_config(unet.config).save_pretrained(tmp_path)
+    average = EMAModel(unet.parameters(), model_cls=UNet2DModel, model_config=unet.config)
+    average.save_pretrained(tmp_path)
+    again = UNet2DModel.from_pretrained(tmp_path).state_dict()
+    assert again.keys() == unet.state_dict().keys()
+    assert all(torch.equal(again[name], value) for name, value in unet.state_dict().items())
+
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=24, axes_dims_rope=(4, 4, 8))
+    binarize_(transformer, 'reactnet')
+    copy = FluxControlNetModel.from_transformer(transformer, 1, 1, attention_head_dim=16, num_attention_heads=2).state_dict()
+    theirs = {name: value for name, value in transformer.state_dict().items() if 'transformer_blocks' in name}
+    assert any('shift' in name for name in theirs)
+    assert all(torch.equal(copy[name], value) for name, value in theirs.items())
+
+
+def test_a_float_model_that_calls_itself_binary(unet, tmp_path):
+    unet.save_pretrained(tmp_path)
+    binarize_(unet, 'reactnet')
+    unet.save_config(tmp_path)
     with pytest.raises(ValueError, match='its weights are of a float model'):
         UNet2DModel.from_pretrained(tmp_path)
 

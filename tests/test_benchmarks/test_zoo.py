@@ -1,0 +1,136 @@
+"""The sweep over the models of the hosts: its stages, its processes, and one model of each kind."""
+
+import os
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.rows import read_rows
+from benchmarks.zoo import run as command
+from benchmarks.zoo.run import run_case
+from benchmarks.zoo.stages import Case, run
+from benchmarks.zoo.structure import must_be_real, steady_layers
+from benchmarks.zoo.tables import OK, SKIPPED, STAGES
+from bnn_plugins import BNNConfig, binarize_
+
+
+def toy(rules=(), reload=lambda latent, packed, folder: (latent, packed), **changes) -> Case:
+    x = torch.randn(2, 3, 8, 8)
+
+    def build():
+        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8),
+                             nn.Conv2d(8, 4, 1))
+
+    def binary(model):
+        return model, binarize_(model, BNNConfig('bireal', rules=dict(rules)), x)
+    case = Case(build, binary, lambda model: [model(x)], lambda model: [model(x)], ((x,), {}), reload)
+    vars(case).update(changes)
+    return case
+
+
+def said(case, tmp_path, facts=None):
+    return dict(run(case, tmp_path, {} if facts is None else facts))
+
+
+def test_all_stages(tmp_path):
+    facts = {}
+    assert said(toy(), tmp_path, facts) == dict.fromkeys(STAGES, OK)
+    assert (facts['layers'], facts['binary'], facts['wrong']) == (3, 1, 0)
+
+
+def test_each_stage_can_fail(tmp_path):
+    """Mutations: each stage that says OK whatever it sees."""
+    assert '4' in said(toy(rules={'4': 'binary'}), tmp_path)['real']
+
+    def forgets(latent, packed, folder):
+        nn.init.zeros_(latent[4].weight)
+        return latent, packed
+    assert said(toy(reload=forgets), tmp_path)['saved'].startswith('latent: 1 of 1 outputs differ')
+    found = said(toy(losses=lambda model: [model(torch.full((2, 3, 8, 8), torch.nan))]), tmp_path)
+    assert found == {'float': 'the loss of the float model is not finite'}
+    found = said(toy(losses=lambda model: [(model(torch.randn(2, 3, 8, 8)) * 0).sum()]), tmp_path)
+    assert found['gradients'] == OK, 'the float model has none either'
+
+    def cut(model):
+        return [model[4](model[:4](torch.randn(2, 3, 8, 8)).detach() if type(model[2]) is not nn.Conv2d
+                         else model[:4](torch.randn(2, 3, 8, 8)))]
+    assert said(toy(losses=cut), tmp_path)['gradients'] == "none or zero: ['2.weight']"
+    raising = toy(binary_model=lambda model: 1 / 0)
+    assert said(raising, tmp_path) == {'float': OK, 'build': 'ZeroDivisionError: division by zero'}
+
+
+def test_predictions_positions_and_gates_by_the_graph():
+    """Mutations: without SAMPLERS, or without ``ends_in_sigmoid``."""
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ('body', 'where', 'gate', 'swish', 'out'):
+                setattr(self, name, nn.Conv2d(2, 2, 1))
+
+        def forward(self, x):
+            x = self.body(x)
+            x = nn.functional.grid_sample(x, self.where(x).permute(0, 2, 3, 1), align_corners=False)
+            y = self.swish(x * self.gate(x).sigmoid())
+            return self.out(y * y.sigmoid()).relu()
+    net = Net()
+    assert must_be_real(net, [net(torch.randn(1, 2, 4, 4))]) == {'where', 'gate', 'out'}
+
+
+def test_what_the_timestep_alone_decides():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.body = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x, t):
+            return self.body(x + self.embed(t))
+    net = Net()
+    assert steady_layers(net, lambda shift, factor: net(torch.ones(2, 4) + shift, factor * torch.ones(2, 4))) == {'embed'}
+
+
+def host(model, way, facts):
+    if model == 'endless':
+        return toy(losses=lambda model: [time.sleep(60)])
+    if model == 'crash':
+        return toy(losses=lambda model: os._exit(7))
+    if way == 'none':
+        raise LookupError('it has no backbone')
+    return toy()
+
+
+def test_a_process_each(monkeypatch, tmp_path):
+    """Mutations: a limit that is not kept; a crash that ends the sweep."""
+    models = SimpleNamespace(case=host, names=lambda: ['good', 'crash'], WAYS=['whole'], small_networks=nullcontext)
+    monkeypatch.setattr(command, 'host', lambda name: models)
+    monkeypatch.setattr(command, 'PATIENCE', 1)
+    row = run_case('mmdet', 'good', 'whole', 20, 8)
+    assert {row[stage] for stage in STAGES} == {OK}
+    row = run_case('mmdet', 'endless', 'whole', 1, 8)
+    assert (row['float'], row['build']) == ('takes more than 1 s', SKIPPED)
+    assert run_case('mmdet', 'crash', 'whole', 20, 8)['float'] == 'the process ended with 7'
+    assert run_case('mmdet', 'good', 'none', 20, 8)['float'] == 'no such way: it has no backbone'
+
+    monkeypatch.setattr('sys.argv', ['run', 'mmdet', '--out', str(tmp_path)])
+    for _ in range(2):
+        command.main()
+        monkeypatch.setattr(command, 'run_case', lambda *_: pytest.fail('a row of this commit is not made again'))
+    assert [row['name'] for row in read_rows(tmp_path / 'mmdet.csv')] == ['crash', 'good']
+
+
+@pytest.mark.parametrize('name', ['AutoencoderTiny', 'DiTTransformer2DModel', 'T2IAdapter'])
+def test_a_class_of_diffusers_of_each_kind(name, tmp_path):
+    """ReLUs, a Transformer whose conditions modulate, outputs that are features."""
+    pytest.importorskip('diffusers')
+    from benchmarks.zoo.diffusers_models import case
+    assert said(case(name, 'whole', {}), tmp_path) == dict.fromkeys(STAGES, OK)
+
+
+def test_a_detector(tmp_path):
+    pytest.importorskip('mmdet')
+    from benchmarks.zoo.mmdet_models import case, small_networks
+    with small_networks():
+        assert said(case('fcos', 'whole', {}), tmp_path) == dict.fromkeys(STAGES, OK)
