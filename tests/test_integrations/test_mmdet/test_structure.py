@@ -11,7 +11,8 @@ from bnn_plugins import binarize_
 # A family each for: names of its own, a dynamic head, points, corner embeddings, deformable convolutions, DETR, regions.
 FAMILIES = {
     'tood': {'bbox_head.tood_cls', 'bbox_head.tood_reg'},
-    'condinst': {'bbox_head.controller', 'mask_head.mask_feature_head.conv_pred'},
+    # The mask loss of so small a network has no positive places: the walk finds the box head.
+    'condinst': {'bbox_head.controller', 'mask_head.mask_feature_head.conv_pred', 'bbox_head.conv_cls'},
     'solov2': {'mask_head.conv_kernel', 'mask_head.conv_cls'},
     'reppoints': {'bbox_head.reppoints_cls_out', 'bbox_head.reppoints_pts_init_out'},
     'ssd': {f'bbox_head.{kind}_convs.{k}.0' for kind in ('cls', 'reg') for k in range(6)},
