@@ -86,6 +86,45 @@ def disassembled(cubin: bytes) -> Machine:
     return Machine(int(registers), int(stack), [Instruction(int(address, 16), *rest) for address, *rest in lines])
 
 
+NO_RESULT = ('ST', 'BRA', 'EXIT', 'BAR', 'WARPGROUP', 'WARPSYNC', 'DEPBAR', 'LDGDEPBAR', 'FENCE', 'MEMBAR', 'NOP', 'RED')
+
+
+def hazards(loop: list[Instruction]) -> list[str]:
+    """What a loop does to registers of wgmma between its issue and the wait, ptxas's work as well as ours.
+
+    Nothing may write to the activations, which are read while it runs, or touch the accumulators, but for the next wgmma. The
+    loop is walked twice, for what its end does to its beginning.
+    """
+    found, activations, accumulators = [], set(), set()
+    for i in [*loop, *loop]:
+        operands = [part.strip() for part in re.split(r',(?![^\[]*\])', i.operands)]
+        if match := re.match(r'\w*GMMA\.64x(\d+)x', i.name):
+            wide, narrow = _registers(operands[0], int(match[1]) // 2), _registers(operands[1], 4)
+            if narrow & accumulators:
+                found.append(f'{i.address:#x}: {i.name} {i.operands} reads accumulators')
+            activations |= narrow
+            accumulators |= wide
+            continue
+        if i.name.startswith('WARPGROUP.DEPBAR'):
+            activations, accumulators = set(), set()
+            continue
+        touched = {int(number) for number in re.findall(r'\bR(\d+)', i.operands)}
+        written = set()
+        if not i.name.startswith(NO_RESULT):
+            # A predicate may come first; that of a comparison is all that it writes.
+            place = 1 if operands[0].startswith('P') and i.name.startswith(('SHFL', 'LOP3', 'VOTE')) else 0
+            width = 4 if '.128' in i.name else 2 if re.search(r'\.64|WIDE|^CS2R$', i.name) else 1
+            written = _registers(operands[place], width)
+        if written & activations or (touched | written) & accumulators:
+            found.append(f'{i.address:#x}: {i.name} {i.operands}')
+    return found
+
+
+def _registers(operand: str, count: int) -> set[int]:
+    match = re.match(r'R(\d+)', operand)
+    return set(range(int(match[1]), int(match[1]) + count)) if match else set()
+
+
 def launch_of(target: str, layer: str, epilogue: str) -> tuple[Launch, tuple[torch.Tensor | None, ...]]:
     """A call as it would be launched, and its tensors: exact zero padding, float16 shortcut, RPReLU."""
     channels, outputs, kernel = LAYERS[layer]

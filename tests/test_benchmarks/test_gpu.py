@@ -33,7 +33,7 @@ def test_dry_run_of_a_bare_checkout(tmp_path):
     for folder in 'benchmarks', 'kernels', 'bnn_plugins':
         (tmp_path / folder).symlink_to(ROOT / folder)
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-    command = [sys.executable, '-m', 'benchmarks.gpu.run', '--out', 'out', '--minutes', '3', '--dry-run']
+    command = [sys.executable, '-m', 'benchmarks.gpu.run', '--out', 'out', '--minutes', '60', '--dry-run']
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert not done.returncode, done.stdout + done.stderr
     files = list((tmp_path / 'out').iterdir())

@@ -41,6 +41,28 @@ def test_profile(case):
         assert int(row['mma']) == steps * block_m // 64 * block_n // 8
 
 
+@pytest.mark.parametrize('case', [case for case in profile.cases() if 'wgmma' in case[0]], ids=' '.join)
+def test_nothing_touches_the_registers_of_wgmma_in_flight(case):
+    loop = profile.disassembled(compiled(*profile.launch_of(*case), (9, 0)).cubin).loop()
+    assert profile.hazards(loop) == []
+
+
+def test_hazards():
+    """Two k-steps, a wait, and one instruction at each place: what may stand there, and what may not."""
+    first, second, wait = (profile.Instruction(0, *text) for text in (
+        ('BGMMA.64x64x256.AND.POPC', 'R24, R4, gdesc[UR8], !UPT'),
+        ('BGMMA.64x64x256.AND.POPC', 'R24, R8, gdesc[UR12], R24, gsb0'), ('WARPGROUP.DEPBAR.LE', 'gsb0, 0x0')))
+    for name, operands, fine in (
+            ('POPC', 'R60, R4', True), ('LDG.E.128', 'R12, desc[UR4][R60.64]', True), ('MOV', 'R7, R60', False),
+            ('LDG.E.128', 'R1, desc[UR4][R60.64]', False), ('IADD3', 'R60, R55, R1, RZ', False),
+            ('STG.E', 'desc[UR4][R60.64], R24', False),
+            ('SHFL.BFLY', 'PT, R5, R60, 0x1, 0x1f', False), ('ISETP.GE.AND', 'P0, PT, R4, R60, PT', True),
+            ('IMAD.WIDE', 'R2, R60, 0x4, R12', True), ('IMAD.WIDE', 'R3, R60, 0x4, R12', False)):
+        other = profile.Instruction(16, name, operands)
+        assert (profile.hazards([first, other, second, wait]) == []) == fine, other
+        assert profile.hazards([first, second, wait, other]) == []
+
+
 @pytest.mark.parametrize('case', profile.cases(), ids=' '.join)
 def test_as_many_blocks_as_are_launched_fit_at_once(case):
     target, layer, _ = case
