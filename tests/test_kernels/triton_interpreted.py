@@ -100,6 +100,15 @@ def test_pack_compares_in_the_wider_dtype_and_nan_is_minus_one():
     assert agree(bk.pack_features, above, above[0, :1])[0].tolist() == [[0b01]]
 
 
+@examples(20)
+@given(call=cases.downsamples())
+def test_downsample2d(call):
+    cases.check_downsample(bk.downsample2d(**call), call)
+    assert bk.last_backend() == BACKEND
+    nchw, channels_last = call['x'].contiguous(), call['x'].contiguous(memory_format=torch.channels_last)
+    assert torch.equal(*[bk.downsample2d(**call | dict(x=x)) for x in (nchw, channels_last)])
+
+
 # --- integer convolutions ------------------------------------------------------------------------------------
 
 @examples(50)
@@ -287,10 +296,8 @@ def test_sizes_are_no_part_of_what_is_compiled():
     assert (after.misses - before.misses, after.hits - before.hits) == (1, 2)
 
 
-def test_real_sums_are_left_to_torch():
+def test_stems_are_left_to_torch():
     x, weight, bias = torch.randn(1, 4, 4, 4), torch.randn(3, 4), torch.randn(3)
-    with pytest.raises(RuntimeError, match=f'{BACKEND}: the Triton backends leave downsample2d to torch'):
-        bk.downsample2d(x, weight, bias, 2)
     with pytest.raises(RuntimeError, match=f'{BACKEND}: the Triton backends leave stem2d to torch'):
         bk.stem2d(x, weight[..., None, None], bk.Epilogue(bias, bias))
 

@@ -10,16 +10,28 @@ from ..dispatch import Backend
 from ..epilogue import Epilogue
 from ..geometry import Conv2dGeometry, linear_geometry
 from ..layout import words_per_group
-from .device import capability, holds, is_there
-from .launch import Planned, Results, aligned, block_call, convolution, operator, packing, words_shape
+from .device import architecture, capability, holds, is_there, on
+from .downsample import downsample
+from .launch import (
+    ALIGNMENT,
+    ELEMENTS,
+    Launch,
+    Planned,
+    Results,
+    aligned,
+    block_call,
+    convolution,
+    limit,
+    operator,
+    packing,
+    split,
+    words_shape,
+)
 from .sequence import SequenceOperators
+from .tables import tile
 from .versions import INTERPRETED
 
-LEFT_TO_TORCH = {
-    'downsample2d': 'it pools in one kernel bound by memory, and the 1x1 convolution is a real-valued matrix product, for '
-                    'which it has cuBLAS or rocBLAS',
-    'stem2d': 'a real-valued convolution is what it has cuDNN or MIOpen for',
-}
+NO_STEM = 'the Triton backends leave stem2d to torch: a real-valued convolution is what it has cuDNN or MIOpen for'
 NO_STATISTICS = ('the Triton backends run an LSTM tile by tile and leave the statistics over all units of a gate (eps) to '
                  'other backends')
 
@@ -37,8 +49,8 @@ class TritonBackend(Planned, SequenceOperators, Backend):
                        f'interprets it on the CPU, for tests')
 
     def supports(self, op: str, **call) -> tuple[bool, str]:
-        if op in LEFT_TO_TORCH:
-            return False, f'the Triton backends leave {op} to torch: {LEFT_TO_TORCH[op]}'
+        if op == 'stem2d':
+            return False, NO_STEM
         able, reason = super().supports(op, **call)
         if able and op == 'binary_lstm' and call['recurrence'].eps is not None:
             return False, NO_STATISTICS
@@ -119,6 +131,28 @@ class TritonBackend(Planned, SequenceOperators, Backend):
                  *vectors: Tensor | None) -> None:
             run(x_words, w_words, Results(None, words, out, shortcut, *vectors))
         return block_call(x_words, geometry, epilogue, dtype, pack, keep, fill)
+
+    @operator
+    def downsample2d(self, x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Callable[..., Tensor]:
+        batch, channels, height, width = x.shape
+        outputs, device, dtype = len(weight), x.device, x.dtype
+        size = -(-height // pool), -(-width // pool)
+        pixels = batch * size[0] * size[1]
+        limit(pixels)
+        tiles, options = split(tile('downsample', architecture(device), outputs))
+        numbers = dict(pixels=pixels, height=height, width=width, out_height=size[0], out_width=size[1],
+                       image_stride=x.stride(0), row_stride=x.stride(2), column_stride=x.stride(3), channel_stride=x.stride(1),
+                       CHANNELS=channels, OUTPUTS=outputs, POOL=min(pool, max(height, width)), ELEMENT=ELEMENTS[dtype])
+        programs = -(-pixels // tiles['BLOCK_M']) * -(-outputs // tiles['BLOCK_N'])
+        launches = [Launch(downsample, programs, numbers | tiles, **options) for _ in range(2)]  # `x` may begin anywhere
+
+        def call(x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Tensor:
+            out = torch.empty((batch, outputs, *size), dtype=dtype, device=device, memory_format=torch.channels_last)
+            if pixels:
+                with on(device):
+                    launches[x.data_ptr() % ALIGNMENT == 0](x.detach(), aligned(weight), aligned(bias), out)
+            return out
+        return call
 
     def _convolution(self, *arguments) -> Callable[[Tensor, Tensor, Results], None]:
         return convolution(type(self).kernel, self.name.removeprefix('triton-'), *arguments)
