@@ -28,7 +28,7 @@ from bnn_plugins.integrations.mmengine.run import latest_checkpoint, test
 
 CHECKPOINTS = Path('work_dirs/zoo')
 LARGEST, ALL = 3_000_000, 12_000_000  # bytes of a file, of the whole zoo
-PICTURES = 16  # for the metrics of super-resolution
+PICTURES = 8  # for the metrics of super-resolution
 METRICS = {'coco/bbox_mAP_50': 'mAP@0.5', 'pascal_voc/mAP': 'mAP@0.5', 'bpc': 'bits per character',
            'accuracy/top1': 'top-1 (%)'}
 
@@ -78,7 +78,7 @@ MODELS = (
           '--num_epochs 30 --lr_warmup_steps 50', 'A quarter of the epochs of its config. Sample with 100 steps.'),
     Model('sr_bidiffsr_emoji', 'super-resolution', 'Noto Emoji, 32 to 128 pixels', 'Apache-2.0',
           'configs/diffusion/sr_bidiffsr_emoji.py', '--max_train_steps 200 --lr_warmup_steps 20',
-          'Few steps: sharper than the bicubic enlargement, with a grain on plain areas. Sample with 2 steps.'),
+          'A fifth of the steps of its config, with a grain on plain areas. Sample with 2 steps.'),
     Model('blstm_text', 'text', 'Tiny Shakespeare, characters', 'MIT (the text: public domain)',
           'configs/sequence/blstm_text.py',
           '--cfg-options max_iters=300 train_cfg.max_iters=300 param_scheduler.1.end=300',
