@@ -20,13 +20,14 @@ from torch.utils.flop_counter import flop_registry
 
 import bnn_kernels
 import bnn_kernels.cpu
-from bnn_kernels.geometry import Stem2dGeometry
+from bnn_kernels.geometry import Int8Conv2dGeometry, Stem2dGeometry
 
 from ..deploy import fused_steps
 from .throughput import Clock, HostClock, make_clock, measure, sample, tensors_of
 
 OUTSIDE = '(outside of layers)'
 KERNELS = 'bnn_kernels'
+REAL = ('downsample2d', 'stem2d', 'int8_conv2d')
 
 
 @dataclass
@@ -157,7 +158,7 @@ def group_of(function: torch._ops.OpOverload) -> tuple[str, str]:
     """Group and backend of an operator that has just run."""
     if function.namespace == KERNELS:
         op = function._schema.name.partition('::')[2]
-        group = 'float' if op in ('downsample2d', 'stem2d') else 'binary'
+        group = 'float' if op in REAL else 'rest' if op == 'quantize' else 'binary'
         return group, backend_text(bnn_kernels.last_backend(op.rstrip('_')))
     return ('float' if function._overloadpacket in flop_registry else 'rest'), 'torch'
 
@@ -174,8 +175,15 @@ def macs_of(function: torch._ops.OpOverload, args: tuple, kwargs: dict, result: 
         return count(*args, **kwargs, out_val=result) // 2 if count else 0
     call = {argument.name: value for argument, value in zip(function._schema.arguments, args, strict=False)} | kwargs
     op = function._schema.name.partition('::')[2]
-    if op.startswith('pack'):
+    if op.startswith('pack') or op == 'quantize':
         return 0
+    if op == 'int8_conv2d':
+        numbers = [tuple(call[name]) for name in ('stride', 'padding', 'dilation')]
+        transposed = call['output_padding'] is not None
+        geometry = Int8Conv2dGeometry.of(call['weight'].shape, *numbers, call['groups'])
+        size = call['x'].shape[2:]  # transposed, each pixel of x meets every tap once
+        size = size if transposed else geometry.size(size)
+        return call['x'].shape[0] * math.prod(size) * call['weight'].numel()
     if op == 'downsample2d':
         return result.numel() * call['x'].shape[1]
     if op == 'stem2d':

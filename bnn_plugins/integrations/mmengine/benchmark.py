@@ -257,8 +257,8 @@ def make_parts(cfg: Config, models: Models, device: torch.device) -> Callable[[i
     from mmdet.models.detectors import BaseDetector
 
     def of_detector(batch: int, size: tuple[int, int] | None) -> list[Part]:
-        images, _ = image_samples(cfg, batch + batch * CALIBRATION, size)
-        return Detection(models, images[:batch], images[batch:]).parts()
+        images, others = image_samples(cfg, batch, size)[0], image_samples(cfg, batch * CALIBRATION, size, seed=1)[0]
+        return Detection(models, images, others).parts()
 
     def of_network(batch: int, size: tuple[int, int] | None) -> list[Part]:
         inputs = example_inputs(models.twin, batch, size or default_size(cfg), device)

@@ -21,7 +21,7 @@ from ..conftest import CONFIG, REPOSITORY
 
 THIN = {'model.backbone.base_channels': 8, 'model.neck.in_channels': [8, 16, 32, 64], 'model.neck.out_channels': 16,
         'model.bbox_head.in_channels': 16, 'model.bbox_head.feat_channels': 16}
-FORMS = ('fused', 'float32', 'bfloat16')
+FORMS = ('fused', 'fused-int8', 'float32', 'bfloat16')
 
 
 @pytest.fixture(autouse=True)
