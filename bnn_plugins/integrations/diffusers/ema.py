@@ -7,7 +7,7 @@ from .loading import from_config
 
 
 class BNNEMAModel(EMAModel):
-    """``EMAModel`` whose models are built with :func:`from_config`; diffusers' own builds float ones, whose parameters differ.
+    """``EMAModel`` that says so when a model from ``model_config`` has other parameters than the average.
 
     The average is over latent weights; the sign of an average is not an average of signs, so evaluate both.
     """

@@ -123,8 +123,8 @@ class BNNQuantizer(DiffusersQuantizer):
         absent = sorted(new.intersection(missing_keys))
         if self.pre_quantized and absent:
             raise ValueError(f'the config says that this {type(model).__name__} is binary, but its weights are of a float '
-                             f'model ({absent[0]!r} is missing): it was rebuilt by from_config, which drops '
-                             'quantization_config. Use bnn_plugins.from_config, or remove the key from config.json')
+                             f'model ({absent[0]!r} is missing): save the binary model again, or remove quantization_config '
+                             'from config.json')
         return [key for key in missing_keys if key not in new]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs):
