@@ -188,6 +188,7 @@ def test_pictures_do_not_depend_on_those_that_are_drawn_with_them():
         noise = torch.randn(len(conditions) if batch_size is None else batch_size, generator=generator)
         return SimpleNamespace(images=(noise if conditions is None else noise + conditions).tolist())
 
+    pipe.set_progress_bar_config = lambda **bar: None
     seven = sample.generate(pipe, 7, 5, seed=3, batch_size=2)
     assert len(set(seven)) == 7
     assert sample.generate(pipe, 4, 5, seed=3, batch_size=2) == seven[:4]
