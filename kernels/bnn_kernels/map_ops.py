@@ -36,7 +36,16 @@ def pool2d(x: Tensor, geometry: Pool2dGeometry, shortcut: Tensor | None = None) 
 
 
 def to_planes(x: Tensor) -> Tensor:
-    """`[N, C, H, W]`, float32, float16 or bfloat16, in contiguous memory: what `x.contiguous()` gives.
+    """A map in contiguous memory: what `x.contiguous()` gives.
+
+    Args:
+        x: float32, float16 or bfloat16 `[N, C, H, W]`.
+
+    Returns:
+        `[N, C, H, W]` of the same dtype.
+
+    Raises:
+        ValueError: another dtype or number of dimensions.
 
     Example:
         >>> to_planes(torch.randn(1, 4, 5, 5).contiguous(memory_format=torch.channels_last)).is_contiguous()
