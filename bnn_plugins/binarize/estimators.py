@@ -129,6 +129,9 @@ class EDE(Estimator):
     ``t_min = 0.1`` is the paper's, the released code also uses 1e-3.
     """
 
+    t: float
+    k: float
+
     def __init__(self, t_min: float = 1e-1, t_max: float = 10.0):
         super().__init__()
         if not 0 < t_min <= t_max:
@@ -157,6 +160,9 @@ class TrainingAware(EDE):
     ``t`` and ``k`` follow the schedule of :class:`EDE`; for activations (``activation=True``) ``k = 1`` and ``t >= 1``, so
     that the integral stays 2. Source: Lin et al. 2020 (RBNN), arXiv 2009.13055, and its released code.
     """
+
+    peak: float
+    steepness: float
 
     def __init__(self, t_min: float = 1e-2, t_max: float = 10.0, activation: bool = False):
         self.activation = activation

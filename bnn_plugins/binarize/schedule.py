@@ -1,6 +1,8 @@
 """What happens to a binary model in the course of training: schedules and latent clipping."""
 
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -10,7 +12,8 @@ from .weights import WeightBinarizer
 
 def gathered(weight: Tensor) -> Tensor:
     """The whole weight, where torch's ``fully_shard`` has spread it over processes; by all of them together."""
-    return weight.full_tensor() if hasattr(weight, 'full_tensor') else weight
+    whole = getattr(weight, 'full_tensor', None)
+    return weight if whole is None else whole()
 
 
 class TrainingUpdates:
@@ -28,18 +31,23 @@ class TrainingUpdates:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.scheduled = [module.set_progress for module in model.modules() if hasattr(module, 'set_progress')]
-        self.clipped: dict[float, list[nn.Module]] = defaultdict(list)
-        self.after_steps: dict[type[WeightBinarizer], list[tuple[WeightBinarizer, nn.Module]]] = defaultdict(list)
-        self.epochs: list[tuple[WeightBinarizer, nn.Module]] = []
+        self.scheduled: list[Callable[[float], None]] = []
+        self.clipped: dict[float, list[Any]] = defaultdict(list)
+        self.after_steps: dict[type[WeightBinarizer], list[tuple[WeightBinarizer, Any]]] = defaultdict(list)
+        self.epochs: list[tuple[WeightBinarizer, Any]] = []
+        module: Any
         for module in model.modules():
+            if hasattr(module, 'set_progress'):
+                self.scheduled.append(module.set_progress)
             if (limit := getattr(module, 'latent_clip', None)) is not None:
                 self.clipped[limit].append(module)
             binarizer = getattr(module, 'weight_binarizer', None)
-            kind = type(binarizer)
-            if binarizer is not None and kind.after_step is not WeightBinarizer.after_step:
+            if binarizer is None:
+                continue
+            kind: type[WeightBinarizer] = type(binarizer)
+            if kind.after_step is not WeightBinarizer.after_step:
                 self.after_steps[kind].append((binarizer, module))
-            if binarizer is not None and kind.start_epoch is not WeightBinarizer.start_epoch:
+            if kind.start_epoch is not WeightBinarizer.start_epoch:
                 self.epochs.append((binarizer, module))
 
     def __bool__(self) -> bool:
@@ -57,8 +65,8 @@ class TrainingUpdates:
         """See :func:`clip_latents_`."""
         for limit, modules in self.clipped.items():
             weights = [module.weight for module in modules]
-            torch._foreach_clamp_min_(weights, -limit)
-            torch._foreach_clamp_max_(weights, limit)
+            torch._foreach_clamp_min_(weights, -limit)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_clamp_max_(weights, limit)  # pyright: ignore[reportPrivateImportUsage]
 
     def after_step(self, clip: bool = True) -> None:
         """See :func:`after_step_`."""
@@ -126,6 +134,7 @@ def set_parts(model: nn.Module, parts: int) -> None:
         >>> model = nn.Sequential(BinaryLinear(64, 10, method='rebnn'))
         >>> set_parts(model, 4)  # gradient_accumulation_steps, accumulative_counts
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, 'parts'):
             module.parts = parts

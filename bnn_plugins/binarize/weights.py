@@ -251,6 +251,9 @@ class ReCUWeight(WeightBinarizer):
     Source: Xu et al. 2021 (ReCU), arXiv 2103.12369, eq. 8-12.
     """
 
+    tau: float
+    quantile: float
+
     def __init__(self, out_channels: int, fan_in: int, tau_min: float = 0.85, tau_max: float = 0.99):
         super().__init__()
         if not 0.5 < tau_min <= tau_max < 1:
@@ -403,8 +406,8 @@ class ReBNNWeight(WeightBinarizer):
             flips = [binarizer.flips for binarizer in binarizers[part]]
             signs, last = sign(flat(weights[part])).to(torch.int8), torch.cat(kept)
             shares = per_unit((signs == -last).to(flips[0].dtype), 'mean', weights[part])
-            torch._foreach_copy_(flips, shares.split([len(share) for share in flips]))
-            torch._foreach_copy_(kept, signs.split([len(numbers) for numbers in kept]))
+            torch._foreach_copy_(flips, shares.split([len(share) for share in flips]))  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_(kept, signs.split([len(numbers) for numbers in kept]))  # pyright: ignore[reportPrivateImportUsage]
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return _Resilient.apply(weight, self.alpha.abs(), self.flips, self.parts)
@@ -423,6 +426,8 @@ class BNextWeight(WeightBinarizer):
     where it has no effect.
     Source: Guo et al. 2022 (BNext), arXiv 2211.12933, released code.
     """
+
+    temperature: float
 
     def __init__(self, until: float = 0.3):
         super().__init__()
