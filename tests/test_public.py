@@ -10,6 +10,7 @@ import importlib
 import inspect
 from pathlib import Path
 
+import mmdet.datasets  # noqa: F401 - prints when it is imported for the first time, which an example must not
 import pytest
 import torch
 from torch import nn

@@ -93,8 +93,9 @@ def compiling_for(architecture: str) -> Iterator[Offline]:
     Every time with nothing loaded, so that `kernels` has all that is launched inside.
 
     Example:
-        >>> with compiling_for('sm_90') as gpu, bk.set_backend('triton-popcount'):
-        ...     sums = bk.binary_linear(x_words, w_words, features=64)
+        >>> x_words, w_words = pack_features(torch.randn(4, 64)), pack_features(torch.randn(8, 64))
+        >>> with compiling_for('sm_90') as gpu, set_backend('triton-popcount'):
+        ...     sums = binary_linear(x_words, w_words, features=64)
         >>> gpu.launches[0].grid
         (1, 1, 1)
     """

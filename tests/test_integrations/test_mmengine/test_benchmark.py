@@ -200,7 +200,7 @@ def test_no_gpu():
 
 
 def test_size_on_the_command_line():
-    from tools.benchmark import image_size
+    from bnn_plugins.apps.commands.benchmark import image_size
     assert image_size('256x320') == (256, 320)
     import argparse
     with pytest.raises(argparse.ArgumentTypeError, match='write HEIGHTxWIDTH'):
