@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 ENGINE := kernels/bnn_kernels/cpu/src
 
-.PHONY: install demo test test-scale lint docs check-arm test-triton sanitize fuzz mutate package clean
+.PHONY: test-nightly install demo test test-scale lint docs check-arm test-triton sanitize fuzz mutate package clean
 
 install: $(VENV)/.installed
 
@@ -30,11 +30,15 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=.:kernels $(BIN)/mkdocs build --strict --quiet
 
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist worksteal -m 'not scale and not packaging'
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m 'not scale and not nightly'
 
 # Training on several processes: every method sharded, processes that are killed.
 test-scale: install
 	$(BIN)/pytest -m scale
+
+# What takes a minute or more: notebooks, the wheel in a new environment, the dry run of the GPU benchmark.
+test-nightly: install
+	$(BIN)/pytest -m nightly
 
 # The Triton kernels with every version of Triton that they support, each in a folder of its own.
 TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0

@@ -24,7 +24,7 @@ train_cfg = dict(max_epochs=1)
 randomness = dict(seed=3)
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope='module')
@@ -117,7 +117,6 @@ def test_a_config_that_inherits_from_the_package(run):
     assert 'backbone.layer1.0.conv1' in run('python', run.site / 'bnn_plugins/.mim/tools/summary.py', *arguments)
 
 
-@pytest.mark.packaging
 def test_the_demo(run):
     pytest.importorskip('mmdet')
     out = run('bnn', 'demo', '--short')

@@ -27,7 +27,7 @@ def rows(file):
     return list(csv.DictReader(file.open()))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_dry_run_of_a_bare_checkout(tmp_path):
     """In a copy, from another folder's point of view: nothing is installed or on the path."""
     for folder in 'benchmarks', 'kernels', 'bnn_plugins':
