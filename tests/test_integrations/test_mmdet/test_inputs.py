@@ -3,12 +3,12 @@
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from mmengine.hub import get_config
 from torch import nn
 
+from benchmarks.zoo.mmdet_models import build, without_checkpoints
 from bnn_plugins import summarize
 from bnn_plugins.integrations.mmdet.inputs import detector_inputs
-
-from .test_structure import build
 
 # How the shape that is asked for is padded: RTMDet's config trains on one size, and does not.
 CONFIGS = {'rtmdet/rtmdet_tiny_8xb32-300e_coco.py': ((64, 96), (64, 96)),
@@ -20,7 +20,9 @@ CONFIGS = {'rtmdet/rtmdet_tiny_8xb32-300e_coco.py': ((64, 96), (64, 96)),
 @pytest.mark.parametrize('name', CONFIGS)
 def test_summary(name):
     """Mutation: 12 channels behind YOLOX's Focus, no padding for YOLOv3's upsampling, no proposals for Fast R-CNN."""
-    model = build(name)
+    cfg = get_config(f'mmdet::{name}').model
+    without_checkpoints(cfg)
+    model = build(cfg)
     shape, padded = CONFIGS[name]
     image, _ = inputs = detector_inputs(model, shape)
     assert image.shape == (1, 3, *padded)
