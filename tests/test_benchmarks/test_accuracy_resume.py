@@ -91,6 +91,7 @@ def uninterrupted(tmp_path_factory):
     return result
 
 
+@pytest.mark.nightly
 def test_killed_at_any_moment(tmp_path, uninterrupted):
     """In the middle of an epoch, with SIGKILL, and stopped and continued in between."""
     place = Place(tmp_path)
@@ -108,6 +109,7 @@ def test_killed_at_any_moment(tmp_path, uninterrupted):
     assert place.result() == uninterrupted
 
 
+@pytest.mark.nightly
 def test_killed_in_the_middle_of_a_checkpoint(tmp_path, uninterrupted):
     """With one checkpoint kept, mmengine deletes it before it writes the next (mutation: ``max_keep_ckpts=1``)."""
     place = Place(tmp_path)
@@ -117,6 +119,7 @@ def test_killed_in_the_middle_of_a_checkpoint(tmp_path, uninterrupted):
     assert place.result() == uninterrupted
 
 
+@pytest.mark.nightly
 def test_another_machine_goes_on(tmp_path, uninterrupted):
     """Stopped by the time, with a validation due; then only the folder beside the results is there."""
     first = Place(tmp_path / 'first')

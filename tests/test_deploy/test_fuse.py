@@ -137,8 +137,8 @@ def test_converted_resnets(depth, signs):
     report = fuse_(packed)
     assert list(report.parts) == ['']
     assert sum('words only' in row for row in report.rows.values()) == signs, 'what is inside of a block leaves as words'
-    if depth == 18:  # the first shortcut is the pooled stem, which a pooling made
-        assert report.rows['layer1.0.conv2'] == 'conv, norm, shortcut, PReLU, sign of layer1.1.conv1'
+    if depth == 18:  # the first shortcut is the stem, which a step has pooled into memory of the program
+        assert report.rows['layer1.0.conv2'] == 'conv, norm, shortcut in place, PReLU, sign of layer1.1.conv1'
         assert report.rows['layer1.1.conv2'] == 'conv, norm, shortcut in place, PReLU, sign of layer2.0.conv1'
     checked = verify(latent, packed, torch.randn(1, 3, 64, 64))
     assert checked.ok, checked
