@@ -68,7 +68,10 @@ def command(name: str, argv: list[str], program: str) -> int | None:
     args = parser.parse_args(argv)
     if hasattr(args, 'local_rank'):
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return module.main(**vars(args))
+    try:
+        return module.main(**vars(args))
+    except argparse.ArgumentError as error:  # flags that do not fit together
+        parser.error(str(error))
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str]) -> None:

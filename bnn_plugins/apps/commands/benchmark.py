@@ -3,7 +3,7 @@
 Throughput: CSV files, plots and one HTML page. Training: time of a step and its parts, memory; a table and a CSV file.
 """
 
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentError, ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 from ..command_line import add_overrides
@@ -45,11 +45,11 @@ def main(train: bool, compiled: bool, **flags) -> int:
     if train:
         for name, default in PACKED_ONLY.items():
             if flags.pop(name) != default:
-                raise ValueError(f'{name} is for the throughput of packed models: leave it out with --train')
+                raise ArgumentError(None, f'{name} is for the throughput of packed models: leave it out with --train')
         from ..training_benchmark import benchmark_training
         benchmark_training(compiled=compiled, **flags)
         return 0
     if compiled:
-        raise ValueError('--compiled is for --train: the throughput has variants such as float32-compiled')
+        raise ArgumentError(None, '--compiled is for --train: the throughput has variants such as float32-compiled')
     from ...integrations.mmengine.benchmark import benchmark
     return int(not benchmark(**{**flags, 'batch': flags['batch'] or [1]}).ok)
