@@ -32,11 +32,22 @@ def seed():
     torch.manual_seed(0)
 
 
+def global_instances() -> list[type]:
+    """Classes of mmengine whose instances a Runner leaves behind, to be found by their names."""
+    kinds = []
+    if 'mmengine.registry' in sys.modules:
+        kinds.append(sys.modules['mmengine.registry'].DefaultScope)
+    if 'mmengine.visualization' in sys.modules:
+        kinds.append(sys.modules['mmengine.visualization'].Visualizer)
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return kinds
+
+
 @pytest.fixture(autouse=True)
 def scope():
-    """A Runner leaves its default scope behind, in which the next test would look for types without a prefix."""
-    registry = sys.modules.get('mmengine.registry')
-    before = registry.DefaultScope._instance_dict.copy() if registry else OrderedDict()
+    """The next test would look for types without a prefix in the scope of this one, and draw into its folder."""
+    before = {kind: kind._instance_dict.copy() for kind in global_instances()}
     yield
-    if 'mmengine.registry' in sys.modules:
-        sys.modules['mmengine.registry'].DefaultScope._instance_dict = before
+    for kind in global_instances():
+        kind._instance_dict = before.get(kind, OrderedDict())

@@ -17,6 +17,7 @@ def sample_text(config: str, checkpoint: str, prompt: str = '\n', length: int = 
     cfg = load_config(config, cfg_options=cfg_options)
     model = MODELS.build(cfg.model)
     model.dataset_meta = DATASETS.build(cfg.test_dataloader.dataset).metainfo
+    model.tokens(prompt)  # before weights are read: what is wrong with it does not depend on them
     if checkpoint.endswith('.safetensors'):
         load_packed_(model, checkpoint)
     else:

@@ -56,6 +56,14 @@ class BinaryLanguageModel(BaseModel):
     def write(self, prompt: str = '\n', length: int = 300, temperature: float = 0.8, seed: int = 0) -> str:
         """``prompt`` and ``length`` characters behind it. ``dataset_meta['characters']`` of the model names the characters.
 
+        Raises as :meth:`tokens`.
+        """
+        characters = self.dataset_meta['characters']
+        return prompt + ''.join(characters[token] for token in self.generate(self.tokens(prompt), length, temperature, seed))
+
+    def tokens(self, prompt: str) -> Tensor:
+        """The characters of a text as ``int64 [T]``.
+
         Raises:
             ValueError: for a prompt with characters that the text of the training does not have.
         """
@@ -63,8 +71,7 @@ class BinaryLanguageModel(BaseModel):
         unknown = sorted(set(prompt) - set(characters))
         if unknown:
             raise ValueError(f'the prompt has {unknown[0]!r}, which the text of the model does not have')
-        tokens = torch.tensor([characters.index(character) for character in prompt], dtype=torch.long)
-        return prompt + ''.join(characters[token] for token in self.generate(tokens, length, temperature, seed))
+        return torch.tensor([characters.index(character) for character in prompt], dtype=torch.long)
 
     @torch.no_grad()
     def generate(self, prompt: Tensor, length: int, temperature: float = 1.0, seed: int = 0) -> Tensor:

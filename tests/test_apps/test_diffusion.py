@@ -233,7 +233,6 @@ def test_transparent_pictures_become_white_and_middles_are_cut(tmp_path):
     assert (edge[:, :, 0] == 255).all()
 
 
-@pytest.mark.nightly
 def test_metrics_tell_real_from_noise():
     torch.manual_seed(0)
     train_set, held = build_dataset(dict(type='digits'), 8).split(0.2)

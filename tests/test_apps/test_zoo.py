@@ -36,7 +36,6 @@ def test_loads_by_name_in_a_new_process(name, tmp_path):
     assert result.stdout.strip()
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize('name', zoo.names())
 def test_reproduces_the_metrics_of_its_card(name, tmp_path, monkeypatch):
     if name in DATA and not (ROOT / DATA[name]).exists():

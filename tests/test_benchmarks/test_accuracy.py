@@ -35,7 +35,6 @@ def grid(tmp_path_factory):
     return path
 
 
-@pytest.mark.nightly
 def test_a_grid_is_interrupted_resumed_and_done_once(grid, tmp_path, monkeypatch):
     out, work_dir = tmp_path / 'tiny.csv', tmp_path / 'work'
     cfg = load_grid(str(grid))
