@@ -52,7 +52,8 @@ def test_windows_on_every_instruction_set(seed):
         with engine.set_isa(isa):
             found = CPU.pool2d(x, geometry, shortcut)
             assert torch.equal(found.nan_to_num(7.25), expected.nan_to_num(7.25)), isa
-            assert found.stride() == expected.stride()
+            # An axis of one element has no stride that matters: torch and the engine write different ones there.
+            assert all(a == b for a, b, n in zip(found.stride(), expected.stride(), found.shape, strict=True) if n > 1)
             assert torch.equal(CPU.to_planes(x).nan_to_num(7.25), x.nan_to_num(7.25))
             assert CPU.to_planes(x).is_contiguous()
 
