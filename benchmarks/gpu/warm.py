@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.gpu.warm --architecture sm_90 --cache DIR`` fills a folder that ``benchmarks.gpu.run --cache DIR``
 takes on the device: with the same build of Triton, nothing is compiled there. It is also the complete test of what is
-launched.
+launched: every call is made twice, and at the second one nothing may be compiled or prepared.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from multiprocessing import get_context
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from bnn_kernels.derived import Derived
 from bnn_kernels.triton.offline import PROCESSORS, compiling_for
 
 from . import convolutions, exactness
@@ -33,18 +35,34 @@ def methods(architecture: str) -> list[str]:
 
 
 def calls(architecture: str, backend: str) -> Iterator[tuple[str, Callable]]:
-    """What is called, by name, and how."""
+    """What is called, by name, and what makes the call and its tensors."""
     cpu = torch.device('cpu')
     sizes = [exactness.SMALL] if architecture == 'sm_90' else exactness.SIZES[1:2]  # else: tall tiles
     for op, call in chain(exactness.cases(cpu, sizes), exactness.sequences(cpu, True), exactness.sequences(cpu, False)):
-        yield op, partial(exactness.outcome, op, call, None, backend)
+        yield op, partial(partial, exactness.outcome, op, call, None, backend)
     settings = list(convolutions.plan())
     first = settings[:convolutions.RESNET18 * len(convolutions.FIRST)]
     layers = {(layer, batch) for _, batch, layer, _ in first} | {(layer._replace(size=8), 1) for _, _, layer, _ in settings}
     for layer, batch in sorted(layers):
         for what in 'sign', 'block':
             yield f'{what} {layer} {batch}', lambda what=what, layer=layer, batch=batch: convolutions.call_of(
-                f'{backend} {what}', layer, batch, cpu)[0]()
+                f'{backend} {what}', layer, batch, cpu)[0]
+
+
+@contextmanager
+def preparations() -> Iterator[list[Callable]]:
+    """What is made from tensors inside (`Derived`), one after another."""
+    made, new = [], Derived.new
+
+    def noted(self, *arguments):
+        made.append(self.make)
+        return new(self, *arguments)
+
+    Derived.new = noted
+    try:
+        yield made
+    finally:
+        Derived.new = new
 
 
 def compile_part(architecture: str, method: str, part: int, parts: int, end: float) -> tuple[Counter, list[str]]:
@@ -52,15 +70,20 @@ def compile_part(architecture: str, method: str, part: int, parts: int, end: flo
     torch.set_num_threads(1)
     os.environ.update(METHODS[method])
     counts, failed = Counter(), []
-    with compiling_for(architecture) as gpu:
-        for place, (name, call) in enumerate(calls(architecture, method.partition(' ')[0])):
+    with compiling_for(architecture) as gpu, preparations() as made:
+        for place, (name, make) in enumerate(calls(architecture, method.partition(' ')[0])):
             if place % parts != part:
                 continue
             if time.monotonic() > end:
                 counts['not reached'] += 1
                 continue
             try:
+                call = make()
                 result = call()
+                before = len(gpu.kernels), len(made)
+                call()
+                if before != (len(gpu.kernels), len(made)):
+                    raise RuntimeError('the second call compiles or prepares')
                 counts['refused' if isinstance(result, str) and result.startswith('refused') else 'launched'] += 1
             except Exception as error:  # each call's reason is wanted
                 counts['failed'] += 1

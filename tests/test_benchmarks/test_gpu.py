@@ -1,8 +1,10 @@
 """The GPU benchmark without a GPU: a dry run, processes that break, the layers, the tables and pictures."""
 
+import cProfile
 import csv
 import itertools
 import os
+import pstats
 import shutil
 import signal
 import subprocess
@@ -16,10 +18,12 @@ import torch
 
 pytest.importorskip('triton', reason='the Triton kernels need triton')
 
-from benchmarks.gpu import ROOT, convolutions, exactness, measure, networks, plots, rates, run, tables, warm
+import bnn_kernels as bk
+from benchmarks.gpu import ROOT, convolutions, exactness, host, measure, networks, plots, rates, run, tables, warm
 from benchmarks.gpu.layers import Convolution
 from benchmarks.gpu.layers import networks as networks_of
 from benchmarks.gpu.supervise import Limits, supervised
+from bnn_kernels import dispatch
 from bnn_kernels.triton.offline import compiling_for
 
 
@@ -113,6 +117,32 @@ def test_differences_refusals_and_failures_are_told_apart():
         assert exactness.outcome(op, call, want, 'triton-bitplane').startswith('refused: ')
     with pytest.raises(AttributeError):
         exactness.outcome('nothing', call, want, 'reference')
+
+
+@pytest.mark.parametrize('backend', ['triton-tensorcore', 'triton-popcount'])
+def test_a_bound_call_is_a_launch_and_little_more(backend):
+    """Counted in calls of functions, which do not depend on who else is on the machine; `host.measure` has microseconds."""
+    counts = {}
+    for _, op, fixed, inputs in host.calls():
+        with compiling_for('sm_90') as gpu, bk.set_backend(backend), torch.no_grad():
+            try:
+                bound = partial(dispatch.bind(op, fixed, inputs), **inputs)
+            except RuntimeError:
+                continue
+            for _ in range(3):
+                bound()
+            bare = host._bare(gpu.launches[-1])
+            bare()
+            counts[op] = [calls_of(call) for call in (bound, bare)]
+    assert {'binary_conv2d', 'binary_conv2d_sign', 'binary_block2d', 'binary_linear'} <= set(counts)
+    for op, (bound, bare) in counts.items():
+        assert bound < (1.2 if op == 'binary_block2d' else 0.9) * bare, counts
+
+
+def calls_of(call) -> int:
+    profile = cProfile.Profile()
+    profile.runcall(call)
+    return pstats.Stats(profile).total_calls
 
 
 def test_layers_of_the_networks():

@@ -21,9 +21,8 @@ from triton.runtime.jit import JITFunction
 import bnn_kernels as bk
 import bnn_kernels.triton
 import bnn_plugins
-from benchmarks.gpu import exactness
+from benchmarks.gpu import exactness, warm
 from bnn_kernels import dispatch
-from bnn_kernels.derived import Derived
 from bnn_kernels.triton.offline import compiling_for
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
@@ -33,11 +32,10 @@ CASES = [(f'{place} {op}', op, call) for place, (op, call) in enumerate(
 
 
 @pytest.fixture
-def made(monkeypatch):
+def made():
     """What has been made from tensors, so far."""
-    made, new = [], Derived.new
-    monkeypatch.setattr(Derived, 'new', lambda self, *arguments: made.append(self.make) or new(self, *arguments))
-    return made
+    with warm.preparations() as made:
+        yield made
 
 
 def kernels():

@@ -21,6 +21,7 @@ from .launch import (
     aligned,
     block_call,
     convolution,
+    extent,
     limit,
     operator,
     packing,
@@ -85,10 +86,11 @@ class TritonBackend(Planned, SequenceOperators, Backend):
 
     @operator
     def binary_conv2d(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Callable[..., Tensor]:
-        shape, run = geometry.shape(x_words.shape), self._convolution(x_words, geometry, geometry.outputs)
+        sizes = extent(geometry.shape(x_words.shape), torch.channels_last)
+        run = self._convolution(x_words, geometry, geometry.outputs)
 
         def call(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Tensor:
-            sums = torch.empty(shape, dtype=torch.int32, device=x_words.device, memory_format=torch.channels_last)
+            sums = x_words.new_empty_strided(*sizes)
             run(x_words, w_words, Results(sums=sums))
             return sums
         return call
@@ -99,10 +101,11 @@ class TritonBackend(Planned, SequenceOperators, Backend):
     def binary_linear(self, x_words: Tensor, w_words: Tensor, features: int) -> Callable[..., Tensor]:
         *lead, words = x_words.shape
         image, outputs = (1, prod(lead), 1, words), len(w_words)
+        sizes = extent((*lead, outputs))
         run = self._convolution(x_words.reshape(image), linear_geometry(features, outputs), outputs)
 
         def call(x_words: Tensor, w_words: Tensor, features: int) -> Tensor:
-            sums = x_words.new_empty((*lead, outputs))
+            sums = x_words.new_empty_strided(*sizes)
             run(x_words, w_words, Results(sums=sums))
             return sums
         return call
@@ -110,12 +113,12 @@ class TritonBackend(Planned, SequenceOperators, Backend):
     @operator
     def binary_conv2d_sign(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, threshold: Tensor,
                            flip: Tensor | None, out_groups: int) -> Callable[..., Tensor]:
-        shape = words_shape(x_words, geometry, threshold.numel(), out_groups)
+        sizes = extent(words_shape(x_words, geometry, threshold.numel(), out_groups))
         run = self._convolution(x_words, geometry, threshold.numel(), out_groups)
 
         def call(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, threshold: Tensor, flip: Tensor | None,
                  out_groups: int) -> Tensor:
-            words = x_words.new_empty(shape)
+            words = x_words.new_empty_strided(*sizes)
             run(x_words, w_words, Results(words=words, threshold=aligned(threshold),
                                           flip=None if flip is None else aligned(flip).view(torch.uint8)))
             return words
@@ -144,10 +147,11 @@ class TritonBackend(Planned, SequenceOperators, Backend):
                        image_stride=x.stride(0), row_stride=x.stride(2), column_stride=x.stride(3), channel_stride=x.stride(1),
                        CHANNELS=channels, OUTPUTS=outputs, POOL=min(pool, max(height, width)), ELEMENT=ELEMENTS[dtype])
         programs = -(-pixels // tiles['BLOCK_M']) * -(-outputs // tiles['BLOCK_N'])
+        sizes = extent((batch, outputs, *size), torch.channels_last)
         launches = [Launch(downsample, programs, numbers | tiles, **options) for _ in range(2)]  # `x` may begin anywhere
 
         def call(x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Tensor:
-            out = torch.empty((batch, outputs, *size), dtype=dtype, device=device, memory_format=torch.channels_last)
+            out = x.new_empty_strided(*sizes)
             if pixels:
                 with on(device):
                     launches[x.data_ptr() % ALIGNMENT == 0](x.detach(), aligned(weight), aligned(bias), out)

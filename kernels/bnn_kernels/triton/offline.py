@@ -23,11 +23,16 @@ NUMBERS = count(1000)  # of a device: Triton remembers by it what it has loaded
 
 
 class Launch(NamedTuple):
-    """One that was not made: `arguments` by name, constants included."""
+    """One that was not made. `values`: of all arguments, constants included."""
 
     kernel: 'Kernel'
     grid: tuple[int, int, int]
-    arguments: dict[str, Any]
+    values: tuple
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """By name."""
+        return dict(zip(self.kernel.source.fn.arg_names, self.values, strict=True))
 
 
 class Kernel:
@@ -49,7 +54,7 @@ class Kernel:
         return next(kernel.asm for kernel in loaded if kernel.src is self.source)
 
     def __call__(self, x: int, y: int, z: int, stream, function, packed, launch_metadata, enter, leave, *arguments):
-        self.offline.launches.append(Launch(self, (x, y, z), dict(zip(self.source.fn.arg_names, arguments, strict=True))))
+        self.offline.launches.append(Launch(self, (x, y, z), arguments))
 
 
 class Offline:

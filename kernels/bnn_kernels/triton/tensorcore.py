@@ -18,7 +18,7 @@ from ..dispatch import Backend
 from ..epilogue import Epilogue
 from ..geometry import Conv2dGeometry, Pair, linear_geometry
 from . import device, tensorcore_kernels, tensorcore_rewrite
-from .launch import Launch, Planned, aligned, block_call, operator, words_shape
+from .launch import Launch, Planned, aligned, block_call, extent, operator, words_shape
 from .tensorcore_tables import operands
 from .versions import gluon_refusal
 
@@ -64,10 +64,11 @@ class TensorCore(Planned, Backend):
 
     @operator
     def binary_conv2d(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Callable[..., Tensor]:
-        shape, run = geometry.shape(x_words.shape), self._convolution('sums', x_words, geometry)
+        sizes = extent(geometry.shape(x_words.shape), torch.channels_last)
+        run = self._convolution('sums', x_words, geometry)
 
         def call(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry) -> Tensor:
-            sums = torch.empty(shape, dtype=torch.int32, device=x_words.device, memory_format=torch.channels_last)
+            sums = x_words.new_empty_strided(*sizes)
             run(x_words, w_words, result=sums)
             return sums
         return call
@@ -75,12 +76,12 @@ class TensorCore(Planned, Backend):
     @operator
     def binary_conv2d_sign(self, x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, threshold: Tensor,
                            flip: Tensor | None, out_groups: int) -> Callable[..., Tensor]:
-        shape = words_shape(x_words, geometry, len(threshold), out_groups)
+        sizes = extent(words_shape(x_words, geometry, len(threshold), out_groups))
         run = self._convolution('sign', x_words, geometry, len(threshold))
 
         def call(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, threshold: Tensor, flip: Tensor | None,
                  out_groups: int) -> Tensor:
-            words = x_words.new_empty(shape)
+            words = x_words.new_empty_strided(*sizes)
             run(x_words, w_words, threshold, flip, words=words)
             return words
         return call
@@ -99,10 +100,11 @@ class TensorCore(Planned, Backend):
     def binary_linear(self, x_words: Tensor, w_words: Tensor, features: int) -> Callable[..., Tensor]:
         *lead, words = x_words.shape
         outputs = len(w_words)
+        sizes = extent((*lead, outputs))
         run = self._convolution('sums', x_words.reshape(prod(lead), 1, 1, words), linear_geometry(features, outputs))
 
         def call(x_words: Tensor, w_words: Tensor, features: int) -> Tensor:
-            sums = x_words.new_empty((*lead, outputs))
+            sums = x_words.new_empty_strided(*sizes)
             run(x_words, w_words, result=sums)
             return sums
         return call
