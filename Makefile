@@ -36,7 +36,7 @@ test: lint
 test-scale: install
 	$(BIN)/pytest -m scale
 
-# What takes a minute or more: notebooks, the wheel in a new environment, the dry run of the GPU benchmark.
+# What takes a minute or more: notebooks, the wheel in a new environment.
 test-nightly: install
 	$(BIN)/pytest -m nightly
 

@@ -1,7 +1,6 @@
 """Every binary convolution of the networks in `layers`, packed, against cuDNN on 16-bit floats in channels-last memory."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -10,7 +9,6 @@ from torch.nn import functional as F
 
 import bnn_kernels as bk
 from bnn_kernels import layout
-from bnn_kernels.triton.offline import compiling_for
 
 from .layers import Convolution, networks
 from .measure import cold_time_of, time_of
@@ -38,15 +36,14 @@ def plan(images=IMAGES, batches=BATCHES, first=FIRST) -> Iterator[tuple[int, int
 def rows(device: torch.device, methods: Sequence[str], settings: int | None, dry: bool = False) -> Rows:
     """One per convolution and method, of the first `settings` convolutions; of the others where that is negative."""
     every = list(plan())
-    with compiling_for('sm_90') if dry else nullcontext():
-        for image, batch, layer, counts in every[:settings] if settings is None or settings >= 0 else every[-settings:]:
-            if dry:
-                layer, batch = layer._replace(size=8), 1
-            for method in methods:
-                if method != 'torch int8' or layer.kernel == layer.stride == 1:
-                    of = dict(image=image, batch=batch, networks=' '.join(f'{name}:{count}' for name, count in counts.items()),
-                              **layer._asdict(), method=method)
-                    yield of, partial(measure, method, layer, batch, device)
+    for image, batch, layer, counts in every[:settings] if settings is None or settings >= 0 else every[-settings:]:
+        if dry:
+            layer, batch = layer._replace(size=8), 1
+        for method in methods:
+            if method != 'torch int8' or layer.kernel == layer.stride == 1:
+                of = dict(image=image, batch=batch, networks=' '.join(f'{name}:{count}' for name, count in counts.items()),
+                          **layer._asdict(), method=method)
+                yield of, partial(measure, method, layer, batch, device)
 
 
 def measure(method: str, layer: Convolution, batch: int, device: torch.device) -> dict:

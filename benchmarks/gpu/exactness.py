@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from itertools import chain, product
 
@@ -12,7 +11,6 @@ import torch
 import bnn_kernels as bk
 from bnn_kernels import layout, recurrence, reference
 from bnn_kernels.geometry import Conv2dGeometry
-from bnn_kernels.triton.offline import compiling_for
 
 from .supervise import Rows
 
@@ -99,9 +97,8 @@ def rows(device: torch.device, backend: str, small: bool, dry: bool = False) -> 
     Dry: nothing is compared, for no launch takes place.
     """
     home = torch.device('cpu') if small else device
-    with compiling_for('sm_90') if dry else nullcontext():
-        for op, call in chain(small_cases(home) if small else cases(home), sequences(home, small)):
-            yield dict(backend=backend, op=op, case=_name(call)), partial(compare, op, call, backend, device, dry)
+    for op, call in chain(small_cases(home) if small else cases(home), sequences(home, small)):
+        yield dict(backend=backend, op=op, case=_name(call)), partial(compare, op, call, backend, device, dry)
 
 
 def compare(op: str, call: dict, backend: str, device: torch.device, dry: bool = False) -> dict[str, str]:
