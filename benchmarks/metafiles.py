@@ -105,7 +105,7 @@ def readme(folder: str) -> str:
     _, page, _, tool = COLLECTIONS[folder]
     lines = [f'# {folder.capitalize()}', '',
              f'Written by `python -m benchmarks.metafiles`. How to use these configs: [{page}](../../{page}).', '',
-             '```shell', f'python tools/{tool}.py configs/{folder}/{models(folder)[0]["Name"]}.py', '```', '',
+             '```shell', f'bnn {tool.replace("_", "-")} bnn_plugins::{folder}/{models(folder)[0]["Name"]}.py', '```', '',
              '| config | paper | published | measured here | MB packed | weights |', '|---|---|---|---|---|---|']
     for entry in models(folder):
         url = entry.get('Paper', {}).get('URL', '')

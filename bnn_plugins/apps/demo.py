@@ -172,11 +172,11 @@ def commands(config: str, checkpoint: str, packed_file: Path, out: Path, data: s
     options = ''.join(f' {key}={value}' for key, value in overrides.items())
     options = f' --cfg-options{options}' if options else ''
     return [
-        f'python tools/demo.py --work-dir {out} --data {data} --seed {overrides.get("randomness.seed", 0)}',
+        f'bnn demo --work-dir {out} --data {data} --seed {overrides.get("randomness.seed", 0)}',
         '# the same, step by step',
-        f'python tools/make_digits.py {data}',
-        f'python tools/train.py {config} --work-dir {out}/train{options}',
-        f'python tools/test.py {config} {checkpoint}{options}',
-        f'python tools/pack.py {config} {checkpoint} {packed_file}',
-        f'python tools/test.py {config} {packed_file}{options}',
+        f'bnn make-digits {data}',
+        f'bnn train {config} --work-dir {out}/train{options}',
+        f'bnn test {config} {checkpoint}{options}',
+        f'bnn pack {config} {checkpoint} {packed_file}',
+        f'bnn test {config} {packed_file}{options}',
     ]

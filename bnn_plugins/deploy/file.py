@@ -151,7 +151,7 @@ def read_packed(path: str | Path) -> PackedFile:
 def read_checked(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a packed file that is whole and of this version."""
     if not is_packed_file(path):
-        raise ValueError(f'{path} is a safetensors file, but not a packed model of bnn_plugins: write one with tools/pack.py')
+        raise ValueError(f'{path} is a safetensors file, but not a packed model of bnn_plugins: write one with bnn pack')
     try:
         with safe_open(str(path), framework='pt') as file:
             metadata = file.metadata()

@@ -45,5 +45,5 @@ def test_a_folder_with_another_run_is_refused(tmp_path, before, after, key):
 
 def test_commands_repeat_the_run(tmp_path):
     lines = commands('c.py', 'e.pth', tmp_path / 'm.safetensors', tmp_path, 'data', {'randomness.seed': 3})
-    assert lines[0] == f'python tools/demo.py --work-dir {tmp_path} --data data --seed 3'
-    assert f'python tools/test.py c.py {tmp_path}/m.safetensors --cfg-options randomness.seed=3' in lines
+    assert lines[0] == f'bnn demo --work-dir {tmp_path} --data data --seed 3'
+    assert f'bnn test c.py {tmp_path}/m.safetensors --cfg-options randomness.seed=3' in lines

@@ -158,8 +158,18 @@ def test_bad_config(tmp_path, text, message):
     config.write_text("dataset = dict(type='digits')\n" + text)
     with pytest.raises((ValueError, TypeError), match=message):
         main([str(config), '--output_dir', str(tmp_path / 'out'), '--resolution', '8', *FAST])
-    with pytest.raises(FileNotFoundError, match='there is no config'):
+    with pytest.raises(FileNotFoundError, match='does not exist: give a path, or a name like'):
         parse_args([str(tmp_path / 'nothing.py')])
+
+
+def test_a_config_of_the_package_by_name():
+    """Mutation: without names, who has a wheel and no clone has no config to start from."""
+    assert parse_args(['bnn_plugins::diffusion/ddpm_reactnet_digits.py']).model['type'] == 'BinaryUNet2DModel'
+
+
+def test_samples_by_a_name_of_the_zoo(tmp_path, capsys):
+    sample.main(['ddpm_reactnet_digits', '--out', str(tmp_path / 'a.png'), '--num', '2', '--steps', '2'])
+    assert '2 pictures by the packed UNet on the backend' in capsys.readouterr().out
 
 
 # --- sampling and packing ------------------------------------------------------------------------------------

@@ -1,11 +1,9 @@
 """The command line of ``tools/train_diffusion.py``: that of diffusers' example, and ours. A config file sets the defaults."""
 
 import argparse
-from pathlib import Path
-
-from mmengine.config import Config
 
 from ...binarize.lookup import check_keys
+from ...integrations.mmengine.run import read_config
 
 # name -> (default, help). A default of None takes text; tuples are choices, the first one the default.
 FLAGS = {
@@ -72,7 +70,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser('train_diffusion.py', description='Trains a binary (or float) diffusion model.',
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('config', nargs='?', help='config file with model, noise_scheduler, dataset, pipeline, train')
+    parser.add_argument('config', nargs='?', help='config with model, noise_scheduler, dataset, pipeline, train: a file, or a '
+                                                  'name like bnn_plugins::diffusion/ddpm_reactnet_digits.py')
     for name, (default, text) in FLAGS.items():
         if isinstance(default, bool):
             parser.add_argument(f'--{name}', action=argparse.BooleanOptionalAction, default=default, help=text)
@@ -84,9 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(**NO_DEFAULT)
     config = parser.parse_known_args(argv)[0].config
     if config is not None:
-        if not Path(config).is_file():
-            raise FileNotFoundError(f'there is no config {config}: see configs/diffusion')
-        sections = Config.fromfile(config).to_dict()
+        sections = read_config(config).to_dict()
         check_keys(f'section of {config}', sections, [*NO_DEFAULT, 'train'])
         train = sections.pop('train', {})
         check_keys(f'flag in train of {config}', train, FLAGS)

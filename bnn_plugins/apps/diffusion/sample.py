@@ -1,4 +1,4 @@
-"""``tools/sample.py``: pictures from a saved pipeline, latent, packed on the way, or packed already."""
+"""``bnn sample``: pictures from a saved pipeline or a name of the zoo, latent, packed on the way, or packed already."""
 
 import argparse
 import time
@@ -9,11 +9,13 @@ from diffusers import DiffusionPipeline
 
 import bnn_kernels
 
+from ... import zoo
 from ...deploy import PackedLayer, pack_
 from ...integrations.diffusers.loading import load_pipeline
 from ...integrations.diffusers.sr_pipeline import SuperResolutionPipeline
 from ...layers import BinaryLayer
 from ...progress import track
+from ..zoo import load
 from .data import build_dataset
 from .grid import picture_grid
 
@@ -43,7 +45,7 @@ def generate(pipe: DiffusionPipeline, count: int, steps: int, seed: int = 0, bat
 def main(argv: list[str] | None = None) -> Path:
     parser = argparse.ArgumentParser('sample.py', description='Draws pictures from a saved pipeline.',
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('pipeline', help='folder of a pipeline')
+    parser.add_argument('pipeline', help='folder of a pipeline, or a name of the zoo (bnn zoo list)')
     parser.add_argument('--out', default='samples.png', help='the picture of all pictures')
     parser.add_argument('--num', type=int, default=64, help='how many pictures')
     parser.add_argument('--steps', type=int, default=50, help='denoising steps')
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> Path:
     for flag, value in (('--num', args.num), ('--steps', args.steps)):
         if value < 1:
             raise ValueError(f'{flag} must be at least 1, but got {value}')
-    pipe = load_pipeline(args.pipeline)
+    pipe = load(args.pipeline) if args.pipeline in zoo.names() else load_pipeline(args.pipeline)
     if args.pack or args.save_packed:
         pack_(pipe.unet)
     if args.save_packed:

@@ -28,17 +28,26 @@ EXPERIMENTS = itertools.count(1)
 CHECKPOINT = re.compile(r'(best_.+_)?(epoch|iter)_\d+\.pth')
 
 
-def load_config(config: str, work_dir: str | None = None, cfg_options: dict | None = None, launcher: str = 'none') -> Config:
-    """The config of a file, or of a name like ``mmdet::retinanet/...``, with overrides.
-
-    ``work_dir`` is, in this order, the argument, the file's, or ``work_dirs/<name of the file>``.
+def read_config(config: str) -> Config:
+    """The config of a file, or of a name like ``bnn_plugins::detection/...`` or ``mmdet::retinanet/...``.
 
     Raises:
         FileNotFoundError: when the config does not exist.
     """
-    if '::' not in config and not Path(config).is_file():
-        raise FileNotFoundError(f'the config {config!r} does not exist: give a path, or a name like mmdet::retinanet/...')
-    cfg = get_config(config) if '::' in config else Config.fromfile(config)
+    if '::' in config:
+        return get_config(config)
+    if not Path(config).is_file():
+        raise FileNotFoundError(f'the config {config!r} does not exist: give a path, or a name like '
+                                'bnn_plugins::detection/... or mmdet::retinanet/...')
+    return Config.fromfile(config)
+
+
+def load_config(config: str, work_dir: str | None = None, cfg_options: dict | None = None, launcher: str = 'none') -> Config:
+    """:func:`read_config` with overrides.
+
+    ``work_dir`` is, in this order, the argument, the file's, or ``work_dirs/<name of the file>``.
+    """
+    cfg = read_config(config)
     cfg.launcher = launcher
     if cfg_options:
         cfg.merge_from_dict(cfg_options)

@@ -13,8 +13,8 @@ from ...convert import BinarizationReport
 from .pack import build_model, plain
 from .run import load_config
 
-# Layer names of detectors are long: a table that wraps cannot be read at all, long lines can.
-MIN_WIDTH = 180
+# A table whose numbers are cut cannot be read at all, long lines can; a table is no wider than it has to be.
+MIN_WIDTH = 400
 DETECTION_SHAPE = (800, 1333)
 
 
