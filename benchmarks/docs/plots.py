@@ -1,19 +1,21 @@
 """Pictures of the documentation, drawn from the code.
 
     python -m benchmarks.docs.plots estimators     # docs/concepts/estimators.svg
-    python -m benchmarks.docs.plots detections     # docs/detections.png, from the checkpoint of the zoo's digits detector
+    python -m benchmarks.docs.plots detections     # docs/detections.png, with the float twin in work_dirs/zoo
 """
 
 import argparse
+import copy
 import json
 from pathlib import Path
 
 import matplotlib
 import torch
 
-from bnn_plugins import list_estimators, load, set_progress, zoo
+from bnn_plugins import fuse_, list_estimators, load, quantize_rest_, set_progress
 from bnn_plugins.binarize import build_estimator
-from bnn_plugins.integrations.mmengine.run import latest_checkpoint
+from bnn_plugins.integrations.mmengine.pack import calibration_batches
+from bnn_plugins.integrations.mmengine.run import latest_checkpoint, load_config
 
 matplotlib.use('svg')
 import matplotlib.pyplot as plt
@@ -22,6 +24,8 @@ DOCS = Path(__file__).parents[2] / 'docs'
 PROGRESS = (0.0, 0.5, 1.0)  # of the training, for estimators with a schedule
 SHADES = ('#fdd0a2', '#fd8d3c', '#a63603')
 LEAST_SCORE = 0.3  # of boxes that are drawn
+DETECTOR = 'retinanet_bnn-r18_fpn_digits'
+FLOAT_TWIN = 'configs/detection/retinanet_r18_fpn_digits.py'
 TOP = 5.4  # of the axis: the surrogates of schedules end far higher
 
 
@@ -50,20 +54,30 @@ def estimators(out: Path = DOCS / 'concepts/estimators.svg') -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     matplotlib.rcParams['svg.hashsalt'] = 'bnn_plugins'  # the same file each time
     figure.savefig(out, metadata={'Date': None})
+    plt.close(figure)
     return out
 
 
-def detections(out: Path = DOCS / 'detections.png', columns: int = 5) -> Path:
-    """Test canvases at equal distances: what is there, what the trained model finds in floats, what its packed file finds."""
-    from mmdet.apis import inference_detector, init_detector
-    name = 'retinanet_bnn-r18_fpn_digits'
+def detectors(checkpoints: Path) -> dict:
+    """Title -> detector: the float twin, the twin in int8, the packed file of the zoo."""
+    from mmdet.apis import init_detector
+    twin = init_detector(FLOAT_TWIN, latest_checkpoint(checkpoints / Path(FLOAT_TWIN).stem), device='cpu')
+    quantized = copy.deepcopy(twin)
+    batches = calibration_batches(load_config(FLOAT_TWIN), 32)
+    quantize_rest_(quantized, batches, run=lambda model, batch: model.test_step(batch))
+    fuse_(quantized)
+    return {'float32 twin': twin, 'the twin in int8': quantized, '1-bit, packed': load(DETECTOR)}
+
+
+def detections(out: Path = DOCS / 'detections.png', columns: int = 5, models: dict | None = None) -> Path:
+    """Test canvases at equal distances: what is there, and what each of ``models`` (title -> detector) finds."""
+    from mmdet.apis import inference_detector
+    models = models or detectors(Path('work_dirs/zoo'))
     data = Path('work_dirs/digits')
     truth = json.loads((data / 'annotations/test.json').read_text())
     images = truth['images'][::len(truth['images']) // columns][:columns]
-    config = zoo.card(name)['config']
-    models = {'trained, float arithmetic': init_detector(config, latest_checkpoint(f'work_dirs/zoo/{name}'), device='cpu'),
-              'packed, 1-bit arithmetic': load(name)}
-    figure, axes = plt.subplots(3, columns, figsize=(2 * columns, 6.4), layout='constrained')
+    rows = 1 + len(models)
+    figure, axes = plt.subplots(rows, columns, figsize=(2 * columns, 2.15 * rows), layout='constrained')
     for column, image in enumerate(images):
         path = data / 'test' / image['file_name']
         boxes = [(*box['bbox'], str(box['category_id']), None) for box in truth['annotations']
@@ -84,6 +98,7 @@ def detections(out: Path = DOCS / 'detections.png', columns: int = 5) -> Path:
             if not column:
                 axis.set_ylabel(title)
     figure.savefig(out, dpi=80, metadata={'Software': None})
+    plt.close(figure)
     return out
 
 
