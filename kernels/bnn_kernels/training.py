@@ -161,12 +161,18 @@ def sign_conv2d_norm(x: Tensor, signs: Tensor, product: SignProduct, norm: Norm,
 
 # --- one pass each -----------------------------------------------------------------------------------------------------------
 
-def _pass(function: str, struct: str, **values) -> None:
-    """Calls the engine. Tensors become addresses and floats their bits."""
+def _struct(name: str, **values) -> array:
+    """A struct of the engine. Tensors and structs become addresses and floats their bits."""
     numbers = {name: address(value) if value is None or isinstance(value, Tensor) else
-               binary.unpack('q', binary.pack('d', value))[0] if isinstance(value, float) else int(value)
+               binary.unpack('q', binary.pack('d', value))[0] if isinstance(value, float) else
+               value.buffer_info()[0] if isinstance(value, array) else int(value)
                for name, value in values.items()}
-    call = engine.struct(struct, threads=torch.get_num_threads(), **numbers)
+    return engine.struct(name, threads=torch.get_num_threads(), **numbers)
+
+
+def _pass(function: str, struct: str, **values) -> None:
+    """Calls the engine."""
+    call = _struct(struct, **values)
     engine.call(f'bnn_{function}', engine.isa_number(), call.buffer_info()[0])
 
 
@@ -227,7 +233,7 @@ def _norm_sums(words: Tensor, prepared: Tensor, conv: array, geometry: Conv2dGeo
     """The sums as int16, in channels-last memory; adds up what a batch norm needs of them."""
     batch, *size, _ = words.shape
     sums = torch.empty((batch, geometry.outputs, *geometry.size(size)), dtype=torch.int16, memory_format=torch.channels_last)
-    _pass('norm_sums', 'NormSums', conv=conv.buffer_info()[0], words=words, prepared=prepared, sums=sums, totals=totals)
+    _pass('norm_sums', 'NormSums', conv=conv, words=words, prepared=prepared, sums=sums, totals=totals)
     return sums
 
 
@@ -256,26 +262,68 @@ def _products(d_sums: Tensor, words: Tensor, signs: Tensor, geometry: Conv2dGeom
     return d_levels if needs[0] else None, d_signs.to(signs.dtype) if needs[1] else None
 
 
-def _d_input(d_levels: Tensor, operand: _Operand, shift: Tensor | None, product: SignProduct, needs_shift: bool,
-             residual: Tensor | None = None, residual_inside: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the input, with that of a shortcut added, and of the shift."""
-    surrogate, x, factor = product.surrogate, operand.x, None
+class _Residual(NamedTuple):
+    """The gradient of a shortcut that is the input itself, and which of its values count; None: all."""
+
+    grad: Tensor
+    inside: Tensor | None
+
+
+def _gradients(d_sums: Tensor | dict[str, Any], operand: _Operand, signs: Tensor, shift: Tensor | None, product: SignProduct,
+               needs: tuple[bool, bool, bool],
+               residual: _Residual | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of the input, with that of a shortcut added, of the shift and of the signs of the weight.
+
+    `d_sums`: gradients of the sums, or the arguments of `NormBackward` that make them.
+    """
+    geometry, surrogate, x, factor = product.geometry, product.surrogate, operand.x, None
+    batch, height, width, _ = operand.words.shape
     samples = 1 if operand.statistics is None else operand.statistics.shape[1]
-    if not isinstance(surrogate, Surrogate):
-        assert x is not None
-        v = x if shift is None else x + shift.view(-1, 1, 1)
-        if operand.statistics is not None:
-            rows = x.permute(0, 2, 3, 1)
-            v = (rows.reshape(samples, -1) * operand.statistics[1].float()[:, None]).view_as(rows).permute(0, 3, 1, 2)
-        factor, surrogate = _image(surrogate(v)), Surrogate()
-    d_levels = _image(d_levels)
-    d_x = _like(d_levels, d_levels.shape[1])
-    d_shift = torch.empty(d_x.shape[1]) if needs_shift else None
-    _pass('sign_backward', 'SignBackward', samples=samples, rows=_rows(d_x) // samples, channels=d_x.shape[1],
-          dtype=DTYPES[d_levels.dtype], peak=float(surrogate.peak), steepness=float(surrogate.steepness),
-          limit=float(surrogate.limit), grad=d_levels, x=x, inside=operand.inside, factor=factor, shift=shift,
-          statistics=operand.statistics, residual=residual, residual_inside=residual_inside, d_x=d_x, d_shift=d_shift)
-    return d_x, d_shift
+    together = _together(geometry, batch if operand.statistics is None else samples, batch)
+    needs_x, d_levels, d_signs = needs[0] or needs[1], None, None
+    dtype, norm = GRADIENTS[product.gradients], None
+    if isinstance(d_sums, dict):
+        sums: Tensor | None = None if together else _like(d_sums['sums'], geometry.outputs, dtype)
+        norm = _struct('NormBackward', dtype=DTYPES[dtype], d_sums=sums, **d_sums)
+        if sums is not None:
+            engine.call('bnn_norm_backward', engine.isa_number(), norm.buffer_info()[0])
+            del d_sums['sums']  # their memory is free for the products
+    else:
+        sums = d_sums
+    if sums is not None and not together:
+        d_levels, d_signs = _products(sums, operand.words, signs, geometry, (needs_x, needs[2]))
+        d_levels = None if d_levels is None else _image(d_levels)
+    d_x = d_shift = call = None
+    if needs_x:
+        if not isinstance(surrogate, Surrogate):
+            assert x is not None
+            v = x if shift is None else x + shift.view(-1, 1, 1)
+            if operand.statistics is not None:
+                rows = x.permute(0, 2, 3, 1)
+                v = (rows.reshape(samples, -1) * operand.statistics[1].float()[:, None]).view_as(rows).permute(0, 3, 1, 2)
+            factor, surrogate = _image(surrogate(v)), Surrogate()
+        d_x = torch.empty((batch, geometry.channels, height, width), memory_format=torch.channels_last)
+        d_shift = torch.empty(geometry.channels) if needs[1] else None
+        call = _struct('SignBackward', samples=samples, rows=_rows(d_x) // samples, channels=geometry.channels,
+                       dtype=DTYPES[torch.float32 if d_levels is None else d_levels.dtype], peak=float(surrogate.peak),
+                       steepness=float(surrogate.steepness), limit=float(surrogate.limit), grad=d_levels, x=x,
+                       inside=operand.inside, factor=factor, shift=shift, statistics=operand.statistics,
+                       residual=residual and residual.grad, residual_inside=residual and residual.inside, d_x=d_x,
+                       d_shift=d_shift)
+    if together:
+        conv = conv_struct(geometry, batch, (height, width), engine.isa_number(), torch.get_num_threads())
+        d_signs = torch.empty(signs.shape) if needs[2] else None
+        _pass('sign_products', 'SignProducts', conv=conv, dtype=DTYPES[dtype], d_sums=sums, norm=norm, words=operand.words,
+              weight=engine.dense(signs.detach()), input=call, d_weight=d_signs)
+    elif call is not None:
+        engine.call('bnn_sign_backward', engine.isa_number(), call.buffer_info()[0])
+    return d_x, d_shift, d_signs
+
+
+def _together(geometry: Conv2dGeometry, samples: int, batch: int) -> bool:
+    """Whether the engine has both products, and what follows them image by image."""
+    return (engine.isa() in engine.TILES and geometry.groups == 1 and math.prod(geometry.kernel) > 1
+            and samples == batch)
 
 
 class _SignConv2d(torch.autograd.Function):
@@ -293,14 +341,9 @@ class _SignConv2d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         *operand, shift, signs = ctx.saved_tensors
-        operand, product, needs = _Operand(*operand), ctx.product, ctx.needs_input_grad
-        needs_x = needs[0] or needs[1]
-        d_levels, d_signs = _products(_image(grad.to(GRADIENTS[product.gradients])), operand.words, signs, product.geometry,
-                                      (needs_x, needs[2]))
-        d_x = d_shift = None
-        if d_levels is not None:
-            d_x, d_shift = _d_input(d_levels, operand, shift, product, needs[1])
-        return d_x, d_shift, d_signs, None
+        product = ctx.product
+        return *_gradients(_image(grad.to(GRADIENTS[product.gradients])), _Operand(*operand), signs, shift, product,
+                           ctx.needs_input_grad[:3]), None
 
 
 class _SignConv2dNorm(torch.autograd.Function):
@@ -346,23 +389,16 @@ class _SignConv2dNorm(torch.autograd.Function):
         grad = _image(grad)
         sums = _norm_sums(operand.words, prepared, conv, product.geometry)
         outputs, width = sums.shape[1], grad.shape[1]
-        d_sums = _like(sums, outputs, GRADIENTS[product.gradients])
         # What the act takes has this gradient: `grad` where `inside`, and nowhere written if that is all that reads it.
         d_input = _like(grad, width) if norm.act == 'prelu' or (inside is not None and needs[6]) else None
         d: dict[str, Any] = {f'd_{name}': torch.empty(outputs if name == 'scale' else width) if value is not None else None
                              for name, value in dict(scale=scale, weight=weight, bias=bias, gamma=gamma, slope=slope,
                                                      zeta=zeta).items()}
-        _pass('norm_backward', 'NormBackward', rows=_rows(sums), outputs=outputs, width=width, act=ACTS[norm.act],
-              frozen=norm.frozen, dtype=DTYPES[d_sums.dtype], sums=sums, scale=scale, weight=weight, bias=bias,
-              shortcut=around, gamma=gamma, slope=slope, statistics=statistics, inside=inside, grad=grad, d_input=d_input,
-              d_sums=d_sums, **d)
+        d_sums = dict(rows=_rows(sums), outputs=outputs, width=width, act=ACTS[norm.act], frozen=norm.frozen, sums=sums,
+                      scale=scale, weight=weight, bias=bias, shortcut=around, gamma=gamma, slope=slope, statistics=statistics,
+                      inside=inside, grad=grad, d_input=d_input, **d)
         del sums
-        residual, residual_inside = (grad, inside) if d_input is None else (d_input, None)
-        needs_x = needs[0] or needs[1]
-        d_levels, d_signs = _products(d_sums, operand.words, signs, product.geometry, (needs_x, needs[2]))
-        d_x = d_shift = None
-        if d_levels is not None:
-            d_x, d_shift = _d_input(d_levels, operand, shift, product, needs[1], residual if own_shortcut else None,
-                                    residual_inside)
-        return (d_x, d_shift, d_signs, d['d_scale'], d['d_weight'], d['d_bias'], residual if needs[6] else None, d['d_gamma'],
+        residual = _Residual(grad, inside) if d_input is None else _Residual(d_input, None)
+        gradients = _gradients(d_sums, operand, signs, shift, product, needs[:3], residual if own_shortcut else None)
+        return (*gradients, d['d_scale'], d['d_weight'], d['d_bias'], residual.grad if needs[6] else None, d['d_gamma'],
                 d['d_slope'], d['d_zeta'], *[None] * 6)

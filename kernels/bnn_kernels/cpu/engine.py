@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
 
-VERSION = 14  # of the C interface, as in src/api.cpp
+VERSION = 15  # of the C interface, as in src/api.cpp
 # From slow to fast; their places are enum Isa of src/engine.hpp.
 ISAS = ('portable', 'neon', 'avx2', 'avx512', 'amx', 'amx-emulated')
+TILES = ('amx', 'amx-emulated')  # have products of bfloat16
 EMULATED = 'amx-emulated'  # the code for AMX on any processor: for tests, never chosen by itself
 VARIABLE = 'BNN_KERNELS_CPU_ISA'
 LIBRARY = Path(os.environ.get('BNN_KERNELS_CPU_LIBRARY') or Path(__file__).with_name('_engine.so'))
@@ -39,7 +40,8 @@ FUNCTIONS = {
     'bnn_attention': (c_char_p, [c_int64, c_void_p]),
     'bnn_normalized': (c_char_p, [c_int64, c_int64, c_void_p]),
     **{f'bnn_{name}': (c_char_p, [c_int64, c_void_p]) for name in (
-        'operand', 'norm_sums', 'norm_forward', 'norm_backward', 'sign_backward', 'unpack_signs')},
+        'operand', 'norm_sums', 'norm_forward', 'norm_backward', 'sign_backward', 'unpack_signs',
+        'sign_products')},
     'bnn_ceilings': (None, [c_int64, c_void_p]),
 }
 

@@ -11,6 +11,7 @@
 
 #include "driver.hpp"
 #include "layout.hpp"
+#include "products.hpp"
 #include "sequence.hpp"
 #include "training.hpp"
 
@@ -55,7 +56,7 @@ class Stopwatch {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 14; }
+BNN_API int64_t bnn_version() { return 15; }
 
 // "Name:<bytes> field:<offset> ..." of a struct that Python fills in, empty for another name; valid until the thread asks again.
 BNN_API const char* bnn_struct_layout(const char* name) {
@@ -135,6 +136,7 @@ BNN_TRAINING(norm_forward, NormForward)
 BNN_TRAINING(norm_backward, NormBackward)
 BNN_TRAINING(sign_backward, SignBackward)
 BNN_TRAINING(unpack_signs, Signs2Float)
+BNN_TRAINING(sign_products, SignProducts)
 
 // Multiply-accumulates per second of one core, 1-bit and float32; 0 where the instruction set has no measurement.
 BNN_API void bnn_ceilings(int64_t isa, double* rates) {

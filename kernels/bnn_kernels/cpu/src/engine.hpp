@@ -277,6 +277,10 @@ struct Kernel {
   double (*float_ceiling)();
 };
 
+#if defined(__x86_64__) && defined(__linux__)
+#define BNN_AMX
+#endif
+
 enum Isa : int64_t { PORTABLE, NEON, AVX2, AVX512, AMX, AMX_EMULATED, ISAS };
 
 // The kernel of an instruction set, or null where this processor lacks it.

@@ -15,8 +15,7 @@ extern const Kernel avx512;
 bool has_avx2();
 bool has_avx512();
 #endif
-#if defined(__x86_64__) && defined(__linux__)
-#define BNN_AMX
+#if defined(BNN_AMX)
 extern const Kernel amx;
 bool has_amx();
 #endif

@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "products.hpp"
 #include "target.hpp"
 
 BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq")
@@ -21,6 +22,7 @@ BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512v
 #include "amx.hpp"
 #include "ceiling.hpp"
 #include "downsample_amx.hpp"
+#include "products_loops.hpp"
 #include "simd_avx512.hpp"
 
 namespace bnn {
@@ -103,6 +105,9 @@ double binary_ceiling() {
 }
 
 }  // namespace
+
+const ProductKernel products_amx = product_kernel_for<Tiles>;
+
 }  // namespace bnn
 
 BNN_TARGET_END

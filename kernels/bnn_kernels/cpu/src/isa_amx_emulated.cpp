@@ -6,6 +6,7 @@
 #include "amx.hpp"
 #include "downsample_amx.hpp"
 #include "isa.hpp"
+#include "products_loops.hpp"
 #include "simd_portable.hpp"
 
 namespace bnn {
@@ -100,6 +101,8 @@ struct EmulatedTiles {
 };
 
 }  // namespace
+
+const ProductKernel products_emulated = product_kernel_for<EmulatedTiles>;
 
 const Kernel amx_emulated = {
     .name = "amx-emulated",

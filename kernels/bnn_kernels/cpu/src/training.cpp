@@ -12,14 +12,6 @@ namespace {
 constexpr int64_t PARTS = 32;  // rows are summed in so many parts, whatever the threads: results do not depend on their number
 constexpr int64_t PART = 1 << 14;  // values that a part has at least
 
-const TrainingKernel& training_kernel_of([[maybe_unused]] int64_t isa) {
-#if defined(__x86_64__)
-  if (isa == AVX2) return training_avx2;
-  if (isa == AVX512 || isa == AMX) return training_avx512;
-#endif
-  return training_portable;
-}
-
 // Items in ranges of body(first, last), on several threads where it is worth it.
 template <class Body>
 void ranges(int64_t items, int64_t values, int64_t threads, const Body& body) {
@@ -55,6 +47,14 @@ Affine affine_of(const Norm& p, const double* statistics) {
 }
 
 }  // namespace
+
+const TrainingKernel& training_kernel_of([[maybe_unused]] int64_t isa) {
+#if defined(__x86_64__)
+  if (isa == AVX2) return training_avx2;
+  if (isa == AVX512 || isa == AMX) return training_avx512;
+#endif
+  return training_portable;
+}
 
 void operand(int64_t isa, const Operand& p) {
   const TrainingKernel& kernel = training_kernel_of(isa);
@@ -105,7 +105,7 @@ void norm_forward(int64_t isa, const NormForward& p) {
 // With z = (scale * s - mean) * inverse, y = act(weight * z + bias + shortcut) and g the gradient of what the act takes:
 // d_bias = sum(g), d_weight = sum(g z), d(scale * s) = weight * inverse * (g - mean(g) - z * mean(g z)); frozen statistics are
 // constants, and only the first of the three terms is left.
-void norm_backward(int64_t isa, const NormBackward& p) {
+GradAffine norm_gradients(int64_t isa, const NormBackward& p) {
   const TrainingKernel& kernel = training_kernel_of(isa);
   const Affine affine = affine_of(p, p.statistics);
   const int64_t width = p.width;
@@ -136,8 +136,13 @@ void norm_backward(int64_t isa, const NormBackward& p) {
     grad.offset[o] = static_cast<float>(offset[o]);
     if (p.d_scale) p.d_scale[o] = static_cast<float>(d_scale[o]);
   }
-  ranges(p.rows, p.rows * width, p.threads,
-         [&](int64_t first, int64_t last) { kernel.norm_backward_sums(p, grad, first, last); });
+  return grad;
+}
+
+void norm_backward(int64_t isa, const NormBackward& p) {
+  const GradAffine grad = norm_gradients(isa, p);
+  ranges(p.rows, p.rows * p.width, p.threads,
+         [&](int64_t first, int64_t last) { training_kernel_of(isa).norm_backward_sums(p, grad, first, last); });
 }
 
 void sign_backward(int64_t isa, const SignBackward& p) {

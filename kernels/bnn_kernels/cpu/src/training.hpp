@@ -120,6 +120,11 @@ struct TrainingKernel {
   void (*unpack_signs)(const Signs2Float&, int64_t first, int64_t last);
 };
 
+const TrainingKernel& training_kernel_of(int64_t isa);
+
+// All but d_sums, and how each of those follows.
+GradAffine norm_gradients(int64_t isa, const NormBackward& p);
+
 extern const TrainingKernel training_portable;
 #if defined(__x86_64__)
 extern const TrainingKernel training_avx2, training_avx512;

@@ -12,12 +12,14 @@
 BNN_TARGET("avx2,fma,f16c,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq")
 
 #include "simd_avx512.hpp"
-#include "training_loops.hpp"
+#include "training_avx2.hpp"
 
 namespace bnn {
 namespace {
 
 struct Training512 : Avx512 {
+  using Rest = Training256;
+
   static Float from_int16(const int16_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)p)));
   }

@@ -1,4 +1,4 @@
-// The loops of training.hpp, for an instruction set S; Single takes the channels that do not fill a vector.
+// The loops of training.hpp, for an instruction set S.
 //
 // A few rows at a time, which stay in the cache, and of them one vector of channels after the other: what belongs to a channel is
 // in registers then. Sums over rows are float32 within such a block and double beyond it.
@@ -19,12 +19,11 @@ struct Single : Scalar {
   static Float where(uint32_t mask, Float yes, Float no) { return (mask & 1) != 0 ? yes : no; }
 };
 
-// body<V>(channel) for vectors V of channels.
+// body<V>(channel) for vectors V of channels; narrower ones, S::Rest and so on, take what is left.
 template <class S, class Body>
-void each_channel(int64_t channels, const Body& body) {
-  int64_t c = 0;
+void each_channel(int64_t channels, const Body& body, int64_t c = 0) {
   for (; c + S::lanes <= channels; c += S::lanes) body.template operator()<S>(c);
-  for (; c < channels; c++) body.template operator()<Single>(c);
+  if constexpr (S::lanes > 1) each_channel<typename S::Rest>(channels, body, c);
 }
 
 // body(first, last) for blocks of rows of so many channels.

@@ -6,6 +6,8 @@ namespace bnn {
 namespace {
 
 struct TrainingPortable : Portable {
+  using Rest = Single;
+
   typedef int16_t Short __attribute__((vector_size(8)));
   static Float from_int16(const int16_t* p) { return __builtin_convertvector(copy<Short>(p), Float); }
   static void store_int16(int16_t* p, const int32_t* v) {
