@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnn_kernels.cpu.engine import available_isas, set_isa
+from bnn_kernels.cpu.engine import TILES, available_isas, set_isa
 from bnn_kernels.geometry import Conv2dGeometry, linear_geometry
 from bnn_kernels.training import Norm, SignProduct, Surrogate, sign_conv2d, sign_conv2d_norm, sign_linear, supported
 
@@ -242,3 +242,51 @@ def test_refusals():
     assert supported(torch.ones(1).double()) == (False, 'training operators take float32, got torch.float64')
     assert not supported(torch.ones(1, device='meta'))[0]
     assert math.isinf(Surrogate().limit)
+
+
+@pytest.mark.parametrize('isa', [isa for isa in available_isas() if isa in TILES])
+def test_tiles_keep_every_bit_of_a_gradient(isa):
+    """Products with signs are exact; mutations: two pieces of bfloat16 instead of three, a gradient that is rounded."""
+    torch.manual_seed(0)
+    grad = torch.zeros(1, 1, 9, 5)
+    grad[..., ::3, ::3] = torch.randn(3, 2)
+    x, signs = torch.ones(1, 1, 10, 6, requires_grad=True), torch.tensor([[[[1.0, -1.0], [-1.0, 1.0]]]], requires_grad=True)
+    with set_isa(isa):
+        sign_conv2d(x, signs, SignProduct(Conv2dGeometry(1, 1, 2))).backward(grad)
+    expected = sum(F.pad(grad, (right, 1 - right, down, 1 - down)) * signs[0, 0, down, right]
+                   for down in (0, 1) for right in (0, 1))
+    assert torch.equal(x.grad, expected.detach())
+
+    single = torch.zeros_like(grad)
+    single[..., 4, 2] = grad[..., 3, 3]
+    signs.grad = None
+    with set_isa(isa):
+        sign_conv2d(x.detach(), signs, SignProduct(Conv2dGeometry(1, 1, 2))).backward(single)
+    assert torch.equal(signs.grad, single[..., 4, 2].expand_as(signs))
+
+
+@pytest.mark.parametrize('isa', [isa for isa in available_isas() if isa in TILES])
+@pytest.mark.parametrize('shape', [(5, 17, 24, 24), (9, 33, 16, 15), (40, 3, 2, 3)])
+@pytest.mark.parametrize('samples', [None, 1])
+def test_images_in_several_units_and_threads(isa, shape, samples):
+    """The products of tiles against those of torch; mutations: a unit that begins at the images of another, deviations of images
+    where the whole input is one sample."""
+    generator, threads, found = torch.Generator().manual_seed(0), torch.get_num_threads(), []
+    geometry = Conv2dGeometry(shape[1], 20, 3, (2, 1), 1, pad_value=-1)
+    x, signs = torch.randn(shape, generator=generator), torch.randn(20, shape[1], 3, 3, generator=generator).sign()
+    shift = None if samples else torch.randn(shape[1], generator=generator)
+    grad = torch.randn(shape[0], 20, *geometry.size(shape[2:]), generator=generator)
+    product = SignProduct(geometry, Surrogate(2.0, 1.0), standardize=samples is not None, samples=samples)
+    try:
+        for name, count in (isa, 1), (isa, 2), ('portable', 1):
+            torch.set_num_threads(count)
+            inputs = [None if v is None else v.clone().requires_grad_() for v in (x, signs, shift)]
+            with set_isa(name):
+                sign_conv2d(inputs[0], inputs[1], product, inputs[2]).backward(grad)
+            found.append([v.grad for v in inputs if v is not None])
+    finally:
+        torch.set_num_threads(threads)
+    for one, two, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+    assert torch.equal(found[0][0], found[1][0]), 'gradients of images do not depend on threads'
