@@ -269,7 +269,7 @@ def test_tiles_keep_every_bit_of_a_gradient(isa):
 @pytest.mark.parametrize('shape', [(5, 17, 24, 24), (9, 33, 16, 15), (40, 3, 2, 3)])
 @pytest.mark.parametrize('samples', [None, 1])
 def test_images_in_several_units_and_threads(isa, shape, samples):
-    """The products of tiles against those of torch; mutations: a unit that begins at the images of another, deviations of images
+    """The products of tiles against those of torch; mutations: a unit that begins at another's images, deviations of images
     where the whole input is one sample."""
     generator, threads, found = torch.Generator().manual_seed(0), torch.get_num_threads(), []
     geometry = Conv2dGeometry(shape[1], 20, 3, (2, 1), 1, pad_value=-1)
