@@ -29,9 +29,16 @@ METHOD = 'bireal'
 NO_FAMILIES = ('_base_', 'common', 'dsdl')
 # Backbone and neck binary through the config; the whole detector by binarize_; our own ResNet in the place of mmdet's.
 WAYS = ('whole', 'parts', 'BNNResNet')
-MOST = {'stacked_convs': 2, 'num_layers': 2, 'num_convs': 2}
+MOST = {'stacked_convs': 2, 'num_layers': 2, 'num_convs': 2, 'num_shared_convs': 1, 'num_shared_fcs': 1, 'depths': 1,
+        'stage_blocks': 1, 'deepen_factor': 0.33, 'num_blocks': 2, 'stack_times': 2, 'num_csp_blocks': 1}
+# Widths, and what must follow them.
+WIDTHS = {
+    'in_channels', 'out_channels', 'feat_channels', 'feat_channel', 'base_channels', 'conv_out_channels', 'fc_out_channels',
+    'embed_dims', 'feedforward_channels', 'num_feats', 'num_groups', 'stage_channels', 'num_channels', 'num_deconv_filters',
+    'channels', 'hidden_channels', 'mask_out_channel', 'class_embed_dims', 'in_feature_channels', 'fc_channels'}
+NARROWER = 4
 # Images, the stride of their map of classes, with masks or without: the first that a detector takes.
-SIZES = (((128, 160), 1, True), ((128, 160), 8, True), ((128, 160), 1, False), ((320, 320), 1, True), ((320, 320), 8, True))
+SIZES = (((128, 160), 1, True), ((128, 160), 8, True), ((128, 160), 1, False), ((256, 256), 1, True), ((320, 320), 8, True))
 
 
 def names() -> list[str]:
@@ -44,9 +51,16 @@ def configs() -> Path:
     return Path(str(files('mmdet'))) / '.mim/configs'
 
 
+# Where the names suggest a config that is no detector, or needs pooled deformable regions.
+CONFIGS = {'cascade_rpn': 'cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',
+           'dcn': 'faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py', 'dcnv2': 'faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py'}
+
+
 def config_of(family: str) -> str:
     """The config of a family that is tried, the smallest by its name: ResNet-18 before 50, no ResNeXt."""
-    found = list(configs().joinpath(family).glob('*.py'))
+    if family in CONFIGS:
+        return f'{family}/{CONFIGS[family]}'
+    found = [path for path in configs().joinpath(family).glob('*.py') if 'tta' not in path.name]
     large = ('101', 'x-', '_x', '-l-', '_l_', '_m_', 'swinl', 'swinb')
     found.sort(key=lambda path: (sum(part in path.name for part in large), 'r18' not in path.name, 'r50' not in path.name,
                                  len(path.name), path.name))
@@ -69,8 +83,8 @@ def shrink_(cfg) -> None:
     """Fewer layers of each kind, in place: what is repeated needs no second look, and hours become minutes."""
     if isinstance(cfg, dict):
         for key, most in MOST.items():
-            if isinstance(cfg.get(key), int) and cfg[key] > most:
-                cfg[key] = most
+            if key in cfg and not (key == 'num_layers' and cfg.get('type')):  # of a stack of Transformer layers only
+                cfg[key] = at_most(cfg[key], most)
         for value in cfg.values():
             shrink_(value)
     elif isinstance(cfg, list | tuple):
@@ -78,13 +92,49 @@ def shrink_(cfg) -> None:
             shrink_(value)
 
 
+def at_most(value, most):
+    if isinstance(value, list | tuple):
+        return type(value)(at_most(item, most) for item in value)
+    return min(value, most) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def narrow_(cfg) -> None:
+    """A quarter of the channels wherever a config names them, in place. Where a class has a width of its own as well, the
+    model does not run, and stays as wide as it was."""
+    if isinstance(cfg, dict):
+        for key, value in OWN_WIDTHS.get(cfg.get('type'), {}).items():
+            cfg.setdefault(key, value)
+        for key, value in cfg.items():
+            if key in WIDTHS:
+                cfg[key] = narrower(value)
+            elif key == 'widen_factor':
+                cfg[key] = value / NARROWER
+            narrow_(value)
+    elif isinstance(cfg, list | tuple):
+        for value in cfg:
+            narrow_(value)
+
+
+def narrower(value):
+    if isinstance(value, list | tuple):
+        flat = [item for item in value if isinstance(item, int)]
+        fits = flat and max(flat) >= 64 and not any(item % NARROWER for item in flat)
+        return type(value)(item // NARROWER for item in value) if fits and len(flat) == len(value) else value
+    return value // NARROWER if isinstance(value, int) and value >= 32 and value % NARROWER == 0 else value
+
+
+# Defaults of classes that configs do not name.
+RESNETS = ('ResNet', 'Res2Net', 'ResNeSt', 'ResNeXt', 'DetectoRS_ResNet', 'DetectoRS_ResNeXt')
+DETR_HEADS = ('DeformableDETRHead', 'DINOHead', 'ConditionalDETRHead', 'DABDETRHead', 'DDQDETRHead', 'GroundingDINOHead')
+OWN_WIDTHS = {**{name: {'base_channels': 64} for name in RESNETS}, **{name: {'embed_dims': 256} for name in DETR_HEADS},
+              'HourglassNet': {'feat_channel': 256}}
+
+
 @contextmanager
 def small_networks() -> Iterator[None]:
     """Meanwhile ResNet's kin have two blocks in the first stage and one in the others."""
-    kinds = (backbones.ResNet, backbones.Res2Net, backbones.ResNeSt, backbones.ResNeXt, backbones.DetectoRS_ResNet,
-             backbones.DetectoRS_ResNeXt, BNNResNet)
     with ExitStack() as stack:
-        for kind in kinds:
+        for kind in (*(getattr(backbones, name) for name in RESNETS), BNNResNet):
             few = {depth: (block, (2, 1, 1, 1)) for depth, (block, _) in kind.arch_settings.items()}
             stack.enter_context(patch.object(kind, 'arch_settings', few))
         yield
@@ -111,7 +161,8 @@ def applies(cfg: Config, way: str) -> str:
     return ''
 
 
-OWN_KEYS = {'type', 'depth', 'num_stages', 'out_indices', 'frozen_stages', 'norm_cfg', 'norm_eval', 'style', 'init_cfg'}
+OWN_KEYS = {'type', 'depth', 'base_channels', 'num_stages', 'out_indices', 'frozen_stages', 'norm_cfg', 'norm_eval', 'style',
+            'init_cfg'}
 
 
 def in_parts(cfg: Config) -> Config:
@@ -151,6 +202,13 @@ def case(family: str, way: str, facts: dict) -> Case:
     reason = applies(cfg, way)
     if reason:
         raise LookupError(reason)
+    narrow = copy.deepcopy(cfg)
+    narrow_(narrow)
+    try:
+        build(copy.deepcopy(narrow))(*samples(build(copy.deepcopy(narrow)), *SIZES[0]), 'loss')
+        cfg = narrow
+    except Exception:  # whatever a host says to widths that do not fit
+        pass
     chosen: list[tuple] = []  # the sizes and labels that this detector takes
 
     def losses(model: nn.Module) -> list[Tensor]:

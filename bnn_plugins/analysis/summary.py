@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 import bnn_kernels
 
@@ -27,7 +28,7 @@ from ..deploy.packed_attention import PackedAttention
 from ..layers import BinaryLayer
 from ..layers.attention import BinaryAttention
 
-COUNTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, BinaryLayer, PackedLayer, BinaryAttention, PackedAttention)
+COUNTED = (_ConvNd, nn.Linear, BinaryLayer, PackedLayer, BinaryAttention, PackedAttention)
 BOPS_PER_OP = 64
 
 

@@ -61,9 +61,9 @@ class DataDrivenGain(nn.Module):
         self.excite = nn.Linear(self.squeeze.out_features, out_channels, bias=False)
 
     def forward(self, x: Tensor, acc: Tensor) -> Tensor:
-        mean = x.mean((2, 3)) if self.channel_dim == 1 else x
+        mean = x.mean(tuple(range(2, x.ndim))) if self.channel_dim == 1 else x
         gain = self.excite(self.squeeze(mean.to(self.squeeze.weight.dtype)).relu()).sigmoid()
-        return gain[:, :, None, None] if self.channel_dim == 1 else gain
+        return gain.view(*gain.shape, *[1] * (x.ndim - 2)) if self.channel_dim == 1 else gain
 
 
 class SpatialGain(nn.Module):

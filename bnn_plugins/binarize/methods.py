@@ -52,7 +52,7 @@ class LayerSpec(InputSpec):
     Attributes:
         out_channels: filters.
         fan_in: weights of one filter.
-        window: ``kernel_size``, ``stride``, ``padding`` and ``dilation`` of a convolution; ``None`` for a linear layer.
+        window: ``kernel_size``, ``stride``, ``padding`` and ``dilation`` of a convolution over images; ``None`` for others.
     """
 
     out_channels: int
@@ -145,11 +145,13 @@ def xnor(estimator='clipped_ste') -> Method:
 def xnorpp(estimator='clipped_ste', spatial: int | None = 8) -> Method:
     """XNOR-Net++, arXiv 1909.13863: signs of both, and one learned scale, an outer product over channels, height and width.
 
-    ``spatial``: numbers along height and width, interpolated to the size of the map; ``None``: channels only.
+    ``spatial``: numbers along height and width, interpolated to the size of the map; ``None``, and where there is no image:
+    channels only.
     """
 
     return Method(_sign(estimator), _sign_weight('clipped_ste', 'none'), act='prelu', latent_clip=1.0,
-                  gain=lambda layer: RankOneGain(layer.out_channels, layer.fan_in, layer.channel_dim, spatial))
+                  gain=lambda layer: RankOneGain(layer.out_channels, layer.fan_in, layer.channel_dim,
+                                                  spatial if layer.window else None))
 
 
 @register_method('dorefa')

@@ -73,13 +73,13 @@ class TrainingUpdates:
         if clip:
             self.clip_latents()
         for kind, found in self.after_steps.items():
-            kind.after_steps([binarizer for binarizer, _ in found], [gathered(module.weight) for _, module in found])
+            kind.after_steps([binarizer for binarizer, _ in found], [gathered(module.filters) for _, module in found])
 
     def start_epoch(self) -> None:
         """See :func:`start_epoch_`. Several processes share the work, each takes every n-th layer."""
         count, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
         for index, (binarizer, module) in enumerate(self.epochs):
-            weight = gathered(module.weight)
+            weight = gathered(module.filters)
             if index % count == rank:
                 binarizer.start_epoch(weight)
         for index, (binarizer, _) in enumerate(self.epochs if count > 1 else []):

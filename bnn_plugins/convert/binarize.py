@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import BinaryAttention, BinaryConv2d, BinaryLayer, BinaryLinear, Expansion, build_act
+from ..layers import BinaryAttention, BinaryConvTranspose2d, BinaryLayer, Expansion, build_act
 from ..layers.multihead import SplitMultiheadAttention
 from .config import BNNConfig
 from .dataflow import NON_NEGATIVE, trace
 from .flow import Probe, Trace
 from .report import BinarizationReport, LayerRow, weight_count
-from .rules import candidates, check_rules, decide, known, probe_of, walk
+from .rules import BINARY_FORMS, base_of, candidates, check_rules, decide, known, probe_of, walk
 
 # Called with each converted model and its config, for libraries whose models carry their config.
 CONVERTED: list[Callable[[nn.Module, BNNConfig], None]] = []
@@ -68,7 +68,7 @@ def convert_(model: nn.Module, cfg: BNNConfig, inputs: Tensor | tuple | dict | N
     found = candidates(model)
     if found and found[0].name == '':
         raise ValueError(f'binarize_ changes the children of a model; for a single {type(model).__name__} build the binary '
-                         'layer itself: bnn_plugins.layers.BinaryConv2d or BinaryLinear')
+                         f'layer itself: bnn_plugins.layers.{BINARY_FORMS[base_of(model) or nn.Linear].__name__}')
     check_rules(cfg.rules, [c.name for c in found])
     for entry in cfg.modules_to_not_convert or ():
         if not any(f'.{entry}.' in f'.{c.name}.' for c in found):
@@ -122,8 +122,7 @@ def split_attention_(model: nn.Module, cfg: BNNConfig) -> dict[str, str]:
     return said
 
 
-def to_binary(layer: nn.Conv2d | nn.Linear, cfg: BNNConfig,
-              device: torch.device | str | None = None) -> tuple[BinaryConv2d | BinaryLinear, str]:
+def to_binary(layer: Any, cfg: BNNConfig, device: torch.device | str | None = None) -> tuple[Any, str]:
     """The binary layer of the same outer shape, with the same parameters (as latents), mode and dtype; its own thresholds and
     scales are on ``device``, by default that of the layer.
 
@@ -132,13 +131,15 @@ def to_binary(layer: nn.Conv2d | nn.Linear, cfg: BNNConfig,
     """
     expand = cfg.layer_expand
     note = '' if expand is None else obstacle(layer, expand)
-    options = dict(method=cfg.method, expand=None if note else expand, device=device or layer.weight.device,
-                   dtype=layer.weight.dtype)
-    if isinstance(layer, nn.Linear):
-        new = BinaryLinear(layer.in_features, layer.out_features, layer.bias is not None, **options)
+    form, options = BINARY_FORMS[base_of(layer)], dict(
+        method=cfg.method, bias=layer.bias is not None, device=device or layer.weight.device, dtype=layer.weight.dtype)
+    if issubclass(form, nn.Linear):
+        new = form(layer.in_features, layer.out_features, expand=None if note else expand, **options)
     else:
-        new = BinaryConv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
-                           layer.dilation, layer.groups, layer.bias is not None, pad_value=cfg.pad_value, **options)
+        window = {key: getattr(layer, key) for key in ('kernel_size', 'stride', 'padding', 'dilation', 'groups')}
+        own = dict(output_padding=layer.output_padding) if issubclass(form, BinaryConvTranspose2d) else dict(
+            pad_value=cfg.pad_value, expand=None if note else expand)
+        new = form(layer.in_channels, layer.out_channels, **window, **own, **options)
     weight = layer.weight
     if new.expand is not None:
         weight = nn.Parameter(weight.detach().reshape(new.weight.shape), weight.requires_grad)
@@ -146,11 +147,13 @@ def to_binary(layer: nn.Conv2d | nn.Linear, cfg: BNNConfig,
     return new.train(layer.training), f'; {note or expand.text()}' if expand is not None else ''
 
 
-def obstacle(layer: nn.Conv2d | nn.Linear, expand: Expansion) -> str:
+def obstacle(layer: Any, expand: Expansion) -> str:
     """Why this layer cannot be expanded, ``''`` where it can."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return 'not expanded: a transposed convolution'
     if isinstance(layer, nn.Linear) and expand.groups > 1:
         return 'not expanded: a linear layer has no groups'
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+    if not isinstance(layer, nn.Linear) and layer.groups > 1:
         return f'not expanded: {layer.groups} groups of its own'
     outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     return f'not expanded: {outputs} outputs are not divisible by {expand.copies}' if outputs % expand.copies else ''

@@ -1,6 +1,6 @@
 """The rules that hold for any model: for torch's own layers, and for names that many libraries share."""
 
-from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from .rules import Candidate, RuleSet, known
 
@@ -12,19 +12,19 @@ def channel_attention(c: Candidate) -> str | None:
 
 
 def reads_image(c: Candidate) -> str | None:
-    if isinstance(c.module, nn.Conv2d) and c.module.in_channels <= IMAGE_CHANNELS:
+    if isinstance(c.module, _ConvNd) and c.module.in_channels <= IMAGE_CHANNELS:
         return f'reads the image ({c.module.in_channels} channels)'
     return None
 
 
 def depthwise(c: Candidate) -> str | None:
-    if isinstance(c.module, nn.Conv2d) and c.module.groups == c.module.in_channels > 1:
+    if isinstance(c.module, _ConvNd) and c.module.groups == c.module.in_channels > 1:
         return f'depthwise: sums of only {c.module.weight[0].numel()} signs'
     return None
 
 
 def real_shortcut(c: Candidate) -> str | None:
-    if isinstance(c.module, nn.Conv2d) and c.module.kernel_size == (1, 1) and known('shortcuts') & set(c.parts):
+    if isinstance(c.module, _ConvNd) and set(c.module.kernel_size) == {1} and known('shortcuts') & set(c.parts):
         return 'shortcut: carries the real-valued stream'
     return None
 

@@ -1,5 +1,6 @@
 """One forward pass seen layer by layer: multiply-accumulates, elementwise multiplies, values moved, the balance of signs."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,20 +50,19 @@ class LayerCounts:
 
 def macs_per_output(module: Layer) -> int:
     """Multiply-accumulates for one output value (one input value of a transposed convolution)."""
-    if hasattr(module, 'fan_in'):
-        return module.fan_in
     if hasattr(module, 'in_features'):
-        return module.in_features
-    kernel_height, kernel_width = module.kernel_size
-    channels = module.out_channels if isinstance(module, nn.ConvTranspose2d) else module.in_channels
-    return channels // module.groups * kernel_height * kernel_width
+        return getattr(module, 'fan_in', module.in_features)
+    if hasattr(module, 'fan_in') and not module.transposed:
+        return module.fan_in
+    channels = module.out_channels if module.transposed else module.in_channels
+    return channels // module.groups * math.prod(module.kernel_size)
 
 
 def has_scale(layer: Layer) -> bool:
     """Whether a latent or packed layer multiplies its accumulators by a number per filter."""
     if layer.activation.step != 1 or layer.folded_scale is not None:
         return True
-    return (layer.weight_binarizer(layer.weight)[1] if isinstance(layer, BinaryLayer) else layer.weight_scale) is not None
+    return (layer.weight_binarizer(layer.filters)[1] if isinstance(layer, BinaryLayer) else layer.weight_scale) is not None
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def count_layers(model: nn.Module, run: Callable[[], object], is_layer: Callable
     def after(name: str, module: Layer):
         def hook(_, inputs: tuple[Tensor, ...], output: Any) -> None:
             record = counts.setdefault(name, LayerCounts())
-            counted = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
+            counted = inputs[0] if getattr(module, 'transposed', False) else output
             # The outputs of an expanded layer are copies of fewer ones.
             distinct = counted.numel() // getattr(module, 'replicas', 1)
             record.macs += distinct * macs_per_output(module)

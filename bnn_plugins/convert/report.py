@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from ..layers import BinaryLayer
 from .layer_counts import count_layers
@@ -85,7 +86,7 @@ class BinarizationReport:
             for module in model.modules():
                 if isinstance(module, _BatchNorm):
                     module.train()
-        counts = count_layers(model, lambda: model(*inputs), lambda m: isinstance(m, nn.Conv2d | nn.Linear | BinaryLayer))
+        counts = count_layers(model, lambda: model(*inputs), lambda m: isinstance(m, _ConvNd | nn.Linear | BinaryLayer))
         for row in self.rows:
             if row.name in counts:
                 row.macs, row.sign_balance = counts[row.name].macs, counts[row.name].sign_balance

@@ -12,7 +12,7 @@ from itertools import chain
 from torch import Tensor, nn
 
 from ..binarize.lookup import unknown
-from ..layers import BinaryLayer
+from ..layers import BinaryConv1d, BinaryConv2d, BinaryConv3d, BinaryConvTranspose2d, BinaryLayer, BinaryLinear
 from .dataflow import LAYERS
 from .flow import Probe, Trace
 
@@ -47,6 +47,15 @@ class Candidate:
 
 
 Rule = Callable[[Candidate], str | None]
+# The binary layer of each float one.
+BINARY_FORMS: dict[type[nn.Module], type[BinaryLayer]] = {
+    nn.Linear: BinaryLinear, nn.Conv1d: BinaryConv1d, nn.Conv2d: BinaryConv2d, nn.Conv3d: BinaryConv3d,
+    nn.ConvTranspose2d: BinaryConvTranspose2d}
+
+
+def base_of(layer: nn.Module) -> type[nn.Module] | None:
+    """The class of torch that has a binary form and that ``layer`` is of; ``None`` where there is none."""
+    return next((base for base in BINARY_FORMS if isinstance(layer, base)), None)
 
 
 @dataclass(frozen=True)
@@ -219,9 +228,9 @@ def stays_float(candidate: Candidate) -> str | None:
 def cannot_be_binary(candidate: Candidate, trace: Trace) -> str | None:
     """Why no rule can make the layer binary: a binary layer in its place would not compute what it computes, or never run."""
     layer, cls = candidate.module, type(candidate.module)
-    if not isinstance(layer, nn.Conv2d | nn.Linear):
+    base = base_of(layer)
+    if base is None:
         return f'there is no binary {cls.__name__}'
-    base = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
     if cls.__name__ == 'NonDynamicallyQuantizableLinear':
         return 'nn.MultiheadAttention uses its weight without calling it'
     if 'weight' not in layer._parameters:

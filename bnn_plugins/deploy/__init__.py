@@ -8,10 +8,11 @@ from .pack import PACKED, pack_
 from .packed import PackedConv2d, PackedLayer, PackedLinear, PackedModule, register_packed, weight_levels
 from .packed_attention import PackedAttention
 from .packed_cells import PackedCell, PackedGateConv2d, PackedGateLinear
+from .packed_convs import PackedConv1d, PackedConv3d, PackedConvTranspose2d
 from .verify import VerificationReport, verify
 
 __all__ = ['PACKED', 'FusionReport', 'Int8Conv2d', 'Int8ConvTranspose2d', 'Int8Linear', 'Int8Report', 'PackedAttention',
-           'PackedCell', 'PackedConv2d', 'PackedFile', 'PackedGateConv2d', 'PackedGateLinear', 'PackedLayer', 'PackedLinear',
-           'PackedModule', 'VerificationReport', 'fuse_', 'fused_parts', 'fused_steps', 'is_packed_file', 'load_packed_',
-           'pack_', 'quantize_rest_', 'read_packed', 'register_packed', 'save_packed', 'unfuse_', 'verify',
-           'weight_levels']
+           'PackedCell', 'PackedConv1d', 'PackedConv2d', 'PackedConv3d', 'PackedConvTranspose2d', 'PackedFile',
+           'PackedGateConv2d', 'PackedGateLinear', 'PackedLayer', 'PackedLinear', 'PackedModule', 'VerificationReport',
+           'fuse_', 'fused_parts', 'fused_steps', 'is_packed_file', 'load_packed_', 'pack_', 'quantize_rest_', 'read_packed',
+           'register_packed', 'save_packed', 'unfuse_', 'verify', 'weight_levels']

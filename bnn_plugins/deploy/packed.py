@@ -12,7 +12,8 @@ up what several planes would: the same integers (:func:`in_bytes`).
 """
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -128,14 +129,20 @@ class PackedLayer(PackedModule):
     """
 
     bases = 1
+    has_bytes = True  # whether it has :meth:`_bytes`
+
+    @staticmethod
+    def _as_images(filters: Tensor) -> Tensor:
+        """Filters ``[O, ...]`` as the operators take them, ``[n * O, C / groups, kH, kW]`` or ``[O, C]``."""
+        return filters
 
     @classmethod
     @torch.no_grad()
     def from_latent(cls, layer: nn.Module) -> Self:
         binarizer = copy.deepcopy(layer.weight_binarizer).eval()  # some draw their signs in training
-        levels, scale = binarizer(layer.weight)
+        levels, scale = binarizer(layer.filters)
         numbers = ((levels + 2 ** binarizer.bits - 1) / 2).to(torch.int32)
-        planes = [bnn_kernels.pack_weight(((number >> plane) & 1) * 2.0 - 1)
+        planes = [bnn_kernels.pack_weight(cls._as_images(((number >> plane) & 1) * 2.0 - 1))
                   for number in numbers.chunk(binarizer.bases) for plane in range(binarizer.bits)]
         packed = super().from_latent(layer)
         packed.bases = binarizer.bases
@@ -172,6 +179,10 @@ class PackedLayer(PackedModule):
                 worth = -2 ** i if activation.twos_complement and i == activation.bits - 1 else 2 ** i
                 for j, w in enumerate(self.weight_bits):
                     sums[j] = sums[j] + (self._binary(words, w, -1) + self._plane_sums(w)) // 2 * worth
+        return self._joined(sums)
+
+    def _joined(self, sums: list[Tensor]) -> Tensor:
+        """The accumulators of all planes as those of the layer."""
         if self.bases > 1:
             return torch.cat(sums, self.channel_dim)
         return sums[0] if len(sums) == 1 else sum(acc * 2 ** j for j, acc in enumerate(sums))
@@ -196,8 +207,8 @@ def weight_levels(layer: nn.Module) -> Tensor:
     """The integers that a latent or a packed layer sums with: -1 and +1 for weights of one bit, without the scale.
 
     Returns:
-        float32, of the shape of the latent weight: ``[O, C / groups, kH, kW]`` or ``[O, C]``; the bases of a layer with
-        several lie one whole set of filters behind the other.
+        float32, one filter for each output: ``[O, C / groups, kH, kW]`` (as many dimensions as the convolution has) or
+        ``[O, C]``; the bases of a layer with several lie one whole set of filters behind the other.
 
     Raises:
         TypeError: for another module.
@@ -215,7 +226,7 @@ def weight_levels(layer: nn.Module) -> Tensor:
     if not isinstance(layer, BinaryLayer):
         raise TypeError(f'weight_levels takes a latent or a packed layer, but got a {type(layer).__name__}')
     binarizer = copy.deepcopy(layer.weight_binarizer).eval()  # some draw their signs in training
-    return binarizer(layer.weight)[0].float()
+    return binarizer(layer.filters)[0].float()
 
 
 def levels_dtype(activation: ActivationBinarizer, x: Tensor) -> torch.dtype:
@@ -229,7 +240,7 @@ def in_bytes(layer: PackedLayer, activation: ActivationBinarizer, x: Tensor) -> 
     """Whether the levels of inputs and weights are summed as int8: several planes on a CPU, whose sums a float32 holds."""
     planes = activation.bits * layer.w_bits
     most = layer.fan_in * (2 ** activation.bits - 1) * (2 ** layer.w_bits - 1)
-    return x.is_cpu and planes > 1 and layer.bases == 1 and layer.w_bits < 8 and most < TERMS_LIMIT \
+    return x.is_cpu and layer.has_bytes and planes > 1 and layer.bases == 1 and layer.w_bits < 8 and most < TERMS_LIMIT \
         and layer.fan_in <= INT8_TERMS_LIMIT
 
 
@@ -275,35 +286,22 @@ def expand_text(layer: nn.Module) -> str:
     return '' if layer.expand is None else f' {layer.expand.text()}'
 
 
-@register_packed(BinaryConv2d)
-class PackedConv2d(PackedLayer):
-    """The packed :class:`BinaryConv2d`. ``[N, C, H, W]`` -> ``[N, O, H', W']``."""
+def convolve_words(words: Tensor, w: Tensor, channels: int, stride: Sequence[int], pads: Sequence[int],
+                   dilation: Sequence[int], groups: int, pad_value: int) -> Tensor:
+    """Int32 ``[N, O, H', W']``; ``pads``: left, right, top and bottom."""
+    left, right, top, bottom = pads
+    acc = bnn_kernels.binary_conv2d(words, w, channels, stride, (bottom, right), dilation, groups, pad_value)
+    # padding='same' with an even kernel pads one row or column more at the end: the first output is one too many.
+    return acc[..., bottom - top:, right - left:]
+
+
+class PackedConv(PackedLayer):
+    """What packed convolutions over one, two and three dimensions share."""
 
     channel_dim = 1
 
     def _fan(self) -> int:
-        kernel_height, kernel_width = self.kernel_size
-        return self.fan_in // (kernel_height * kernel_width)
-
-    def _pack(self, x: Tensor, threshold: Tensor | None) -> Tensor:
-        return bnn_kernels.pack_activations(x, threshold, self.groups)
-
-    def _plane_sums(self, w: Tensor) -> Tensor:
-        return filter_sums(w, self._fan()).view(-1, 1, 1)
-
-    def _binary(self, words: Tensor, w: Tensor, pad_value: int) -> Tensor:
-        left, right, top, bottom = self._reversed_padding_repeated_twice
-        acc = bnn_kernels.binary_conv2d(words, w, self._fan() * self.groups, self.stride, (bottom, right), self.dilation,
-                                        self.groups, pad_value)
-        # padding='same' with an even kernel pads one row or column more at the end: the first output is one too many.
-        return acc[..., bottom - top:, right - left:]
-
-    def _bytes(self, levels: Tensor, zero: Tensor, weight: Tensor, epilogue: bnn_kernels.Epilogue) -> Tensor:
-        left, right, top, bottom = self._reversed_padding_repeated_twice
-        levels = levels.contiguous(memory_format=torch.channels_last)  # as the operator reads them, without a copy of its own
-        _, acc = bnn_kernels.int8_conv2d(levels, zero, weight, epilogue, stride=self.stride,
-                                         padding=(bottom, right), dilation=self.dilation, groups=self.groups)
-        return acc[..., bottom - top:, right - left:].to(torch.int32)
+        return self.fan_in // math.prod(self.kernel_size)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.pre_norm is not None:
@@ -316,12 +314,35 @@ class PackedConv2d(PackedLayer):
         return self._epilogue(input, acc)
 
     def signature(self) -> str:
-        return (f'conv {self.in_channels}->{self.out_channels} kernel {tuple(self.kernel_size)} stride {tuple(self.stride)} '
+        kind = 'conv' if len(self.kernel_size) == 2 else f'conv{len(self.kernel_size)}d'
+        return (f'{kind} {self.in_channels}->{self.out_channels} kernel {tuple(self.kernel_size)} stride {tuple(self.stride)} '
                 f'padding {self.padding} dilation {tuple(self.dilation)} groups {self.groups} pad_value {self.pad_value} '
                 f'method {method_text(self.method)}{expand_text(self)}')
 
     def extra_repr(self) -> str:
         return f'{self.signature()}, weight bits {self.w_bits}'
+
+
+@register_packed(BinaryConv2d)
+class PackedConv2d(PackedConv):
+    """The packed :class:`BinaryConv2d`. ``[N, C, H, W]`` -> ``[N, O, H', W']``."""
+
+    def _pack(self, x: Tensor, threshold: Tensor | None) -> Tensor:
+        return bnn_kernels.pack_activations(x, threshold, self.groups)
+
+    def _plane_sums(self, w: Tensor) -> Tensor:
+        return filter_sums(w, self._fan()).view(-1, 1, 1)
+
+    def _binary(self, words: Tensor, w: Tensor, pad_value: int) -> Tensor:
+        return convolve_words(words, w, self._fan() * self.groups, self.stride, self._reversed_padding_repeated_twice,
+                              self.dilation, self.groups, pad_value)
+
+    def _bytes(self, levels: Tensor, zero: Tensor, weight: Tensor, epilogue: bnn_kernels.Epilogue) -> Tensor:
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        levels = levels.contiguous(memory_format=torch.channels_last)  # as the operator reads them, without a copy of its own
+        _, acc = bnn_kernels.int8_conv2d(levels, zero, weight, epilogue, stride=self.stride,
+                                         padding=(bottom, right), dilation=self.dilation, groups=self.groups)
+        return acc[..., bottom - top:, right - left:].to(torch.int32)
 
 
 @register_packed(AdaptiveConv2d)
@@ -339,8 +360,10 @@ class PackedAdaptiveConv2d(PackedConv2d):
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """That of the output of a torch convolution of ``x``: channels-last where the strides are in this order."""
+    """That of the output of a latent convolution of ``x``: channels-last where the strides of an image are in this order."""
     least = 0
+    if x.ndim != 4:
+        return torch.contiguous_format
     for dim in (1, 3, 2, 0):
         if x.shape[dim] == 0 or x.stride(dim) < least or (dim == 0 and x.stride(1) == least):
             return torch.contiguous_format

@@ -13,9 +13,7 @@ from bnn_kernels.layout import unpack_bits
 
 from ..convert.tables import printed, report_table
 from ..layers import BinaryLayer
-from ..layers.conv import convolve_levels
 from ..layers.expand import expand_input
-from ..layers.linear import multiply_levels
 from .drift import ROUNDINGS, Drift, drift_of, read_levels, read_packed_levels, tolerance_of
 from .fused import fused_parts, fused_steps
 from .fused.fold import sign_threshold
@@ -269,9 +267,8 @@ def compare_layer(row: LayerCheck, one: BinaryLayer, other: PackedLayer, x: Tens
     norm = getattr(one, 'pre_norm', None)
     x = x if norm is None else norm(x)
     seen = expand_input(other, x)
-    levels, _ = one.weight_binarizer(one.weight)
-    product = convolve_levels if isinstance(other, PackedConv2d) else multiply_levels
-    expected = product(one, one.activation(expand_input(one, x)), levels)
+    levels, _ = one.weight_binarizer(one.filters)
+    expected = one._multiply(one.activation(expand_input(one, x)), levels)
     found = other._accumulate(seen)
     row.positions += found.numel()
     different = int((expected != found).sum()) if expected.shape == found.shape else found.numel()

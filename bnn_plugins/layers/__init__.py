@@ -6,7 +6,7 @@ from .adaptive import AdaptiveConv2d
 from .attention import BinaryAttention
 from .base import BinaryLayer
 from .cells import RecurrentCell
-from .conv import BinaryConv2d
+from .conv import BinaryConv1d, BinaryConv2d, BinaryConv3d, BinaryConvTranspose2d
 from .conv_lstm import BinaryConvLSTM, BinaryConvLSTMCell
 from .expand import (
     ExpandedConv2d,
@@ -26,7 +26,8 @@ from .scan2d import BinaryScan2d
 from .tokens import LayerScale
 from .transformer import BinaryFeedForward, BinarySelfAttention, BinaryTransformerBlock
 
-__all__ = ['AdaptiveConv2d', 'BinaryAttention', 'BinaryConv2d', 'BinaryConvLSTM', 'BinaryConvLSTMCell', 'BinaryFeedForward',
+__all__ = ['AdaptiveConv2d', 'BinaryAttention', 'BinaryConv1d', 'BinaryConv2d', 'BinaryConv3d',
+           'BinaryConvLSTM', 'BinaryConvLSTMCell', 'BinaryConvTranspose2d', 'BinaryFeedForward',
            'BinaryLSTM', 'BinaryLSTMCell', 'BinaryLayer', 'BinaryLinear', 'BinaryScan2d', 'BinarySelfAttention',
            'BinaryTransformerBlock', 'ExpandedConv2d', 'Expansion', 'FirstCopy', 'GateConv2d', 'GateLinear',
            'GatedLinearCell', 'LayerScale', 'RPReLU', 'RSign', 'RecurrentCell', 'SqueezeExcite', 'Tile',

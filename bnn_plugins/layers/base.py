@@ -30,6 +30,7 @@ class BinaryLayer(nn.Module):
         latent_clip (float | None): bound of the latents, see :func:`bnn_plugins.binarize.clip_latents_`.
         folded_scale (Tensor | None): ``[O]``, a following norm's factor after :meth:`fold_norm_`.
         expand (Expansion | None): expanding-and-shrinking; ``in_*`` and ``out_*`` of the layer are the widths outside.
+        filters (Tensor): ``[O, ...]``, the latent weight as one filter per output: a view of ``weight``.
         fan_in (int): inputs of one filter.
         path (str): its name in the model that ``binarize_`` made it for, for messages.
     """
@@ -40,8 +41,8 @@ class BinaryLayer(nn.Module):
     def _init_binary(self, in_channels: int, method: str | dict, expand: Expansion | None, window: dict | None = None) -> None:
         bundle = build_method(method)
         self.method, self.expand = method, expand
-        self.fan_in = self.weight[0].numel()
-        layer = LayerSpec(in_channels=in_channels, out_channels=len(self.weight), fan_in=self.fan_in,
+        self.fan_in = self.filters[0].numel()
+        layer = LayerSpec(in_channels=in_channels, out_channels=len(self.filters), fan_in=self.fan_in,
                           channel_dim=self.channel_dim, window=window)
         self.activation: ActivationBinarizer = bundle.activation(replace(layer, in_channels=in_channels * input_copies(self)))
         self.weight_binarizer = bundle.weight(layer)
@@ -58,6 +59,10 @@ class BinaryLayer(nn.Module):
             if shift is not None:
                 spread_copies_(shift, expand.copies, expand.spread)
         self._sign_checked = not (self.activation.bits == 1 and self.activation.signed)
+
+    @property
+    def filters(self) -> Tensor:
+        return self.weight
 
     @property
     def w_bits(self) -> int:
@@ -138,7 +143,7 @@ class BinaryLayer(nn.Module):
 
     def through_norm(self, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
         """Factor and bias ``[O]`` of the layer and a norm behind it, differentiable; errors: see :meth:`fold_norm_`."""
-        outputs = len(self.weight) * self.replicas
+        outputs = len(self.filters) * self.replicas
         if norm.running_var is None:
             raise ValueError(f'{norm} has no running statistics: it cannot be folded into the layer before it')
         if norm.num_features != outputs:

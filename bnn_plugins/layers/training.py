@@ -134,6 +134,8 @@ def refusal_of(layer, x: Tensor) -> str:
     if type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or (
             torch._C._functorch.peek_interpreter_stack() is not None):
         return 'compiled, traced or transformed'
+    if len(getattr(layer, 'kernel_size', (1, 1))) != 2:
+        return 'sequences and videos'
     if activation.bits == 32:
         return 'real activations'
     if activation.bits != 1 or not activation.signed:

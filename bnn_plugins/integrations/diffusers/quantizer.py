@@ -19,6 +19,7 @@ from bnn_kernels import LAYOUT_VERSION
 
 from ...convert import CONVERTED, BNNConfig
 from ...convert.binarize import convert_, to_binary
+from ...convert.rules import BINARY_FORMS
 from ...deploy import PACKED, pack_
 from ...deploy.file import FORMAT, SCHEMA_VERSION, check_versions, checksum, damaged, parsed, prepare_
 from ...deploy.plain_data import from_json
@@ -89,7 +90,7 @@ class BNNQuantizer(DiffusersQuantizer):
     def exact_config(self, model: nn.Module) -> BNNConfig:
         """With the layers that are binary in the checkpoint, whatever the rules of this version would say."""
         known = dict(model.named_modules())
-        if not self.layers or not all(isinstance(known.get(name), nn.Conv2d | nn.Linear) for name in self.layers):
+        if not self.layers or not all(isinstance(known.get(name), tuple(BINARY_FORMS)) for name in self.layers):
             return self.quantization_config
         rules = {**dict.fromkeys(self.layers, 'binary'), '*': 'float'}
         return replace(self.quantization_config, rules=rules, roles=None, modules_to_not_convert=None)

@@ -100,6 +100,7 @@ def samples(model: nn.Module, size: tuple[int, int], stride: int, masks: bool = 
     """Two preprocessed images with two boxes of the first class each, with or without masks; the map of classes has this
     ``stride``."""
     from mmdet.testing import demo_mm_inputs
+    from mmengine.structures import InstanceData
 
     data = demo_mm_inputs(2, image_shapes=(3, *size), num_items=[2, 2], num_classes=2, with_mask=masks, with_semantic=True,
                           sem_seg_output_strides=stride, use_box_type=False)
@@ -108,6 +109,8 @@ def samples(model: nn.Module, size: tuple[int, int], stride: int, masks: bool = 
         sample.gt_instances.bboxes = torch.tensor([[8., 8, 70, 90], [40, 30, 150, 120]]) + k
         sample.gt_instances.instances_ids = torch.arange(2)
         sample.ignored_instances = sample.ignored_instances[:0]
+        sample.proposals = InstanceData(bboxes=sample.gt_instances.bboxes + 2, scores=torch.ones(2),
+                                        labels=torch.zeros(2, dtype=torch.long))
         sample.gt_sem_seg.sem_seg.zero_()
     data = model.data_preprocessor(data, False)
     images = data['inputs']
