@@ -191,12 +191,14 @@ class Observer(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.muted:
+            return func(*args, **kwargs)
         name = getattr(func, '__name__', '')
         out = func(*args, **kwargs)
         given = [*tensors(args), *tensors(kwargs)]
         results = given[:1] if name == '__setitem__' else [out] if isinstance(out, Tensor) else list(tensors(out, 2))
         zero = name in MULTIPLIES and any(isinstance(n, int | float) and n == 0 for n in args)
-        if results and given and not (self.muted or zero or name.startswith(NO_VALUES)):
+        if results and given and not (zero or name.startswith(NO_VALUES)):
             self.read_weights(given)
             flow = self.through(name.rstrip('_') if not name.startswith('__') else name, args, kwargs, given)
             for result in results:

@@ -147,7 +147,8 @@ class TestRefusals:
             binarize_(layer, 'bireal')
 
     @pytest.mark.parametrize('model', [nn.Sequential(nn.ReLU()), nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()),
-                                       nn.ModuleDict(dict(fc=nn.Linear(4, 4))), nn.Sequential(nn.ConvTranspose3d(8, 8, 3))], ids=str)
+                                       nn.ModuleDict(dict(fc=nn.Linear(4, 4))), nn.Sequential(nn.ConvTranspose3d(8, 8, 3))],
+                             ids=str)
     def test_nothing_becomes_binary(self, model):
         before = str(model)
         with pytest.raises(ValueError, match=r'nothing in this (Sequential|ModuleDict) became binary'):

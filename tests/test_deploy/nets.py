@@ -7,8 +7,11 @@ from bnn_plugins import list_methods
 from bnn_plugins.layers import (
     AdaptiveConv2d,
     BinaryAttention,
+    BinaryConv1d,
     BinaryConv2d,
+    BinaryConv3d,
     BinaryConvLSTM,
+    BinaryConvTranspose2d,
     BinaryLinear,
     BinaryLSTM,
     RPReLU,
@@ -102,8 +105,9 @@ def same(left, right):
     return len(left) == len(right) and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-class EveryLayer(nn.Module):
-    """Each module that has a packed form, with the options that change its tensors."""
+class EarlierLayers(nn.Module):
+    """Each module that had a packed form when ``every_layer.safetensors`` was written, with the options that change its
+    tensors."""
 
     def __init__(self):
         super().__init__()
@@ -124,3 +128,17 @@ class EveryLayer(nn.Module):
         tokens = self.linear(x.flatten(2).transpose(1, 2))
         tokens = tokens + self.attention(tokens, tokens - 0.5, tokens + 0.5)
         return [clip, self.lstm(tokens)[0]]
+
+
+class EveryLayer(EarlierLayers):
+    """Each module that has a packed form."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = BinaryConvTranspose2d(4, 8, 3, 2, 1, method='bireal')
+        self.sequence = BinaryConv1d(8, 8, 3, padding=1, method=dict(type='dorefa', w_bits=2, a_bits=2))
+        self.video = BinaryConv3d(4, 8, 3, padding=1, pad_value=-1, method='reactnet')
+
+    def forward(self, x):
+        clip, tokens = super().forward(x)
+        return [clip, tokens, self.up(clip[:, 0]), self.sequence(tokens.transpose(1, 2)), self.video(clip.transpose(1, 2))]

@@ -23,7 +23,7 @@ from bnn_plugins.deploy import (
 from bnn_plugins.deploy.packed import PACKED_CLASSES
 from bnn_plugins.layers import BinaryAttention, BinaryConv2d, BinaryLayer, BinaryLinear, BinaryLSTM, BinaryLSTMCell
 
-from .nets import EveryLayer, net, randomise_, same
+from .nets import EarlierLayers, EveryLayer, net, randomise_, same
 
 EVERY_LAYER = Path(__file__).with_name('every_layer.safetensors')
 
@@ -293,7 +293,7 @@ def test_a_file_of_an_earlier_version_loads(tmp_path):
     """``every_layer.safetensors`` was written by commit 4ef6f60, when layers changed their class: names, signatures, bits."""
     file = read_packed(EVERY_LAYER)
     torch.manual_seed(1)
-    fresh = EveryLayer()
+    fresh = EarlierLayers()
     assert fresh.conv[0].folded_scale is not None
     loaded = load_packed_(fresh, EVERY_LAYER)
     assert loaded is fresh
@@ -307,7 +307,7 @@ def test_a_file_of_an_earlier_version_loads(tmp_path):
 
 def test_a_file_into_latent_and_packed_models():
     """Everything that is computed comes from the file, nothing from the model that it is loaded into."""
-    loaded, twin = load_packed_(EveryLayer(), EVERY_LAYER), load_packed_(pack_(EveryLayer()), EVERY_LAYER)
+    loaded, twin = load_packed_(EarlierLayers(), EVERY_LAYER), load_packed_(pack_(EarlierLayers()), EVERY_LAYER)
     x = torch.randn(2, 6, 7, 9)
     assert same(loaded(x), twin(x))
 

@@ -69,17 +69,17 @@ def first_that_runs(model: nn.Module, inputs: list[tuple[Tensor, list]], mode: s
 
 @contextmanager
 def in_an_epoch():
-    """Some heads ask mmengine for the epoch, which it only knows in a training."""
+    """Some heads ask mmengine for the epoch or the iteration, which it only knows in a training."""
     from mmengine.logging import MessageHub
     hub = MessageHub.get_current_instance()
-    outside = hub.get_info('epoch') is None
-    if outside:
-        hub.update_info('epoch', 0)
+    outside = [key for key in ('epoch', 'iter') if hub.get_info(key) is None]
+    for key in outside:
+        hub.update_info(key, 0)
     try:
         yield
     finally:
-        if outside:
-            hub.pop_info('epoch')
+        for key in outside:
+            hub.pop_info(key)
 
 
 def prepare_(model: nn.Module) -> None:
@@ -112,7 +112,8 @@ def samples(model: nn.Module, size: tuple[int, int], stride: int, masks: bool = 
         sample.proposals = InstanceData(bboxes=sample.gt_instances.bboxes + 2, scores=torch.ones(2),
                                         labels=torch.zeros(2, dtype=torch.long))
         sample.gt_sem_seg.sem_seg.zero_()
-    data = model.data_preprocessor(data, False)
+    # Some labels are only made in training.
+    data = model.data_preprocessor(data, hasattr(model.data_preprocessor, 'pairwise_size'))
     images = data['inputs']
     if isinstance(images, list):  # a model whose config has no preprocessor
         images = torch.stack(images).float()
