@@ -59,11 +59,12 @@ def cases(layers: int) -> dict[str, tuple[Callable, Callable]]:
         found[f'schedules, clipping, rules of {method}'] = (
             lambda model=model: one_by_one(model), lambda updates=updates: (updates.set_progress(0.5), updates.after_step()))
     model = network(layers, 'binarynet')
-    for p in model.parameters():
+    parameters = list(model.parameters())
+    for p in parameters:
         p.grad = torch.randn_like(p)
-    found['adaptive gradient clipping'] = (lambda: clip_one_by_one(model), lambda: adaptive_clip_grad_(model.parameters()))
-    optimizer = Bop([dict(params=list(model.parameters()), latent=True)])
-    momenta = [torch.zeros_like(p) for p in model.parameters()]
+    found['adaptive gradient clipping'] = (lambda: clip_one_by_one(model), lambda: adaptive_clip_grad_(parameters))
+    optimizer = Bop([dict(params=parameters, latent=True)])
+    momenta = [torch.zeros_like(p) for p in parameters]
     found['Bop'] = (lambda: flip_one_by_one(model, momenta), optimizer.step)
     return found
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 
 from .weights import WeightBinarizer
 
 
 def gathered(weight: Tensor) -> Tensor:
     """The whole weight, where torch's ``fully_shard`` has spread it over processes; by all of them together."""
-    whole = getattr(weight, 'full_tensor', None)
-    return weight if whole is None else whole()
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 class TrainingUpdates:
@@ -64,7 +64,7 @@ class TrainingUpdates:
     def clip_latents(self) -> None:
         """See :func:`clip_latents_`."""
         for limit, modules in self.clipped.items():
-            weights = [module.weight for module in modules]
+            weights = [module._parameters['weight'] for module in modules]  # nn.Module looks for an attribute there last
             torch._foreach_clamp_min_(weights, -limit)  # pyright: ignore[reportPrivateImportUsage]
             torch._foreach_clamp_max_(weights, limit)  # pyright: ignore[reportPrivateImportUsage]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .activations import round_ste
-from .bunches import bunches, flat, per_unit
+from .bunches import bunches, flat, memory, shapes, units
 from .estimators import STE, Estimator, build_estimator, sign, sign_with
 
 __all__ = ['BNextWeight', 'DoReFaWeight', 'FloatWeight', 'IRNetWeight', 'RBNNWeight', 'ReBNNWeight', 'ReCUWeight',
@@ -401,13 +401,16 @@ class ReBNNWeight(WeightBinarizer):
     @classmethod
     @torch.no_grad()
     def after_steps(cls, binarizers: Sequence['ReBNNWeight'], weights: Sequence[Tensor]) -> None:
-        for part in bunches(weights):
-            kept = [binarizer.last.view(-1) for binarizer in binarizers[part]]
-            flips = [binarizer.flips for binarizer in binarizers[part]]
-            signs, last = sign(flat(weights[part])).to(torch.int8), torch.cat(kept)
-            shares = per_unit((signs == -last).to(flips[0].dtype), 'mean', weights[part])
-            torch._foreach_copy_(flips, shares.split([len(share) for share in flips]))  # pyright: ignore[reportPrivateImportUsage]
-            torch._foreach_copy_(kept, signs.split([len(numbers) for numbers in kept]))  # pyright: ignore[reportPrivateImportUsage]
+        for part, sizes in bunches(shapes(weights)):  # buffers by their dict: nn.Module looks for an attribute there last
+            kept = [binarizer._buffers['last'] for binarizer in binarizers[part]]
+            flips = [binarizer._buffers['flips'] for binarizer in binarizers[part]]
+            filters = units(sizes, flips[0].device, flips[0].dtype)
+            last, parts = memory(shapes(kept), kept[0].device, kept[0].dtype)
+            signs = sign(flat(weights[part])).to(last.dtype)
+            filters.values.copy_(filters.reduce((signs == -flat(kept)).to(flips[0].dtype), 'mean'))
+            last.copy_(signs)
+            torch._foreach_copy_(flips, filters.vectors)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_(kept, parts)  # pyright: ignore[reportPrivateImportUsage]
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return _Resilient.apply(weight, self.alpha.abs(), self.flips, self.parts)
@@ -438,7 +441,12 @@ class BNextWeight(WeightBinarizer):
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:
-        vars(self).update(temperature=10 ** (-7 * progress / self.until), annealed=progress < self.until)
+        vars(self).update(self.schedule(progress, self.until))
+
+    @staticmethod
+    @lru_cache
+    def schedule(progress: float, until: float) -> dict[str, float]:
+        return dict(temperature=10 ** (-7 * progress / until), annealed=progress < until)
 
     def forward(self, weight: Tensor) -> tuple[Tensor, None]:
         if not (self.training and self.annealed):

@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ..binarize import sign
+from ..binarize.bunches import Shapes, bunches, flat, memory, shapes, split_as
 from ..registry import OPTIMIZERS
 
 
@@ -41,7 +43,7 @@ class Bop(torch.optim.Adam):
         with torch.no_grad():
             for weight, _ in self._binary():
                 weight.copy_(sign(weight))
-        self._binary_now = False
+        self._binary_now, self._joined = False, {}
 
     def _binary(self) -> list[tuple[Tensor, dict]]:
         return [(weight, group) for group in self.param_groups if group.get('latent') for weight in group['params']]
@@ -52,33 +54,48 @@ class Bop(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        kept = []
-        for group in self.param_groups:
+        groups = self.param_groups
+        for group in groups:
             weights = [weight for weight in group['params'] if group.get('latent') and weight.grad is not None]
             if weights:
                 self._flip(weights, group)
-            kept += [(weight, weight.grad) for weight in weights]
-        for weight, _ in kept:
-            weight.grad = None  # Adam leaves it alone
-        super().step()
-        for weight, gradient in kept:
-            weight.grad = gradient
+        self.param_groups = [group for group in groups if not group.get('latent')]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
         return loss
 
     def _flip(self, weights: list[Tensor], group: dict) -> None:
-        for weight in weights:
-            if not self.state[weight]:  # Adam wants a step when it loads
-                self.state[weight].update(step=torch.zeros(()), momentum=torch.zeros_like(weight))
-        momenta = [self.state[weight]['momentum'] for weight in weights]
-        torch._foreach_lerp_(momenta, [weight.grad for weight in weights], group['gamma'])
         if not self._binary_now:  # a checkpoint may have been loaded since
             self._binary_now = True
             for weight, _ in self._binary():
                 weight.copy_(sign(weight))
-        flips = torch._foreach_mul(weights, momenta)
-        torch._foreach_sub_(flips, group['threshold'])
-        torch._foreach_sign_(flips)
-        torch._foreach_clamp_min_(flips, 0)  # 1 where the weight flips, 0 elsewhere
-        torch._foreach_mul_(flips, -2)
-        torch._foreach_add_(flips, 1)
-        torch._foreach_mul_(weights, flips)
+        for weight in [weight for weight in weights if isinstance(weight, DTensor)]:
+            momentum = self._state(weight)['momentum'].lerp_(weight.grad, group['gamma'])
+            weight.mul_(1 - 2 * (weight * momentum > group['threshold']).to(weight.dtype))
+        weights = [weight for weight in weights if not isinstance(weight, DTensor)]
+        for part, sizes in bunches(shapes(weights)):
+            momentum = self._momentum(weights[part], sizes)
+            momentum.lerp_(flat([weight.grad for weight in weights[part]]), group['gamma'])
+            flips, parts = memory(sizes, momentum.device, momentum.dtype)
+            flips.copy_(1 - 2 * (flat(weights[part]) * momentum > group['threshold']).to(flips.dtype))
+            torch._foreach_mul_(weights[part], parts)
+
+    def _state(self, weight: Tensor) -> dict:
+        state = self.state[weight]
+        if not state:  # Adam wants a step when it loads
+            state.update(step=torch.zeros(()), momentum=torch.zeros_like(weight))
+        return state
+
+    def _momentum(self, weights: list[Tensor], sizes: Shapes) -> Tensor:
+        """The momenta as one, ``[n]``, of which those of the state are views."""
+        states = [self._state(weight) for weight in weights]
+        joined, parts = self._joined.get(weights[0], (None, []))
+        if len(parts) != len(states) or not all(state['momentum'] is part for state, part in zip(states, parts, strict=True)):
+            joined = flat([state['momentum'] for state in states])  # at first, and after a checkpoint was loaded
+            parts = split_as(joined, sizes)
+            for state, part in zip(states, parts, strict=True):
+                state['momentum'] = part
+            self._joined[weights[0]] = joined, parts
+        return joined

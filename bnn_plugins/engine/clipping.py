@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..binarize.bunches import bunches, flat, per_unit, unit_lengths
+from ..binarize.bunches import bunches, flat, shapes, units
 from ..registry import HOOKS
 
 
@@ -28,16 +28,12 @@ def adaptive_clip_grad_(parameters: Iterable[nn.Parameter], ratio: float = 0.02,
     for parameter in [p for p in parameters if isinstance(p, DTensor)]:  # its units may be in several processes
         parameter.grad.mul_(factors(unit_norm(parameter), unit_norm(parameter.grad), ratio, eps))
     parameters = [p for p in parameters if not isinstance(p, DTensor)]
-    for part in bunches(parameters):
-        weights = parameters[part]
-        gradients = [weight.grad.reshape(-1) for weight in weights]
-        joined = torch.cat(gradients)
-        norms = (per_unit(numbers.square(), 'sum', weights).sqrt() for numbers in (flat(weights), joined))
-        lengths = unit_lengths(tuple(weight.shape for weight in weights), joined.device)
-        joined.mul_(factors(*norms, ratio, eps).repeat_interleave(lengths, output_size=len(joined)))
-        torch._foreach_copy_([weight.grad for weight in weights],
-                             [part.view_as(weight) for part, weight in zip(joined.split([len(g) for g in gradients]), weights,
-                                                                           strict=True)])
+    for part, sizes in bunches(shapes(parameters)):
+        weights, gradients = parameters[part], [weight.grad for weight in parameters[part]]
+        found = units(sizes, weights[0].device, weights[0].dtype)
+        norms = (found.reduce(flat(numbers).square(), 'sum').sqrt() for numbers in (weights, gradients))
+        found.values.copy_(factors(*norms, ratio, eps))
+        torch._foreach_mul_(gradients, found.factors)
 
 
 def factors(weight: Tensor, gradient: Tensor, ratio: float, eps: float) -> Tensor:
