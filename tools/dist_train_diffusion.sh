@@ -4,6 +4,7 @@
 set -eu
 CONFIG=$1
 PROCESSES=$2
-torchrun --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" --nproc_per_node "$PROCESSES" \
-    --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}" --max_restarts "${RESTARTS:-0}" \
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # or a restart meets the addresses of the processes before it
+torchrun --nnodes "${NNODES:-1}" --nproc_per_node "$PROCESSES" --rdzv_backend c10d --rdzv_id "${JOB:-bnn}" \
+    --rdzv_endpoint "${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}" --max_restarts "${RESTARTS:-0}" \
     "$(dirname "$0")/train_diffusion.py" "$CONFIG" "${@:3}"

@@ -26,10 +26,11 @@ def bunches(shapes: Shapes) -> Iterator[tuple[slice, Shapes]]:
 
 @lru_cache
 def _bunches(shapes: Shapes) -> list[slice]:
-    starts, count = [0], 0
+    starts: list[int] = []
+    count = 0
     for index, shape in enumerate(shapes):
         size = math.prod(shape)
-        if count and count + size > MOST:
+        if not count or count + size > MOST:
             starts.append(index)
             count = 0
         count += size

@@ -14,6 +14,18 @@ PART = 1 << 26  # bytes that are sent at once
 TAIL = 1 << 16
 
 
+def check_restart() -> None:
+    """To be called before a process joins the others.
+
+    Raises:
+        RuntimeError: torchrun started this process again, with the store that has the addresses of those before it
+            (https://github.com/pytorch/pytorch/issues/135712): the processes would wait for each other, or be refused.
+    """
+    if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':
+        raise RuntimeError('torchrun starts processes again with the store of those that failed: set '
+                           'TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before it, and use --rdzv_backend c10d')
+
+
 def from_first(decide: Callable[[], T]) -> T:
     """What ``decide()`` returns in the first process, in all of them; an error of it is raised in all of them.
 

@@ -45,6 +45,13 @@ def train_diffusion(arguments: list, kept: Path, stop: int | None = None) -> Non
     run_tool('train_diffusion.py', [*arguments, '--traceback'])
 
 
+def train_lazily(arguments: list, kept: Path, stop: int | None = None) -> None:
+    """As :func:`train_diffusion`, where no set of images is small enough to be read at once."""
+    from bnn_plugins.apps.diffusion import data
+    data.DECODED_BYTES = 1
+    train_diffusion(arguments, kept, stop)
+
+
 def train(arguments: list, kept: Path, stop: int | None = None, machines: bool = False) -> None:
     """``tools/train.py``; the state of each process in ``kept/rankN.pth``, and sums of the images that it trained on.
 
@@ -58,7 +65,10 @@ def train(arguments: list, kept: Path, stop: int | None = None, machines: bool =
 
     def keep(runner):
         model = runner.model.module if hasattr(runner.model, 'module') else runner.model
-        torch.save(dict(weights=model.state_dict(), optimizer=runner.optim_wrapper.optimizer.state_dict(), seen=seen,
+        averages = [hook.ema_model.module for hook in runner.hooks if hasattr(hook, 'ema_model')]
+        torch.save(dict(weights=model.state_dict(), average=averages[0].state_dict() if averages else None, seen=seen,
+                        optimizer=runner.optim_wrapper.optimizer.state_dict(),
+                        schedules=[schedule.state_dict() for schedule in runner.param_schedulers],
                         rates=runner.optim_wrapper.get_lr()['lr'], iter=runner.iter, epoch=runner.epoch,
                         seed=torch.initial_seed()), kept / f'rank{runner.rank}.pth')
 

@@ -1,16 +1,21 @@
 """Diffusion training on 1, 2 and 3 processes, through ``tools/train_diffusion.py``."""
 
+import io
 import re
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip('diffusers')
 pytest.importorskip('accelerate')
 
 from tests.processes import Group, together
-from tests.test_scale.programs import train_diffusion
+from tests.test_scale.programs import train_diffusion, train_lazily
 
 MODEL = dict(type='BinaryUNet2DModel', sample_size=8, in_channels=1, out_channels=1, layers_per_block=1,
              block_out_channels=(8, 16), norm_num_groups=4, down_block_types=('BinaryDownBlock2D',) * 2,
@@ -19,12 +24,12 @@ FLAGS = ['--resolution', 8, '--logger', 'none', '--ddpm_num_inference_steps', 1,
          '--learning_rate', 0.05, '--lr_warmup_steps', 0, '--adam_epsilon', 0.1, '--log_every', 1]
 
 
-def trained(processes: int, folder: Path, *flags, stop: int | None = None, **model) -> list[dict]:
+def trained(processes: int, folder: Path, *flags, stop: int | None = None, dataset: dict | None = None, **model) -> list[dict]:
     """What each process has at the end of a run, or at step ``stop``; the output folder is ``folder/run``."""
     folder.mkdir(exist_ok=True)
-    (folder / 'config.py').write_text(f"dataset = dict(type='digits')\nmodel = {MODEL | model!r}\n")
+    (folder / 'config.py').write_text(f"dataset = {dataset or dict(type='digits')}\nmodel = {MODEL | model!r}\n")
     arguments = [folder / 'config.py', '--output_dir', folder / 'run', *FLAGS, *flags]
-    together(processes, train_diffusion, arguments, folder, stop, folder=folder)
+    together(processes, train_lazily if dataset else train_diffusion, arguments, folder, stop, folder=folder)
     return [torch.load(folder / f'rank{rank}.pth') for rank in range(processes)]
 
 
@@ -88,6 +93,29 @@ def test_resume_on_one_on_three_and_on_two_processes(tmp_path):
         assert_equal({key: rank[key] for key in PARTS}, {key: whole[0][key] for key in PARTS}, 1e-4)
 
 
+@pytest.mark.scale
+def test_a_set_that_is_read_row_group_by_row_group_goes_on_inside_an_epoch(tmp_path):
+    """Two processes stop in the second of two epochs, one goes on, with a worker: the images and weights of one run. Mutation:
+    an order of the process."""
+    def encoded(number):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((8, 8, 3), 3 * number, np.uint8)).save(buffer, 'png')
+        return dict(bytes=buffer.getvalue())
+    (tmp_path / 'shards').mkdir()
+    for name, numbers in (('a', range(36)), ('b', range(36, 64))):
+        table = pa.table(dict(img=[encoded(number) for number in numbers], label=list(numbers)))
+        pq.write_table(table, tmp_path / f'shards/{name}.parquet', row_group_size=8)
+    flags = ['--num_epochs', 2, '--holdout', 0.0625, '--checkpointing_steps', 2]  # 60 images: 5 steps
+    options = dict(dataset=dict(type='parquet', path=str(tmp_path / 'shards')), in_channels=3, out_channels=3)
+    whole = trained(1, tmp_path / 'whole', *flags, '--train_batch_size', 12, **options)
+    parts = [trained(2, tmp_path / 'parts', *flags, '--train_batch_size', 6, stop=8, **options),
+             trained(1, tmp_path / 'parts', *flags, '--train_batch_size', 12, '--dataloader_num_workers', 1,
+                     '--resume_from_checkpoint', 'latest', **options)]
+    assert images(*parts) == images(whole)
+    assert len(images(whole)) == 120
+    assert_equal({key: parts[1][0][key] for key in PARTS}, {key: whole[0][key] for key in PARTS}, 1e-4)
+
+
 def test_the_number_of_epochs_is_kept(tmp_path):
     """Two processes drop the odd one of three batches. Mutation: the schedule's length from the batches of one process."""
     flags = ['--holdout', 0.979, '--train_batch_size', 12, '--num_epochs', 2]  # 38 images: 3 batches
@@ -128,6 +156,6 @@ def test_the_twin_is_trained_first_by_all_processes(tmp_path):
 
 @pytest.mark.scale
 def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(tmp_path):
-    """Mutation: older checkpoints are removed before the new one is whole, or it has its name before."""
+    """Twenty times. Mutation: older checkpoints are removed before the new one is whole, or it has its name before."""
     from tests.test_scale.kill import kill_again_and_again
-    kill_again_and_again(tmp_path, kills=2)
+    kill_again_and_again(tmp_path, kills=20)

@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.model import convert_sync_batchnorm
+from mmengine.registry import init_default_scope
 
+from bnn_plugins import pack_
+from bnn_plugins.engine.processes import check_restart
 from bnn_plugins.integrations.mmengine import run
+from bnn_plugins.integrations.mmengine.launch import distribute_, join_processes
 from bnn_plugins.integrations.mmengine.pack import pack_checkpoint
 from tests.processes import REPOSITORY, Group, together
 from tests.test_scale.programs import decide_nothing, evaluate, share_a_file, train
@@ -95,13 +102,23 @@ def test_a_file_of_the_first_machine_is_sent_to_the_others(tmp_path):
 @pytest.mark.parametrize(('launcher', 'message'), [('slurm', 'SLURM_PROCID is not set: start the tool with srun'),
                                                    ('mpi', 'OMPI_COMM_WORLD_RANK is not set'), ('pytorch', 'torchrun')])
 def test_a_launcher_that_did_not_start_the_tool(launcher, message, monkeypatch, tmp_path):
-    from bnn_plugins.integrations.mmengine.launch import join_processes
     from bnn_plugins.integrations.mmengine.run import load_config
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR'):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / 'config.py').write_text(CONFIG)
     with pytest.raises(ValueError, match=message):
         join_processes(load_config(str(tmp_path / 'config.py'), launcher=launcher))
+
+
+def test_a_restart_that_would_hang_is_refused(monkeypatch):
+    """torchrun's shared store has the addresses of the processes before. Mutation: the count is not looked at."""
+    monkeypatch.setenv('TORCHELASTIC_USE_AGENT_STORE', 'True')
+    for count in ('0', '1'):
+        monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', count)
+        if count == '0':
+            check_restart()
+    with pytest.raises(RuntimeError, match='set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before it'):
+        check_restart()
 
 
 def test_what_the_first_process_cannot_decide_fails_in_all(tmp_path):
@@ -133,3 +150,23 @@ def test_evaluation_on_two_processes_is_that_of_one(tmp_path):
         together(count, evaluate, tmp_path / 'config.py', packed, tmp_path, count, folder=tmp_path)
         counts.append(torch.load(tmp_path / f'metrics{count}.pth'))
     assert counts[0] == pytest.approx(counts[1])
+
+
+def test_detectors_on_several_gpus_have_norms_of_all_images(monkeypatch, tmp_path):
+    """And a detector with such norms packs. Without a GPU torch has none of them, so that mmengine is not asked."""
+    config = Config.fromfile(f'{REPOSITORY}/configs/detection/retinanet_bnn-r18_fpn_digits.py')
+    config.launcher = 'pytorch'
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 1)
+    monkeypatch.setattr(torch.distributed, 'all_gather_object', lambda found, own: found.__setitem__(0, own))
+    for gpus in (True, False):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda gpus=gpus: gpus)
+        distribute_(config)
+        assert config.sync_bn == ('torch' if gpus else None)
+    init_default_scope('mmdet')
+    backbone = MODELS.build(config.model.backbone).eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = backbone(x)
+    synchronised = convert_sync_batchnorm(backbone, 'torch').eval()
+    assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in synchronised.modules()) > 16
+    for packed, latent in zip(pack_(synchronised)(x), expected, strict=True):
+        torch.testing.assert_close(packed, latent, rtol=1e-5, atol=1e-5)

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ...binarize import TrainingUpdates, set_parts
-from ...engine.processes import from_first
+from ...engine.processes import check_restart, from_first
 from ...engine.sharding import shard_, whole_state_
 from ...integrations.diffusers.distill import BlockFeatures, LowRankMimicking, space_patched_loss
 from ...integrations.diffusers.ema import BNNEMAModel
@@ -343,6 +343,7 @@ def main(argv: list[str] | None = None) -> Path:
     logging.basicConfig(format='%(levelname)s %(message)s', level=logging.INFO)
     args = parse_args(argv)
     args.shard = sharding_asked() or args.shard
+    check_restart()
     state = PartialState(cpu=not torch.cuda.is_available())
     if args.teacher_config and from_first(lambda: not (Path(args.teacher_model or '') / 'model_index.json').is_file()):
         logger.info('training the float twin first: %s', args.teacher_config)

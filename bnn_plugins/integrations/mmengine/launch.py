@@ -9,6 +9,8 @@ from mmengine.config import Config
 from mmengine.dist import init_dist
 from mmengine.logging import print_log
 
+from ...engine.processes import check_restart
+
 # What these launchers call the variables of torchrun.
 VARIABLES = {
     'pytorch': {},
@@ -21,10 +23,11 @@ def join_processes(cfg: Config) -> None:
     """Join the process group of ``cfg.launcher``, once in a process; without GPUs over gloo, which mmengine does not do.
 
     Raises:
-        ValueError: when the launcher did not start this process.
+        ValueError: when the launcher did not start this process. RuntimeError: see :func:`.check_restart`.
     """
     if cfg.launcher == 'none' or torch.distributed.is_initialized():
         return
+    check_restart()
     if torch.cuda.is_available():
         init_dist(cfg.launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
         return
