@@ -1,15 +1,17 @@
 // The engine against loops, without Python or torch: for processors that only an emulator has (make check-arm).
 // Every instruction set of the processor, random convolutions with each epilogue, and packing. Prints the first difference.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <tuple>
 #include <vector>
 
-#include "engine.hpp"
+#include "driver.hpp"
 
 extern "C" {
 int64_t bnn_has(int64_t isa);
@@ -19,6 +21,7 @@ const char* bnn_conv2d(const bnn::Conv*, const void* x, const void* prepared, in
 const char* bnn_conv2d_sign(const bnn::Conv*, const void* x, const void* prepared, const bnn::Signs*);
 const char* bnn_block2d(const bnn::Conv*, const void* x, const void* prepared, const bnn::Fused*);
 const char* bnn_pack(int64_t isa, int64_t threads, const bnn::Packing*);
+const char* bnn_run(const int64_t* code, int64_t words, const void* links, int64_t count, const int64_t* bases);
 }
 
 namespace {
@@ -67,6 +70,19 @@ void succeed(const char* sentence) {
   if (!sentence) return;
   std::puts(sentence);
   std::exit(1);
+}
+
+// An operator as a record of bnn_run: numbers, addresses and structs as they follow each other.
+template <class... Parts>
+void run(bnn::Operation operation, const Parts&... parts) {
+  std::vector<int64_t> code = {0, operation};
+  const auto append = [&](const void* part, size_t size) {
+    code.resize(code.size() + size / sizeof(int64_t));
+    std::memcpy(code.data() + code.size() - size / sizeof(int64_t), part, size);
+  };
+  (append(&parts, sizeof(parts)), ...);
+  code[0] = static_cast<int64_t>(code.size());
+  succeed(bnn_run(code.data(), code[0], nullptr, 0, nullptr));
 }
 
 Conv draw_conv(bool transposed) {
@@ -130,6 +146,14 @@ void check_counters(int64_t isa, int64_t words) {
   std::free(prepared);
 }
 
+// A float as uint8.
+uint8_t code_of(float v, float step, uint8_t zero) {
+  float inverse = 1.0F / step;
+  float scaled = v * inverse;
+  const float low = -static_cast<float>(zero), high = 255.0F - static_cast<float>(zero);
+  return static_cast<uint8_t>(static_cast<int>(std::nearbyint(std::min(std::max(scaled, low), high))) + zero);
+}
+
 // Bytes, signed or not, against the same loops.
 void check_bytes(int64_t isa, bool transposed) {
   Conv c = draw_conv(transposed);
@@ -152,7 +176,94 @@ void check_bytes(int64_t isa, bool transposed) {
   std::vector<int32_t> y(sums.size());
   succeed(bnn_conv2d(&c, bytes.data(), prepared, y.data()));
   expect(y == sums, isa, "sums of bytes", c);
+
+  // The largest of windows of them (one pixel wide: the sums themselves), and the epilogue, to bytes.
+  bnn::Windows window = {1, 1, 1, 1, 0, 0, c.out_h, c.out_w};
+  if (!transposed) {
+    window.kernel_h = draw(1, std::min<int64_t>(3, c.out_h)), window.kernel_w = draw(1, std::min<int64_t>(3, c.out_w));
+    window.stride_h = draw(1, 3), window.stride_w = draw(1, 3), window.pad_h = draw(0, window.kernel_h / 2), window.pad_w = draw(0, window.kernel_w / 2);
+    window.out_h = (c.out_h + 2 * window.pad_h - window.kernel_h) / window.stride_h + 1;
+    window.out_w = (c.out_w + 2 * window.pad_w - window.kernel_w) / window.stride_w + 1;
+  }
+  const auto scale = floats(c.outputs), bias = floats(c.outputs);
+  const float step = 300.0F;
+  const uint8_t out_zero = static_cast<uint8_t>(draw(0, 255));
+  std::vector<uint8_t> expected, found(c.batch * window.out_h * window.out_w * c.outputs);
+  for (int64_t n = 0; n < c.batch; n++)
+    for (int64_t i = 0; i < window.out_h; i++)
+      for (int64_t j = 0; j < window.out_w; j++)
+        for (int64_t o = 0; o < c.outputs; o++) {
+          int32_t most = INT32_MIN;
+          for (int64_t h = i * window.stride_h - window.pad_h; h < i * window.stride_h - window.pad_h + window.kernel_h; h++)
+            for (int64_t l = j * window.stride_w - window.pad_w; l < j * window.stride_w - window.pad_w + window.kernel_w; l++)
+              if (h >= 0 && h < c.out_h && l >= 0 && l < c.out_w)
+                most = std::max(most, sums[((n * c.out_h + h) * c.out_w + l) * c.outputs + o]);
+          float v = static_cast<float>(most) * scale[o];
+          v = v + bias[o];
+          expected.push_back(code_of(v, step, out_zero));
+        }
+  bnn::Fused fused{c.outputs, 1, bnn::IDENTITY, bnn::UINT8, bnn::NONE, scale.data(), bias.data(), nullptr, nullptr, nullptr,
+                   nullptr, nullptr, found.data(), nullptr, 0, &step, &out_zero};
+  run(bnn::POOLED2D, &c, bytes.data(), prepared, fused, window);
+  expect(found == expected, isa, "the largest sums of bytes", c);
+  if (window.kernel_h == 1 && window.kernel_w == 1 && window.stride_h == 1 && window.stride_w == 1) {
+    std::fill(found.begin(), found.end(), 0);
+    succeed(bnn_block2d(&c, bytes.data(), prepared, &fused));
+    expect(found == expected, isa, "sums of bytes as bytes", c);
+  }
   std::free(prepared);
+}
+
+// Windows of maps, pixels to planes, and floats to bytes.
+void check_maps(int64_t isa) {
+  constexpr int64_t threads = 1;
+  bnn::Pool p = {};
+  p.images = draw(1, 2), p.height = draw(1, 9), p.width = draw(1, 9), p.channels = draw(1, 40), p.fold = draw(1, 3), p.largest = 0;
+  if (draw(0, 1)) p.fold = p.largest = 1;
+  p.out_h = draw(1, 12), p.out_w = draw(1, 12);
+  std::vector<int64_t> rows, columns;
+  for (auto [all, count, side] : {std::tuple{&rows, p.out_h, p.height}, std::tuple{&columns, p.out_w, p.width}})
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t first = draw(0, side - 1);
+      all->push_back(first), all->push_back(draw(first + 1, std::min(side, first + 3)));
+    }
+  const auto x = floats(p.images * p.height * p.width * p.fold * p.channels);
+  const auto shortcut = floats(p.images * p.out_h * p.out_w * p.channels);
+  std::vector<float> y(shortcut.size()), expected;
+  p.rows = rows.data(), p.columns = columns.data(), p.x = x.data(), p.shortcut = shortcut.data(), p.y = y.data();
+  for (int64_t n = 0; n < p.images; n++)
+    for (int64_t i = 0; i < p.out_h; i++)
+      for (int64_t j = 0; j < p.out_w; j++)
+        for (int64_t c = 0; c < p.channels; c++) {
+          float v = p.largest ? -INFINITY : 0.0F;
+          for (int64_t f = 0; f < p.fold; f++)
+            for (int64_t h = rows[2 * i]; h < rows[2 * i + 1]; h++)
+              for (int64_t l = columns[2 * j]; l < columns[2 * j + 1]; l++) {
+                const float term = x[(((n * p.height + h) * p.width + l) * p.fold + f) * p.channels + c];
+                v = p.largest ? std::max(v, term) : v + term;
+              }
+          const int64_t count = p.fold * (rows[2 * i + 1] - rows[2 * i]) * (columns[2 * j + 1] - columns[2 * j]);
+          if (!p.largest) v = v * (1.0F / static_cast<float>(count));
+          v = v + shortcut[expected.size()];
+          expected.push_back(v);
+        }
+  run(bnn::POOL2D, isa, threads, p);
+  expect(y == expected, isa, "windows of maps", Conv{});
+
+  const int64_t pixels = p.out_h * p.out_w;
+  std::vector<float> planes(y.size());
+  run(bnn::PLANES, threads, bnn::Planes{p.images, pixels, p.channels, sizeof(float), y.data(), planes.data()});
+  std::vector<uint8_t> bytes(y.size());
+  const float step = 0.03F;
+  const uint8_t zero = static_cast<uint8_t>(draw(0, 255));
+  run(bnn::QUANTIZE, isa, threads,
+      bnn::Quantizing{static_cast<int64_t>(y.size()), bnn::FLOAT32, bnn::UINT8, y.data(), &step, &zero, bytes.data()});
+  for (int64_t n = 0, at = 0; n < p.images; n++)
+    for (int64_t i = 0; i < pixels; i++)
+      for (int64_t c = 0; c < p.channels; c++, at++) {
+        expect(planes[(n * p.channels + c) * pixels + i] == y[at], isa, "planes", Conv{});
+        expect(bytes[at] == code_of(y[at], step, zero), isa, "floats to bytes", Conv{});
+      }
 }
 
 void check_convolution(int64_t isa, bool transposed) {
@@ -225,7 +336,7 @@ int main() {
   for (int64_t isa = 0; isa < bnn::ISAS; isa++) {
     if (!bnn_has(isa)) continue;
     for (int64_t words = 1; words < 70; words++) check_counters(isa, words);
-    for (int i = 0; i < cases; i++) check_convolution(isa, i % 4 == 0), check_bytes(isa, i % 4 == 0), check_packing(isa);
+    for (int i = 0; i < cases; i++) check_convolution(isa, i % 4 == 0), check_bytes(isa, i % 4 == 0), check_packing(isa), check_maps(isa);
     std::printf("instruction set %d: %d convolutions exact\n", static_cast<int>(isa), cases);
   }
 }

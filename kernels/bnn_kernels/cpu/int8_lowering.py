@@ -17,6 +17,7 @@ from .lowering import AMX, AVX512, conv_struct, fused_fields, image, is_image, l
 
 WORD = 4  # bytes of a word of the engine
 TILE = 64, 16  # terms and channels of an AMX tile
+COPIED = 32  # bytes: positions that begin fewer apart get a copy each
 LEAST_USED = 0.2  # of the products of its tiles: below, AVX-512 is faster
 
 
@@ -78,13 +79,17 @@ def convolution(fixed: dict, inputs: dict) -> dict:
 
 
 def used(geometry: Int8Conv2dGeometry) -> float:
-    """Share of the products of AMX tiles that belong to the convolution."""
+    """Share of the products of AMX tiles that belong to the convolution: as amx_layout.hpp lays them out."""
     depth, width = TILE
-    taps, channels = geometry.kernel[1], geometry.group_channels
-    row = taps * -(-channels // depth) * depth
+    (rows, columns), channels = geometry.kernel, geometry.group_channels
+    terms = rows * columns * -(-channels // depth) * depth
     if geometry.groups == 1 and geometry.dilation[1] == 1 and not geometry.transposed:
-        row = min(row, -(-taps * channels // depth) * depth)
-    return taps * channels / row * geometry.group_outputs / (-(-geometry.group_outputs // width) * width)
+        row = columns * channels
+        terms = min(terms, rows * -(-row // depth) * depth)
+        if geometry.stride[1] * channels < COPIED:
+            terms = min(terms, -(-((rows - 1) * row + -(-row // COPIED) * COPIED) // depth) * depth)
+    outputs = geometry.group_outputs
+    return rows * columns * channels / terms * outputs / (-(-outputs // width) * width)
 
 
 def prepare(kernels: Tensor, zero: Tensor, conv: array, groups: int) -> Tensor:

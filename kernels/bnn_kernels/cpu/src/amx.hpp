@@ -202,22 +202,29 @@ struct Amx {
     const int64_t step = layout.whole_rows ? 1 : horizontal.source_step;
     const int64_t first = std::clamp<int64_t>(floor_divide(step - 1 - x0, step), 0, pixels);
     const int64_t last = std::clamp<int64_t>(floor_divide(c.width + step - 1 - x0, step), first, pixels);
+    const int64_t parts = layout.apart ? c.kernel_h : 1;  // rows of the image that a row of positions is made of
     for (int64_t row = 0; row < frame.rows; row++, bytes += frame.columns * layout.pitch) {
-      int8_t* to = layout.apart ? compact : bytes;
       if (!vertical.reads(plane_y, frame.first_row + row, frame.outputs_y)) continue;
-      const int64_t y = (frame.first_row + row) * vertical.source_step + vertical.starts[plane_y];
-      if (y < 0 || y >= c.height) {
-        outside.write(group, pixels, to);
-      } else {
-        outside.write(group, first, to);
-        E::template write_pixels<T>(layout, image, group, y * c.width + x0 + first * step, step, last - first, to + first * pitch);
-        outside.write(group, pixels - last, to + last * pitch);
+      for (int64_t part = 0; part < parts; part++) {
+        int8_t* to = layout.apart ? compact : bytes;
+        const int64_t y = (frame.first_row + row) * vertical.source_step + vertical.starts[plane_y] + part * c.dilation_h;
+        if (y < 0 || y >= c.height) {
+          outside.write(group, pixels, to);
+        } else {
+          outside.write(group, first, to);
+          E::template write_pixels<T>(layout, image, group, y * c.width + x0 + first * step, step, last - first, to + first * pitch);
+          outside.write(group, pixels - last, to + last * pitch);
+        }
+        if (layout.apart)
+          copy_apart(to, c.stride_w * c.channels, layout.row_bytes(), frame.columns, bytes + part * layout.row_bytes(), layout.depth);
       }
-      if (layout.apart)
-        for (int64_t i = 0; i < frame.columns; i++)
-          for (int64_t k = 0; k < layout.depth; k += DEPTH)
-            std::memcpy(bytes + i * layout.depth + k, to + i * c.stride_w * c.channels + k, DEPTH);
     }
+  }
+
+  // `size` bytes of each of `count` positions, and some more that the next row or nothing reads.
+  static void copy_apart(const int8_t* from, int64_t from_step, int64_t size, int64_t count, int8_t* to, int64_t to_step) {
+    for (int64_t i = 0; i < count; i++, from += from_step, to += to_step)
+      for (int64_t k = 0; k < size; k += COPIED) std::memcpy(to + k, from + k, COPIED);
   }
 
   // All channels of a chunk for all positions of a residue.

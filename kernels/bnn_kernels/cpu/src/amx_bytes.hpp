@@ -40,7 +40,7 @@ struct AmxBytes {
           for (int64_t first = 0; first < outputs; first += ROWS, sums += ROWS)
             for (const Axis::Tap& y : vertical)
               for (const Axis::Tap& x : horizontal) {
-                const int64_t terms = (layout.whole_rows ? c.kernel_w : 1) * channels, count = std::min(ROWS, outputs - first);
+                const int64_t terms = layout.terms(), count = std::min(ROWS, outputs - first);
                 for (int64_t n = 0; n < count; n++) {
                   const int8_t* tap = bytes + (((group * outputs + first + n) * c.kernel_h + y.tap) * c.kernel_w + x.tap) * row;
                   for (int64_t term = 0; term < terms; term++) {
@@ -56,7 +56,7 @@ struct AmxBytes {
   // What means 0, and a row.
   static int64_t kept(const Layout& layout) {
     const Conv& c = layout.conv;
-    const int64_t row = ((most_columns(c) - 1) * c.stride_w + c.kernel_w) * c.channels + layout.depth;
+    const int64_t row = ((most_columns(c) - 1) * c.stride_w + c.kernel_w) * c.channels + COPIED;
     return zeros_bytes(layout) + (layout.apart ? round_up(row, ALIGNMENT) : 0);
   }
   static int8_t* row_in(const Layout& layout, void* scratch) { return layout.kept_in(scratch) + zeros_bytes(layout); }

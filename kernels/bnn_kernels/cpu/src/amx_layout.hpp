@@ -16,6 +16,7 @@ constexpr int64_t TILE_BYTES = ROWS * DEPTH;
 constexpr int64_t MOST_TILES = 4;  // of pixels, that share one tile of weights
 constexpr int64_t GROUP = MOST_TILES * ROWS;
 constexpr int64_t BLOCK_PIXELS = 512;
+constexpr int64_t COPIED = 32;  // bytes at a time
 
 int64_t floor_divide(int64_t a, int64_t b) { return (a - (a % b + b) % b) / b; }
 
@@ -89,7 +90,8 @@ struct Layout {
   // The taps of a row as one, over bytes that follow each other: where neither groups nor dilation are between them, and where that
   // takes fewer steps than to fill up the channels of each tap.
   bool whole_rows;
-  // Positions then overlap. Where they begin few bytes apart, each gets a copy: most loads of 64 bytes would cross a cache line.
+  // Positions then overlap. Where they begin few bytes apart, each gets a copy of all that it reads, row after row: most loads of
+  // 64 bytes would cross a cache line, and the rows of a kernel together fill up 64 bytes once.
   bool apart;
   Axis vertical, horizontal;
   int64_t depth;  // bytes of a tap, of which a position reads as many for each
@@ -103,17 +105,22 @@ struct Layout {
         whole_rows(c.bytes && !c.transposed && c.groups == 1 && c.dilation_w == 1 &&
                    round_up(c.kernel_w * c.channels, DEPTH) < c.kernel_w * round_up(c.channels, DEPTH)),
         apart(whole_rows && c.stride_w * c.channels < WORD_BITS),
-        vertical(c.kernel_h, c.stride_h, c.pad_h, c.dilation_h, c.transposed,
+        vertical(apart ? 1 : c.kernel_h, c.stride_h, c.pad_h, c.dilation_h, c.transposed,
                  most_outputs(most_rows(c), c.stride_h, c.transposed)),
         horizontal(whole_rows ? 1 : c.kernel_w, c.stride_w, c.pad_w, c.dilation_w, c.transposed,
                    most_outputs(most_columns(c), c.stride_w, c.transposed)),
-        depth(round_up((whole_rows ? c.kernel_w : 1) * c.group_channels(), DEPTH)),
+        depth(round_up(apart ? (c.kernel_h - 1) * row_bytes() + round_up(row_bytes(), COPIED) : row_bytes(), DEPTH)),
         pitch(whole_rows && !apart ? c.stride_w * c.channels : depth),
         planes(vertical.starts.size() * horizontal.starts.size()),
-        steps(c.kernel_h * (whole_rows ? 1 : c.kernel_w) * depth / DEPTH),
+        steps((apart ? 1 : c.kernel_h) * (whole_rows ? 1 : c.kernel_w) * depth / DEPTH),
         tiles(divide_up(c.group_outputs(), ROWS)) {
     if (whole_rows && !apart) horizontal.most += divide_up(c.kernel_w, c.stride_w) - 1;  // columns behind the last position
   }
+
+  // Bytes of a row of a kernel that follow each other.
+  int64_t row_bytes() const { return (whole_rows ? conv.kernel_w : 1) * conv.group_channels(); }
+  // Products that a step's taps have together.
+  int64_t terms() const { return (apart ? conv.kernel_h : 1) * row_bytes(); }
 
   Frame frame(const Block& block) const {
     const Span y{floor_divide(block.y0, vertical.step), floor_divide(block.y1 - 1, vertical.step) + 1};

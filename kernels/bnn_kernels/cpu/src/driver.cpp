@@ -280,73 +280,46 @@ void conv2d_sign(const Conv& c, const void* x, const void* prepared, const Signs
   });
 }
 
-namespace {
-
-// The sums of a block of whole rows, or of a piece of one, to a ring of rows.
-class RingSums : public Sink {
- public:
-  RingSums(const Conv& c, const Block& block, int32_t* ring, int64_t rows) : conv_(c), block_(block), ring_(ring), rows_(rows) {}
-
-  void take(const Chunk& chunk, const int32_t* rows, int64_t stride, int64_t pixel, int64_t pixels) const override {
-    const int64_t width = block_.x1 - block_.x0, channel = chunk.group * conv_.group_outputs() + chunk.first;
-    for (const int64_t end = pixel + pixels; pixel < end;) {
-      const int64_t y = block_.y0 + pixel / width, x = pixel % width, count = std::min(end - pixel, width - x);
-      int32_t* to = ring_ + (y % rows_ * conv_.out_w + block_.x0 + x) * conv_.outputs + channel;
-      for (int64_t i = 0; i < count; i++, to += conv_.outputs, rows += stride) std::memcpy(to, rows, chunk.count * sizeof(int32_t));
-      pixel += count;
-    }
-  }
-
- private:
-  const Conv& conv_;
-  const Block& block_;
-  int32_t* ring_;
-  int64_t rows_;
-};
-
-}  // namespace
-
-// Rows of sums lie in a ring, so that each is made once and nothing but the result leaves the cache. As many are made at once as
-// a block has room for: they share what they read.
+// Rows of sums lie in a ring, so that each is made once and nothing but the result leaves the cache.
 void pooled2d(const Conv& c, const void* x, const void* prepared, const Fused& fused, const Windows& w) {
   const Kernel& kernel = *bnn::kernel(c.isa);
   const Accumulator& accumulator = kernel.accumulator(c);
   const Plan& plan = remembered<Plan>(c);
   const Epilogue<Fused> run = kernel.fused(fused);
-  const int64_t row = c.out_w * c.outputs, chunks = c.groups * c.chunks(), pieces = divide_up(c.out_w, kernel.block_pixels);
-  const int64_t together = std::max<int64_t>(1, kernel.block_pixels / c.out_w), ring = std::min(w.kernel_h + together - 1, c.out_h);
+  const int64_t chunks = c.groups * c.chunks(), pieces = divide_up(c.out_w, kernel.block_pixels);
+  // Sums of a pixel, with room for the lanes of the last group that are too many.
+  const int64_t pixel = round_up(c.outputs - c.group_outputs() + round_up(c.group_outputs(), accumulator.lanes), ALIGNMENT / 4);
+  const int64_t row = c.out_w * pixel, ring = std::min(w.kernel_h, c.out_h);
   const bool serial = c.batch * c.out_h * row * c.taps() * c.group_channels() < SERIAL_WORK;
   parallel(c.batch * w.out_h, serial ? 1 : c.threads, [&](int64_t first, int64_t last) {
     void* staged = accumulator.scratch_bytes ? scratch(STAGE, accumulator.scratch_bytes(plan)) : nullptr;
     if (accumulator.begin) accumulator.begin(plan, prepared, staged);
-    const int64_t room = ((ring + 1) * row + w.out_w * c.outputs) * static_cast<int64_t>(sizeof(int32_t));
-    int32_t *rows = static_cast<int32_t*>(scratch(ROWS, room)), *most = rows + ring * row, *pooled = most + row;
+    const int64_t room = (ring * row + w.out_w * pixel) * static_cast<int64_t>(sizeof(int32_t));
+    int32_t *rows = static_cast<int32_t*>(scratch(ROWS, room)), *pooled = rows + ring * row;
+    std::vector<const int32_t*> window(w.kernel_h);
     int64_t made = 0;  // rows before it are in the ring, as far as they may be read again
     for (int64_t i = first; i < last; i++) {
       const int64_t image = i / w.out_h, top = i % w.out_h * w.stride_h - w.pad_h;
       const int64_t y0 = std::max<int64_t>(0, top), y1 = std::min(c.out_h, top + w.kernel_h);
       if (i % w.out_h == 0 || i == first) made = 0;
       const char* from = static_cast<const char*>(x) + image * c.height * c.width * c.pixel_bytes();
-      made = std::max(made, y0);
-      while (made < y1) {
-        const int64_t end = std::min(made + together, c.out_h);
+      for (made = std::max(made, y0); made < y1; made++)
         for (int64_t piece = 0; piece < pieces; piece++) {
-          const Block block{image, made, end, c.out_w * piece / pieces, c.out_w * (piece + 1) / pieces};
+          const Block block{image, made, made + 1, c.out_w * piece / pieces, c.out_w * (piece + 1) / pieces};
           if (accumulator.stage) accumulator.stage(plan, block, from, staged);
-          pour(Work{kernel, plan, block, 0, accumulator, from, prepared, staged}, 0, chunks, RingSums(c, block, rows, ring));
+          const Work work{kernel, plan, block, 0, accumulator, from, prepared, staged};
+          for (int64_t number = 0; number < chunks; number++) {
+            const Chunk chunk = chunk_at(c, number);
+            work.accumulate(chunk, rows + made % ring * row + block.x0 * pixel + chunk.group * c.group_outputs() + chunk.first, pixel);
+          }
         }
-        made = end;
-      }
-      std::copy_n(rows + y0 % ring * row, row, most);
-      for (int64_t y = y0 + 1; y < y1; y++) kernel.raise(most, rows + y % ring * row, row);
+      for (int64_t y = y0; y < y1; y++) window[y - y0] = rows + y % ring * row;
       for (int64_t p = 0; p < w.out_w; p++) {
         const int64_t left = p * w.stride_w - w.pad_w, x0 = std::max<int64_t>(0, left), x1 = std::min(c.out_w, left + w.kernel_w);
-        int32_t* to = pooled + p * c.outputs;
-        std::copy_n(most + x0 * c.outputs, c.outputs, to);
-        for (int64_t column = x0 + 1; column < x1; column++) kernel.raise(to, most + column * c.outputs, c.outputs);
+        kernel.largest(pooled + p * pixel, window.data(), y1 - y0, x0 * pixel, x1 * pixel, pixel);
       }
       for (int64_t channel = 0; channel < fused.width; channel += c.outputs)
-        run(fused, pooled, c.outputs, i * w.out_w, w.out_w, channel, c.outputs);
+        run(fused, pooled, pixel, i * w.out_w, w.out_w, channel, c.outputs);
     }
   });
 }

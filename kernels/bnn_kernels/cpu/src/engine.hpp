@@ -266,7 +266,8 @@ struct Kernel {
 
   // Rows `first` to `last` - 1 of the maps of all images.
   void (*pool_rows)(const Pool&, int64_t first, int64_t last);
-  void (*raise)(int32_t* to, const int32_t* from, int64_t count);  // to = max(to, from)
+  // Of the numbers first, first + step, ... before `last` of each of `count` rows; `step` of them, which are whole lines, at a time.
+  void (*largest)(int32_t* to, const int32_t* const* rows, int64_t count, int64_t first, int64_t last, int64_t step);
 
   // Rows `first` to `last` - 1 of the pooled maps of the batch, to a stream that is there. `room` has stem_room floats.
   int64_t (*stem_room)(const Stem&);

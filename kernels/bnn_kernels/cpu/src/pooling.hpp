@@ -50,8 +50,18 @@ void pool_rows(const Pool& p, int64_t first, int64_t last) {
 }
 
 template <class S>
-void raise(int32_t* to, const int32_t* from, int64_t count) {
-  for (int64_t i = 0; i < count; i++) to[i] = to[i] < from[i] ? from[i] : to[i];
+void largest(int32_t* to, const int32_t* const* rows, int64_t count, int64_t first, int64_t last, int64_t step) {
+  typedef int32_t Line __attribute__((vector_size(ALIGNMENT)));
+  for (int64_t c = 0; c < step; c += ALIGNMENT / sizeof(int32_t)) {
+    Line most, next;
+    std::memcpy(&most, rows[0] + first + c, sizeof(most));
+    for (int64_t y = 0; y < count; y++)
+      for (int64_t at = first; at < last; at += step) {
+        std::memcpy(&next, rows[y] + at + c, sizeof(next));
+        most = most > next ? most : next;
+      }
+    std::memcpy(to + c, &most, sizeof(most));
+  }
 }
 
 }  // namespace

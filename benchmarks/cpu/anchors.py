@@ -1,0 +1,174 @@
+"""Packed networks against what one would take instead, in one run: ``python -m benchmarks.cpu.anchors NETWORK ...``.
+
+Each network in its forms, and its float twin in OpenVINO and ONNX Runtime, quantized by their own flows on the same images;
+one image at a time. *Warm*: eight calls of one form, then of the next, as in a stream of images. *Cold*: one call of each in
+turn, whose data the others have driven out of the caches. Results: one CSV file per machine, a line per network, form and
+state of the caches, with the time of the better int8 engine over its own: the median over the rounds, and the quartiles.
+"""
+
+import argparse
+import copy
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import bnn_kernels.cpu
+from bnn_plugins.analysis.anchors import PACKAGES
+from bnn_plugins.analysis.machine import installed, machine_facts
+from bnn_plugins.analysis.throughput import make_clock, sample, torch_threads
+from bnn_plugins.analysis.throughput_run import rounded, write_csv
+from bnn_plugins.analysis.throughput_variants import Models, Part, Variant
+from bnn_plugins.deploy import fuse_, pack_, quantize_rest_
+from bnn_plugins.integrations.mmengine.benchmark import Network, build_models, channels_last_
+
+from .networks import DETECTOR, body_models, randomise_
+from .run import RESULTS, machine_name
+
+FORMS = ('fused', 'fused-int8', 'openvino-int8', 'onnxruntime-int8')
+IN_A_ROW = {'warm': 8, 'cold': 1}
+LEAST = 5  # rounds
+
+
+@dataclass
+class Line:
+    """A form of a network. ``x_int8``: time of the better int8 engine in the same round over that of this form."""
+
+    network: str
+    form: str
+    caches: str
+    threads: int
+    isa: str
+    rounds: int
+    median_ms: float
+    min_ms: float
+    q1_ms: float
+    q3_ms: float
+    x_int8: float
+    x_int8_q1: float
+    x_int8_q3: float
+
+
+def resnet18_body() -> tuple[Models, Part]:
+    x = torch.randn(1, 64, 56, 56, generator=torch.Generator().manual_seed(0))
+    return body_models(), Part('body', lambda model: model, (x,), calibration=noise(x))
+
+
+def resnet18() -> tuple[Models, Part]:
+    from mmdet.models.backbones import ResNet
+
+    from bnn_plugins.models.backbones import BNNResNet
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    packed, twin = pack_(randomise_(BNNResNet(18, out_indices=(3,)))), randomise_(ResNet(18, out_indices=(3,)))
+    return Models(packed, None, twin), Part('backbone', lambda model: model, (x,), calibration=noise(x))
+
+
+def detector(config: Path) -> tuple[Models, Part]:
+    _, models, _ = build_models(str(config), None, None, None, None, torch.device('cpu'))
+    x = torch.randn(1, 3, 240, 320, generator=torch.Generator().manual_seed(0))
+    return models, Part('network', Network, (x,), calibration=noise(x))
+
+
+def noise(x: Tensor) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(x.shape, generator=generator) for _ in range(8)]
+
+
+NETWORKS: dict[str, Callable[[], tuple[Models, Part]]] = {
+    'resnet18-body': resnet18_body,
+    'resnet18': resnet18,
+    'retinanet': lambda: detector(DETECTOR),
+    'retinanet-binary-head': lambda: detector(DETECTOR.with_name('retinanet_bnn-r18_fpn-binary-head_bccd.py')),
+}
+
+
+def variants(network: str, forms: Iterable[str]) -> dict[str, Variant]:
+    models, part = NETWORKS[network]()
+    for model in (models.packed, models.twin):
+        model.eval()
+        model.requires_grad_(False)
+        channels_last_(model)
+    models.fused, models.fused_int8 = copy.deepcopy(models.packed), copy.deepcopy(models.packed)
+    quantize_rest_(models.fused_int8, part.calibration, run=lambda model, x: part.module(model)(x))
+    for model in (models.fused, models.fused_int8):
+        fuse_(model)
+    return {form: Variant(form, part, models) for form in forms}
+
+
+def measure(calls: dict[str, Callable], threads: int, in_a_row: int, rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of a call, by form and round."""
+    clock, times = make_clock('cpu', threads), {form: [] for form in calls}
+    for call in calls.values():
+        call()
+        call()
+    end = time.perf_counter() + seconds
+    for done in range(rounds):
+        if done >= LEAST and time.perf_counter() > end:
+            break
+        for form, call in calls.items():
+            if in_a_row > 1:
+                call()
+            times[form].append(1e3 * sample(call, clock, in_a_row))
+    return times
+
+
+def lines(network: str, times: dict[str, list[float]], caches: str, threads: int) -> list[Line]:
+    int8 = [form for form in times if form.partition('-')[0] in PACKAGES]
+    better = min(int8, key=lambda form: statistics.median(times[form]))
+    result = []
+    for form, own in times.items():
+        q1, median, q3 = statistics.quantiles(own, n=4, method='inclusive')
+        ratios = statistics.quantiles([a / b for a, b in zip(times[better], own, strict=True)], n=4, method='inclusive')
+        result.append(Line(network, form, caches, threads, bnn_kernels.cpu.isa(), len(own), median, min(own), q1, q3,
+                           ratios[1], ratios[0], ratios[2]))
+    return result
+
+
+def without_amx() -> None:
+    """Before anything asks for AMX: Linux refuses it to a process whose stack for signals is too small for its registers."""
+    class Stack(ctypes.Structure):
+        _fields_ = [('at', ctypes.c_void_p), ('flags', ctypes.c_int), ('size', ctypes.c_size_t)]
+
+    memory = ctypes.create_string_buffer(8192)
+    if ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, 8192)), None):
+        raise OSError('sigaltstack failed')
+    without_amx.memory = memory
+    bnn_kernels.cpu.set_isa('avx512')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('networks', nargs='+', choices=NETWORKS)
+    parser.add_argument('--forms', nargs='+', default=FORMS)
+    parser.add_argument('--rounds', type=int, default=25)
+    parser.add_argument('--seconds', type=float, default=10, help='of each network and state of the caches at most')
+    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--without-amx', action='store_true', help='what a processor with AVX-512 alone would do')
+    parser.add_argument('--out', type=Path, help='default: the results of this machine')
+    args = parser.parse_args()
+    if args.without_amx:
+        without_amx()
+    rows = []
+    with torch_threads(args.threads):
+        built = {network: variants(network, args.forms) for network in args.networks}
+        for network, calls in built.items():
+            for caches, in_a_row in IN_A_ROW.items():
+                with torch.inference_mode():
+                    times = measure(calls, args.threads, in_a_row, args.rounds, args.seconds)
+                rows += lines(network, times, caches, args.threads)
+                for row in rows[-len(calls):]:
+                    print(f'{network:>22} {caches} {row.form:<17} {row.median_ms:8.3f} ms (min {row.min_ms:.3f}), '
+                          f'int8 / this {row.x_int8:.2f} ({row.x_int8_q1:.2f} to {row.x_int8_q3:.2f})', flush=True)
+    facts = machine_facts() | {package: installed(package) for packages in PACKAGES.values() for package in packages}
+    path = args.out or RESULTS / f'{machine_name()}-anchors{"-without-amx" if args.without_amx else ""}.csv'
+    table = [rounded(asdict(row)) | facts for row in rows]
+    print(write_csv(path, list(table[0]), table), 'written')
+
+
+if __name__ == '__main__':
+    main()
