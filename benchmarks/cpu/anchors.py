@@ -16,18 +16,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import bnn_kernels.cpu
 from bnn_plugins.analysis.anchors import PACKAGES
 from bnn_plugins.analysis.machine import installed, machine_facts
 from bnn_plugins.analysis.throughput import make_clock, sample, torch_threads
 from bnn_plugins.analysis.throughput_run import rounded, write_csv
-from bnn_plugins.analysis.throughput_variants import Models, Part, Variant
-from bnn_plugins.deploy import fuse_, pack_, quantize_rest_
-from bnn_plugins.integrations.mmengine.benchmark import Network, build_models, channels_last_
+from bnn_plugins.analysis.throughput_variants import Variant
+from bnn_plugins.deploy import fuse_, quantize_rest_
+from bnn_plugins.integrations.mmengine.benchmark import channels_last_
 
-from .networks import DETECTOR, body_models, randomise_
+from .anchor_networks import NETWORKS
 from .run import RESULTS, machine_name
 
 FORMS = ('fused', 'fused-int8', 'openvino-int8', 'onnxruntime-int8')
@@ -52,39 +51,6 @@ class Line:
     x_int8: float
     x_int8_q1: float
     x_int8_q3: float
-
-
-def resnet18_body() -> tuple[Models, Part]:
-    x = torch.randn(1, 64, 56, 56, generator=torch.Generator().manual_seed(0))
-    return body_models(), Part('body', lambda model: model, (x,), calibration=noise(x))
-
-
-def resnet18() -> tuple[Models, Part]:
-    from mmdet.models.backbones import ResNet
-
-    from bnn_plugins.models.backbones import BNNResNet
-    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    packed, twin = pack_(randomise_(BNNResNet(18, out_indices=(3,)))), randomise_(ResNet(18, out_indices=(3,)))
-    return Models(packed, None, twin), Part('backbone', lambda model: model, (x,), calibration=noise(x))
-
-
-def detector(config: Path) -> tuple[Models, Part]:
-    _, models, _ = build_models(str(config), None, None, None, None, torch.device('cpu'))
-    x = torch.randn(1, 3, 240, 320, generator=torch.Generator().manual_seed(0))
-    return models, Part('network', Network, (x,), calibration=noise(x))
-
-
-def noise(x: Tensor) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(x.shape, generator=generator) for _ in range(8)]
-
-
-NETWORKS: dict[str, Callable[[], tuple[Models, Part]]] = {
-    'resnet18-body': resnet18_body,
-    'resnet18': resnet18,
-    'retinanet': lambda: detector(DETECTOR),
-    'retinanet-binary-head': lambda: detector(DETECTOR.with_name('retinanet_bnn-r18_fpn-binary-head_bccd.py')),
-}
 
 
 def variants(network: str, forms: Iterable[str]) -> dict[str, Variant]:
