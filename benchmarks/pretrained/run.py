@@ -67,9 +67,7 @@ class Model:
 
 MODELS = (
     Model('retinanet_bnn-r18_fpn_digits', 'detection', 'handwritten digits of scikit-learn on canvases of 128x128',
-          'CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)', 'configs/detection/retinanet_bnn-r18_fpn_digits.py',
-          '--cfg-options max_epochs=8 train_cfg.max_epochs=8 train_cfg.val_interval=8 param_scheduler.1.T_max=8',
-          'Half of the epochs of its config.'),
+          'CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)', 'configs/detection/retinanet_bnn-r18_fpn_digits.py'),
     Model('retinanet_bnn-r18-half_fpn_bccd', 'detection', 'BCCD, photographs of blood cells at 320x240', 'MIT',
           'configs/detection/retinanet_bnn-r18-half_fpn_bccd.py', '',
           'Half the width and 12 epochs; 40 epochs at full width reach 87.6 (docs/accuracy.md). No medical device.'),
