@@ -1,4 +1,4 @@
-"""``tools/predict.py``: detections for many pictures, by several workers, in files that an interrupted run goes on with."""
+"""``bnn predict``: detections for many pictures, by several workers, in files that an interrupted run goes on with."""
 
 import json
 from collections.abc import Iterator
@@ -54,8 +54,10 @@ def work(worker: int, config: str, checkpoint: str, root: Path, folder: Path, sh
          score: float) -> None:
     """The share of one worker."""
     from mmdet.apis import inference_detector, init_detector
+
+    from ..mmengine.run import read_config
     torch.set_num_threads(max(1, torch.get_num_threads() // len(shares)))
-    model = init_detector(config, checkpoint, device=device)
+    model = init_detector(read_config(config), checkpoint, device=device)
     with (folder / f'predictions-{worker}.jsonl').open('a') as file:
         for name in shares[worker]:
             try:

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from bnn_plugins import pack_, save_packed
+from bnn_plugins import pack_, save_packed, zoo
 from bnn_plugins.integrations.mmdet.predict import lines, predict
 
 from ..conftest import CONFIG, REPOSITORY
@@ -55,6 +55,12 @@ def test_an_interrupted_run_goes_on(files, tmp_path):
     assert predict(*files, str(tmp_path / 'part'), score=0.0) == 3
     assert found(tmp_path / 'part') == whole
     assert predict(*files, str(tmp_path / 'part')) == 0
+
+
+def test_a_config_by_name(files, tmp_path):
+    """Mutation: hand the name to mmdet, which looks for a file of that name."""
+    name = 'retinanet_bnn-r18_fpn_digits'
+    assert predict(f'bnn_plugins::detection/{name}.py', str(zoo.path(name)), files[2], str(tmp_path)) == 4
 
 
 @pytest.mark.scale
