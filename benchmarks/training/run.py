@@ -73,7 +73,8 @@ def main():
         case = CASES[name]
         for batch in args.batch or case.batches:
             rows = train_benchmark(str(ROOT / 'configs' / case.config), case.variants(args.methods), batch, case.size, threads,
-                                   rounds=args.rounds, budget=args.budget, compiled=args.compiled)
+                                   rounds=args.rounds, budget=args.budget, compiled=args.compiled,
+                                   gradients=('float32', 'bfloat16'))
             print_training(rows, console)
             for row in rows:
                 write_row(path, {'case': name, **row.line(), **machine_facts()}, KEYS,

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from ..binarize import after_step_, set_progress
 from ..layers import BinaryLayer, RPReLU
-from ..layers.training import training_refusals
+from ..layers.training import set_training_path, training_refusals
 from .throughput import Clock, make_clock, tensors_of, torch_threads
 from .throughput_variants import peak_bytes, silent_stderr
 
@@ -52,12 +52,14 @@ class TrainingVariant:
     Attributes:
         name: in the results; ``'float32'``, ``'bfloat16'`` and ``'float32-compiled'`` are what the others are compared with.
         autocast: dtype, ``None`` for none. compiled: with ``torch.compile``.
+        gradients: of binary layers, see :class:`.set_training_path`; ``None``: as it is set.
     """
 
     name: str
     training: Training
     autocast: torch.dtype | None = None
     compiled: bool = False
+    gradients: str | None = None
 
     def __post_init__(self):
         if self.compiled:
@@ -67,7 +69,9 @@ class TrainingVariant:
     def device(self) -> torch.device:
         return next(self.training.model.parameters()).device
 
-    def autocasts(self) -> AbstractContextManager:
+    def precision(self) -> AbstractContextManager:
+        if self.gradients is not None:
+            return set_training_path(gradients=self.gradients)
         return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
 
     def step(self, mark: Callable[[], object] = lambda: None, phase: Callable = lambda name: nullcontext()) -> list:
@@ -76,7 +80,7 @@ class TrainingVariant:
         with phase('data'):
             batch = training.batch()
         marks.append(mark())
-        with phase('forward'), self.autocasts():
+        with phase('forward'), self.precision():
             loss = training.loss(training.model, batch)
         marks.append(mark())
         with phase('backward'):
@@ -248,7 +252,7 @@ def saved_bytes(variant: TrainingVariant) -> int:
         return tensor
 
     batch = variant.training.batch()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), variant.autocasts():
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), variant.precision():
         variant.training.loss(model, batch)
     return sum(storage.nbytes() for storage in kept.values())
 

@@ -126,7 +126,7 @@ def float_unet(model: dict) -> dict:
 def train_benchmark(config: str, variants: Mapping[str, Mapping] | None = None, batch: int | None = None,
                     size: tuple[int, int] | None = None, threads: int = 1, device: str = 'cpu', rounds: int = 15,
                     budget: float = 60.0, compiled: bool = False, float_config: str | None = None,
-                    cfg_options: Mapping | None = None) -> list[TrainingRow]:
+                    cfg_options: Mapping | None = None, gradients: Sequence[str] = ('float32',)) -> list[TrainingRow]:
     """Measure training steps of the binary model of ``config`` and of its float twin, side by side.
 
     Args:
@@ -139,6 +139,7 @@ def train_benchmark(config: str, variants: Mapping[str, Mapping] | None = None, 
         compiled: measure the twin with ``torch.compile``, too.
         float_config: config of the float twin, where it cannot be derived.
         cfg_options: overrides of both.
+        gradients: of binary layers, ``'float32'``, ``'bfloat16'`` or both: each model is measured with each.
 
     Raises:
         FileNotFoundError: without the config. ValueError: where no float twin is known.
@@ -161,7 +162,10 @@ def train_benchmark(config: str, variants: Mapping[str, Mapping] | None = None, 
     found = [TrainingVariant('float32', twin), TrainingVariant('bfloat16', twin, torch.bfloat16)]
     if compiled:
         found.append(TrainingVariant('float32-compiled', make({}, True), compiled=True))
-    found += [TrainingVariant(name, make(overrides, False)) for name, overrides in (variants or {'binary': {}}).items()]
+    for name, overrides in (variants or {'binary': {}}).items():
+        binary = make(overrides, False)
+        found += [TrainingVariant(name, binary) if dtype == 'float32' else
+                  TrainingVariant(f'{name}, {dtype} gradients', binary, gradients=dtype) for dtype in gradients]
     return profile_training(Path(config).stem, found, threads, rounds, budget)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bnn_plugins.apps import training_benchmark as tool
+from bnn_plugins.layers import training
 
 ROOT = Path(__file__).parents[2]
 CLASSIFIER = str(ROOT / 'configs/classification/resnet8_reactnet_digits.py')
@@ -35,11 +36,17 @@ def test_each_kind(config, options, size, tmp_path):
     assert float(lines[2]['of_float32']) > 0
 
 
-def test_several_models_of_one_config():
+def test_several_models_of_one_config(monkeypatch):
     variants = {'a': {'model.method': 'binarynet'}, 'b': {'model.method': 'recu', 'model.expand': dict(tau=2)}}
-    rows = tool.train_benchmark(UNET, variants, 2, rounds=1, cfg_options={'model.block_out_channels': [8, 16]})
-    assert [row.variant for row in rows[2:]] == ['a', 'b']
-    assert rows[3].saved_bytes > rows[2].saved_bytes
+    seen, product = set(), training.SignProduct
+    monkeypatch.setattr(training, 'LEAST_WORK', 0)
+    monkeypatch.setattr(training, 'SignProduct', lambda *fields: (seen.add(fields[-1]), product(*fields))[1])
+    rows = tool.train_benchmark(UNET, variants, 2, rounds=1, cfg_options={'model.block_out_channels': [8, 16]},
+                                gradients=['float32', 'bfloat16'])
+    names = ['a', 'a, bfloat16 gradients', 'b', 'b, bfloat16 gradients']
+    assert [row.variant for row in rows[2:]] == names
+    assert rows[4].saved_bytes > rows[2].saved_bytes
+    assert seen == {'float32', 'bfloat16'}, 'the precision of gradients is that of the variant'
 
 
 def test_the_float_unet_of_a_binary_one():
@@ -51,7 +58,7 @@ def test_the_float_unet_of_a_binary_one():
 
 @pytest.mark.parametrize(('flags', 'sentence'), [
     (['--train', '--variants', 'fused'], 'variants is for the throughput of packed models'),
-    (['--compiled'], '--compiled is for --train')])
+    (['--compiled'], '--compiled is for --train'), (['--gradients', 'bfloat16'], '--gradients is for --train')])
 def test_flags_that_do_not_fit(flags, sentence):
     done = subprocess.run([sys.executable, 'tools/benchmark.py', CLASSIFIER, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2

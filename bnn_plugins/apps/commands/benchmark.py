@@ -23,6 +23,8 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument('checkpoint', nargs='?', help='.pth checkpoint or packed .safetensors; default random weights')
     parser.add_argument('--train', action='store_true', help='measure training steps; also of a diffusion config')
     parser.add_argument('--compiled', action='store_true', help='with --train: the float twin with torch.compile, too')
+    parser.add_argument('--gradients', nargs='+', choices=('float32', 'bfloat16'), default=['float32'],
+                        help='with --train: of binary layers; default float32')
     parser.add_argument('--out', help='folder for CSV files and page; default work_dirs/<config name>/benchmark')
     parser.add_argument('--batch', type=int, nargs='+', help='batch sizes to sweep; default 1, with --train the usual one')
     parser.add_argument('--size', type=image_size, nargs='+', default=[], metavar='HxW',
@@ -40,16 +42,18 @@ def arguments(parser: ArgumentParser) -> None:
     add_overrides(parser)
 
 
-def main(train: bool, compiled: bool, **flags) -> int:
+def main(train: bool, compiled: bool, gradients: list[str], **flags) -> int:
     flags['out'] = flags['out'] or str(Path('work_dirs') / Path(flags['config']).stem / 'benchmark')
     if train:
         for name, default in PACKED_ONLY.items():
             if flags.pop(name) != default:
                 raise ArgumentError(None, f'{name} is for the throughput of packed models: leave it out with --train')
         from ..training_benchmark import benchmark_training
-        benchmark_training(compiled=compiled, **flags)
+        benchmark_training(compiled=compiled, gradients=gradients, **flags)
         return 0
     if compiled:
         raise ArgumentError(None, '--compiled is for --train: the throughput has variants such as float32-compiled')
+    if gradients != ['float32']:
+        raise ArgumentError(None, '--gradients is for --train: the throughput has none')
     from ...integrations.mmengine.benchmark import benchmark
     return int(not benchmark(**{**flags, 'batch': flags['batch'] or [1]}).ok)
