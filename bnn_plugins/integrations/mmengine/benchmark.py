@@ -28,7 +28,8 @@ BINARY_SCOPE = 'bnn_plugins.'
 # Types of bnn_plugins whose float twin is the same type without a method.
 NATIVE = ('BNNCifarResNet', 'BNNVGGSmall', 'BNNSSDVGG', 'BNNReActNet', 'BNNBNext', 'BNNMoBiNet')
 NEUTRAL = ('BinaryClassifier', 'ClassifierHead', 'ImagePreprocessor', 'CrossEntropy', 'SquaredHinge')  # nothing binary in them
-ONLY_BINARY = ('method', 'act', 'pad_value', 'expand')  # arguments of native models that float ones do not have
+# Arguments of native models that float ones do not have.
+ONLY_BINARY = ('method', 'act', 'pad_value', 'expand', 'stem_act', 'pool_last')
 
 
 def float_config(model: object) -> object:
@@ -47,6 +48,8 @@ def float_config(model: object) -> object:
     kind = model.get('type')
     if kind == f'{BINARY_SCOPE}binarized':
         return float_config(model['module'])
+    if kind == f'{BINARY_SCOPE}DistributionLoss':
+        return dict(type=f'{BINARY_SCOPE}CrossEntropy')  # a float network learns from labels, not from a float teacher
     twin = {key: float_config(value) for key, value in model.items() if not is_binary_layer(key, value)}
     if not isinstance(kind, str) or not kind.startswith(BINARY_SCOPE):
         return twin

@@ -205,3 +205,16 @@ def test_size_on_the_command_line():
     import argparse
     with pytest.raises(argparse.ArgumentTypeError, match='write HEIGHTxWIDTH'):
         image_size('256')
+
+
+@pytest.mark.parametrize('config', sorted(path.name for path in (REPOSITORY / 'configs' / 'classification').glob('*resnet*.py')))
+def test_twins_of_residual_networks_can_be_built(config):
+    """Mutation: an argument that only our backbone has goes to mmdet's."""
+    cfg = load_config(f'configs/classification/{config}')
+    try:
+        twin = tool.float_config(cfg.model.to_dict())
+    except ValueError as error:
+        assert 'no float twin is known for' in str(error)
+        return
+    cfg.model = Config(dict(model=twin)).model
+    assert not any(isinstance(module, BinaryLayer) for module in build_model(cfg).modules())
