@@ -29,7 +29,7 @@ BINARY_SCOPE = 'bnn_plugins.'
 NATIVE = ('BNNCifarResNet', 'BNNVGGSmall', 'BNNSSDVGG', 'BNNReActNet', 'BNNBNext', 'BNNMoBiNet')
 NEUTRAL = ('BinaryClassifier', 'ClassifierHead', 'ImagePreprocessor', 'CrossEntropy', 'SquaredHinge')  # nothing binary in them
 # Arguments of native models that float ones do not have.
-ONLY_BINARY = ('method', 'act', 'pad_value', 'expand', 'stem_act', 'pool_last')
+ONLY_BINARY = ('method', 'act', 'pad_value', 'expand', 'stem_act', 'pool_last', 'distill')
 
 
 def float_config(model: object) -> object:
@@ -48,8 +48,6 @@ def float_config(model: object) -> object:
     kind = model.get('type')
     if kind == f'{BINARY_SCOPE}binarized':
         return float_config(model['module'])
-    if kind == f'{BINARY_SCOPE}DistributionLoss':
-        return dict(type=f'{BINARY_SCOPE}CrossEntropy')  # a float network learns from labels, not from a float teacher
     twin = {key: float_config(value) for key, value in model.items() if not is_binary_layer(key, value)}
     if not isinstance(kind, str) or not kind.startswith(BINARY_SCOPE):
         return twin
@@ -62,6 +60,8 @@ def float_config(model: object) -> object:
     if name not in changes:
         raise ValueError(f'no float twin is known for {kind}: name its config with --float-config')
     twin = {key: value for key, value in twin.items() if key not in ONLY_BINARY}
+    if isinstance(twin.get('init_cfg'), list):
+        del twin['init_cfg']  # how a method wants norms to begin, near 0 for example, is none of a float network
     return {**twin, **{key: value for key, value in changes[name].items() if key == 'type' or twin.get(key) is None}}
 
 
