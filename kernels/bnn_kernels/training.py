@@ -237,20 +237,38 @@ def _norm_sums(words: Tensor, prepared: Tensor, conv: array, geometry: Conv2dGeo
     return sums
 
 
-def _products(d_sums: Tensor, words: Tensor, signs: Tensor, geometry: Conv2dGeometry,
+class _Weight(NamedTuple):
+    """Signs of a weight `[O, C / groups, kH, kW]` as bits, and how their gradient lies in memory."""
+
+    words: Tensor
+    memory_format: torch.memory_format
+
+
+def _weight(signs: Tensor) -> _Weight:
+    return _Weight(pack_activations(signs.detach()),
+                   torch.contiguous_format if signs.is_contiguous() else torch.channels_last)
+
+
+def _levels(words: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
+    """-1 and +1 `[N, C, H, W]` in channels-last memory."""
+    batch, height, width, _ = words.shape
+    levels = torch.empty((batch, channels, height, width), dtype=dtype, memory_format=torch.channels_last)
+    _pass('unpack_signs', 'Signs2Float', rows=batch * height * width, channels=channels, groups=groups, dtype=DTYPES[dtype],
+          words=words, y=levels)
+    return levels
+
+
+def _products(d_sums: Tensor, words: Tensor, w_words: Tensor, geometry: Conv2dGeometry,
               needs: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the signs of the input and of the weight."""
     batch, height, width, _ = words.shape
-    dtype = d_sums.dtype
-    levels = torch.empty((batch, geometry.channels, height, width), dtype=dtype, memory_format=torch.channels_last)
-    _pass('unpack_signs', 'Signs2Float', rows=batch * height * width, channels=geometry.channels, groups=geometry.groups,
-          dtype=DTYPES[dtype], words=words, y=levels)
-    weight = signs.detach().to(dtype)
+    levels = _levels(words, geometry.channels, geometry.groups, d_sums.dtype)
+    weight = _levels(w_words, geometry.channels // geometry.groups, 1, d_sums.dtype)
     if geometry.kernel == (1, 1) == geometry.stride and geometry.padding == (0, 0) and geometry.groups == 1:
         rows, matrix = d_sums.permute(0, 2, 3, 1).reshape(-1, geometry.outputs), weight.flatten(1)
         d_levels = (rows @ matrix).view(batch, height, width, -1).permute(0, 3, 1, 2) if needs[0] else None
         d_signs = rows.t() @ levels.permute(0, 2, 3, 1).reshape(-1, geometry.channels) if needs[1] else None
-        return d_levels, None if d_signs is None else d_signs.view_as(signs).to(signs.dtype)
+        return d_levels, None if d_signs is None else d_signs.view_as(weight).float()
     (top, left), padding = geometry.padding, geometry.padding
     if geometry.pad_value != 0:
         levels, padding = F.pad(levels, (left, left, top, top), value=float(geometry.pad_value)), (0, 0)
@@ -259,7 +277,7 @@ def _products(d_sums: Tensor, words: Tensor, signs: Tensor, geometry: Conv2dGeom
         (*needs, False))
     if geometry.pad_value != 0 and needs[0]:
         d_levels = d_levels[:, :, top:top + height, left:left + width]
-    return d_levels if needs[0] else None, d_signs.to(signs.dtype) if needs[1] else None
+    return d_levels if needs[0] else None, d_signs.float() if needs[1] else None
 
 
 class _Residual(NamedTuple):
@@ -269,7 +287,7 @@ class _Residual(NamedTuple):
     inside: Tensor | None
 
 
-def _gradients(d_sums: Tensor | dict[str, Any], operand: _Operand, signs: Tensor, shift: Tensor | None, product: SignProduct,
+def _gradients(d_sums: Tensor | dict[str, Any], operand: _Operand, weight: _Weight, shift: Tensor | None, product: SignProduct,
                needs: tuple[bool, bool, bool],
                residual: _Residual | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of the input, with that of a shortcut added, of the shift and of the signs of the weight.
@@ -291,7 +309,7 @@ def _gradients(d_sums: Tensor | dict[str, Any], operand: _Operand, signs: Tensor
     else:
         sums = d_sums
     if sums is not None and not together:
-        d_levels, d_signs = _products(sums, operand.words, signs, geometry, (needs_x, needs[2]))
+        d_levels, d_signs = _products(sums, operand.words, weight.words, geometry, (needs_x, needs[2]))
         d_levels = None if d_levels is None else _image(d_levels)
     d_x = d_shift = call = None
     if needs_x:
@@ -312,9 +330,11 @@ def _gradients(d_sums: Tensor | dict[str, Any], operand: _Operand, signs: Tensor
                        d_shift=d_shift)
     if together:
         conv = conv_struct(geometry, batch, (height, width), engine.isa_number(), torch.get_num_threads())
-        d_signs = torch.empty(signs.shape) if needs[2] else None
+        shape = geometry.outputs, geometry.channels, *geometry.kernel
+        d_signs = torch.empty(shape, memory_format=weight.memory_format) if needs[2] else None
         _pass('sign_products', 'SignProducts', conv=conv, dtype=DTYPES[dtype], d_sums=sums, norm=norm, words=operand.words,
-              weight=engine.dense(signs.detach()), input=call, d_weight=d_signs)
+              weight=weight.words, input=call, channels_last=weight.memory_format is torch.channels_last,
+              d_weight=d_signs)
     elif call is not None:
         engine.call('bnn_sign_backward', engine.isa_number(), call.buffer_info()[0])
     return d_x, d_shift, d_signs
@@ -333,17 +353,18 @@ class _SignConv2d(torch.autograd.Function):
     def forward(ctx, x: Tensor, shift: Tensor | None, signs: Tensor, product: SignProduct) -> Tensor:
         x, shift = _image(x), _vector(shift)
         operand = _operand(x, shift, product, any(ctx.needs_input_grad[:2]))
-        ctx.save_for_backward(*operand, shift, signs)
-        ctx.product = product
-        return _sums(operand.words, pack_activations(signs.detach()), product.geometry).float()
+        weight = _weight(signs)
+        ctx.save_for_backward(*operand, shift, weight.words)
+        ctx.call = product, weight.memory_format
+        return _sums(operand.words, weight.words, product.geometry).float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        *operand, shift, signs = ctx.saved_tensors
-        product = ctx.product
-        return *_gradients(_image(grad.to(GRADIENTS[product.gradients])), _Operand(*operand), signs, shift, product,
-                           ctx.needs_input_grad[:3]), None
+        *operand, shift, w_words = ctx.saved_tensors
+        product, memory_format = ctx.call
+        return *_gradients(_image(grad.to(GRADIENTS[product.gradients])), _Operand(*operand), _Weight(w_words, memory_format),
+                           shift, product, ctx.needs_input_grad[:3]), None
 
 
 class _SignConv2dNorm(torch.autograd.Function):
@@ -361,7 +382,8 @@ class _SignConv2dNorm(torch.autograd.Function):
         operand = _operand(x, shift, product, any(ctx.needs_input_grad[:2]))
         geometry = product.geometry
         conv = conv_struct(geometry, len(x), tuple(x.shape[2:]), engine.isa_number(), torch.get_num_threads())
-        prepared = prepare(pack_activations(signs.detach()), conv)
+        signs_of = _weight(signs)
+        prepared = prepare(signs_of.words, conv)
         totals = torch.zeros(2, geometry.outputs, dtype=torch.int64)
         sums = _norm_sums(operand.words, prepared, conv, geometry, totals)
         y, statistics = _like(sums, width), torch.empty(4, width, dtype=torch.float64)
@@ -374,18 +396,18 @@ class _SignConv2dNorm(torch.autograd.Function):
             for statistic in (running_mean, running_var):
                 if statistic is not None:
                     torch.autograd.graph.increment_version(statistic)
-        ctx.save_for_backward(*operand, shift, signs, prepared, around if norm.act == 'prelu' else None, inside, statistics,
-                              *vectors.values())
-        ctx.call = product, norm, own_shortcut, conv
+        ctx.save_for_backward(*operand, shift, signs_of.words, prepared, around if norm.act == 'prelu' else None, inside,
+                              statistics, *vectors.values())
+        ctx.call = product, norm, own_shortcut, conv, signs_of.memory_format
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (*operand, shift, signs, prepared, around, inside, statistics, scale, weight, bias, gamma, slope,
+        (*operand, shift, w_words, prepared, around, inside, statistics, scale, weight, bias, gamma, slope,
          zeta) = ctx.saved_tensors
         operand, needs = _Operand(*operand), ctx.needs_input_grad
-        product, norm, own_shortcut, conv = ctx.call
+        product, norm, own_shortcut, conv, memory_format = ctx.call
         grad = _image(grad)
         sums = _norm_sums(operand.words, prepared, conv, product.geometry)
         outputs, width = sums.shape[1], grad.shape[1]
@@ -399,6 +421,7 @@ class _SignConv2dNorm(torch.autograd.Function):
                       inside=inside, grad=grad, d_input=d_input, **d)
         del sums
         residual = _Residual(grad, inside) if d_input is None else _Residual(d_input, None)
-        gradients = _gradients(d_sums, operand, signs, shift, product, needs[:3], residual if own_shortcut else None)
+        gradients = _gradients(d_sums, operand, _Weight(w_words, memory_format), shift, product, needs[:3],
+                               residual if own_shortcut else None)
         return (*gradients, d['d_scale'], d['d_weight'], d['d_bias'], residual.grad if needs[6] else None, d['d_gamma'],
                 d['d_slope'], d['d_zeta'], *[None] * 6)

@@ -53,7 +53,7 @@ inline std::string layout(std::string_view name) {
              statistics, inside, grad, d_input, d_sums, d_scale, d_weight, d_bias, d_gamma, d_slope, d_zeta);
   BNN_FIELDS(SignBackward, threads, samples, rows, channels, dtype, peak, steepness, limit, grad, x, inside, factor, shift,
              statistics, residual, residual_inside, d_x, d_shift);
-  BNN_FIELDS(SignProducts, threads, conv, dtype, d_sums, norm, words, weight, input, d_weight);
+  BNN_FIELDS(SignProducts, threads, conv, dtype, d_sums, norm, words, weight, input, channels_last, d_weight);
   BNN_FIELDS(Signs2Float, threads, rows, channels, groups, dtype, words, y);
   return "";
 }

@@ -27,35 +27,39 @@ class Zeros {
   std::vector<char> bytes_;
 };
 
-uint16_t half(float sign) {  // exact for what bfloat16 holds
-  uint32_t bits;
-  std::memcpy(&bits, &sign, sizeof(bits));
-  return static_cast<uint16_t>(bits >> 16);
-}
-
-// Weights as tiles [tile of channels][run][step], pairs of terms along a row. A run goes along the line: its last tap first.
-void weight_tiles(const Line& line, const float* weight, uint16_t* tiles) {
+// Weights as tiles [tile of channels][run][step], pairs of outputs along a row. A run goes along the line: its last tap first.
+void weight_tiles(const Line& line, const uint32_t* weight, uint16_t* tiles) {
+  constexpr uint32_t minus_one = 0xbf80;
   const Conv& c = line.conv;
-  const int64_t taps = c.taps(), run_taps = line.whole_rows ? c.kernel_w : 1;
-  for (int64_t output = 0; output < c.outputs; output++)
-    for (int64_t channel = 0; channel < c.channels; channel++) {
-      const float* from = weight + (output * c.channels + channel) * taps;
-      uint16_t* to = tiles + channel / SIDE * line.runs * line.run_steps * TILE_HALVES + channel % SIDE * 2;
-      for (int64_t tap = 0; tap < taps; tap++) {
-        const int64_t term = (run_taps - 1 - tap % run_taps) * line.depth + output;
-        to[(tap / run_taps * line.run_steps + term / TERMS) * TILE_HALVES + term % TERMS / 2 * TERMS + term % 2] = half(from[tap]);
+  const int64_t taps = c.taps(), words = c.words(), run_taps = line.whole_rows ? c.kernel_w : 1;
+  for (int64_t output = 0; output < c.outputs; output += 2)
+    for (int64_t tap = 0; tap < taps; tap++) {
+      const uint32_t* first = weight + (output * taps + tap) * words;
+      const uint32_t* second = output + 1 < c.outputs ? first + taps * words : nullptr;
+      const int64_t term = (run_taps - 1 - tap % run_taps) * line.depth + output;
+      uint16_t* to = tiles + (tap / run_taps * line.run_steps + term / TERMS) * TILE_HALVES + term % TERMS / 2 * TERMS;
+      for (int64_t channel = 0; channel < c.channels; channel += SIDE, to += line.runs * line.run_steps * TILE_HALVES) {
+        const int64_t word = channel / WORD_BITS, shift = channel % WORD_BITS, count = std::min(SIDE, c.channels - channel);
+        const uint32_t low = first[word] >> shift, high = second ? second[word] >> shift : 0;
+        uint32_t row[SIDE];
+        for (int64_t n = 0; n < SIDE; n++)
+          row[n] = (minus_one ^ (low >> n & 1) << 15) | (second ? minus_one ^ (high >> n & 1) << 15 : 0) << 16;
+        std::memcpy(to, row, count * sizeof(uint32_t));
       }
     }
 }
 
-void add_weight(const Line& line, const float* tiles, float* d_weight) {
+void add_weight(const Line& line, const float* tiles, bool channels_last, float* d_weight) {
   const Conv& c = line.conv;
   const int64_t taps = c.taps(), along = line.depth / SIDE, tap_floats = line.channels * line.depth;
   for (int64_t output = 0; output < c.outputs; output++)
-    for (int64_t channel = 0; channel < c.channels; channel++) {
-      const float* from = tiles + (channel / SIDE * along + output / SIDE) * TILE_FLOATS + channel % SIDE * SIDE + output % SIDE;
-      float* to = d_weight + (output * c.channels + channel) * taps;
-      for (int64_t tap = 0; tap < taps; tap++) to[tap] += from[tap * tap_floats];
+    for (int64_t channel = 0; channel < c.channels; channel += SIDE) {
+      const float* from = tiles + (channel / SIDE * along + output / SIDE) * TILE_FLOATS + output % SIDE;
+      const int64_t count = std::min(SIDE, c.channels - channel);
+      float* to = d_weight + output * c.channels * taps + channel * (channels_last ? 1 : taps);
+      const int64_t tap_step = channels_last ? c.channels : 1, step = channels_last ? 1 : taps;
+      for (int64_t tap = 0; tap < taps; tap++)
+        for (int64_t n = 0; n < count; n++) to[tap * tap_step + n * step] += from[tap * tap_floats + n * SIDE];
     }
 }
 
@@ -134,7 +138,7 @@ void sign_products(int64_t isa, const SignProducts& p) {
   });
   if (p.d_weight) {
     std::fill_n(p.d_weight, weights, 0.0F);
-    for (int64_t thread = 0; thread < threads; thread++) add_weight(line, d_weight.get() + thread * sums, p.d_weight);
+    for (int64_t thread = 0; thread < threads; thread++) add_weight(line, d_weight.get() + thread * sums, p.channels_last != 0, p.d_weight);
   }
   if (!shifts) return;
   for (int64_t channel = 0; channel < c.channels; channel++) {

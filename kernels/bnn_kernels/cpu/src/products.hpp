@@ -22,9 +22,10 @@ struct SignProducts {
   const void* d_sums;  // [batch][out_h][out_w][outputs], or null with `norm`
   const NormBackward* norm;  // behind the sums, whose gradients it makes image by image: its own `d_sums` is not written; or null
   const uint32_t* words;  // signs of the input
-  const float* weight;  // [outputs][channels][kernel_h][kernel_w]
+  const uint32_t* weight;  // [outputs][kernel_h][kernel_w][words]: signs
   const SignBackward* input;  // from the gradient of the input's signs on, which takes the place of `grad`; or null
-  float* d_weight;  // as weight, or null
+  int64_t channels_last;  // of d_weight: [outputs][kernel_h][kernel_w][channels], else [outputs][channels][kernel_h][kernel_w]
+  float* d_weight;  // or null
 };
 
 constexpr int64_t SIDE = 16;  // rows of a tile, and its columns of float32
