@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from .activations import round_ste
 from .bunches import bunches, flat, memory, shapes, units
@@ -83,16 +84,17 @@ class FloatWeight(WeightBinarizer):
 
 
 class _Standardise(torch.autograd.Function):
-    """``(W - mean) / sqrt(var + eps)`` of each row of ``[O, n]``, the variance unbiased; without any it is centred only.
+    """``(W - mean) / sqrt(var)`` of each row of ``[O, n]``, the variance unbiased; without any it is centred only.
 
     With its gradient in one function: recorded one by one, these small operations take longer than the products of a layer.
+    Torch's fused layer norm has no finite gradient where there is no variance.
     """
 
     @staticmethod
-    def forward(ctx, flat: Tensor, eps: float) -> Tensor:
+    def forward(ctx, flat: Tensor) -> Tensor:
         centred = flat - flat.mean(1, keepdim=True)
         variance = centred.square().sum(1, keepdim=True) / max(flat.shape[1] - 1, 1)
-        inverse = torch.where(variance > 0, variance + eps, 1.0).rsqrt()
+        inverse = torch.where(variance > 0, variance, 1.0).rsqrt()
         y = centred * inverse
         ctx.save_for_backward(y, inverse)
         return y
@@ -102,12 +104,12 @@ class _Standardise(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         y, inverse = ctx.saved_tensors
         along = (grad * y).sum(1, keepdim=True) / max(y.shape[1] - 1, 1)
-        return (grad - grad.mean(1, keepdim=True) - y * along) * inverse, None
+        return (grad - grad.mean(1, keepdim=True) - y * along) * inverse
 
 
-def standardised(weight: Tensor, eps: float = 0.0) -> Tensor:
-    """``(W - mean) / sqrt(var + eps)`` of each filter, ``[O, n]``; filters without deviation are centred only."""
-    return _Standardise.apply(weight.flatten(1), eps)
+def standardised(weight: Tensor) -> Tensor:
+    """``(W - mean) / sqrt(var)`` of each filter, ``[O, n]``; filters without deviation are centred only."""
+    return _Standardise.apply(weight.flatten(1))
 
 
 class SignWeight(WeightBinarizer):
@@ -274,9 +276,13 @@ class ReCUWeight(WeightBinarizer):
         return dict(tau=tau, quantile=-math.log(2 - 2 * tau))
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        flat = standardised(weight, 1e-5)  # W_1 without its factor: the sign and the share of what is clamped do without it
+        # W_1 but for a factor, which neither its sign nor the share of what is clamped depends on: torch's fused layer norm,
+        # whose variance is that of all n weights and not divided by n - 1.
+        flat = weight.flatten(1)
+        unbiased = max(flat.shape[1] - 1, 1) / flat.shape[1]
+        flat = F.layer_norm(flat, flat.shape[1:], eps=1e-5 * unbiased)
         magnitude = flat.detach().abs()
-        inside = (magnitude <= self.quantile * magnitude.mean()).to(flat.dtype).mul_(2 * math.sqrt(2))
+        inside = (magnitude <= self.quantile * magnitude.mean()).to(flat.dtype).mul_(math.sqrt(8 * unbiased))
         return sign_with(flat, inside).view_as(weight), self.alpha
 
 
