@@ -48,8 +48,10 @@ def float_config(model: object) -> object:
     kind = model.get('type')
     if kind == f'{BINARY_SCOPE}binarized':
         return float_config(model['module'])
-    twin = {key: float_config(value) for key, value in model.items() if not is_binary_layer(key, value)}
-    if not isinstance(kind, str) or not kind.startswith(BINARY_SCOPE):
+    ours = isinstance(kind, str) and kind.startswith(BINARY_SCOPE)
+    twin = {key: float_config(value) for key, value in model.items()
+            if not is_binary_layer(key, value) and not (ours and key in ONLY_BINARY)}
+    if not ours:
         return twin
     norm = dict(type='BN', requires_grad=True)
     changes = {**{native: dict(type=kind, method=None) for native in NATIVE},
@@ -59,7 +61,6 @@ def float_config(model: object) -> object:
     name = kind.removeprefix(BINARY_SCOPE)
     if name not in changes:
         raise ValueError(f'no float twin is known for {kind}: name its config with --float-config')
-    twin = {key: value for key, value in twin.items() if key not in ONLY_BINARY}
     if isinstance(twin.get('init_cfg'), list):
         del twin['init_cfg']  # how a method wants norms to begin, near 0 for example, is none of a float network
     return {**twin, **{key: value for key, value in changes[name].items() if key == 'type' or twin.get(key) is None}}
