@@ -13,7 +13,7 @@ from .config import BNNConfig
 from .dataflow import NON_NEGATIVE, trace
 from .flow import Probe, Trace
 from .report import BinarizationReport, LayerRow, weight_count
-from .rules import BINARY_FORMS, base_of, candidates, check_rules, decide, known, probe_of, walk
+from .rules import BINARY_FORMS, base_of, candidates, check_rules, decide, form_of, known, probe_of, walk
 
 # Called with each converted model and its config, for libraries whose models carry their config.
 CONVERTED: list[Callable[[nn.Module, BNNConfig], None]] = []
@@ -131,7 +131,7 @@ def to_binary(layer: Any, cfg: BNNConfig, device: torch.device | str | None = No
     """
     expand = cfg.layer_expand
     note = '' if expand is None else obstacle(layer, expand)
-    form, options = BINARY_FORMS[base_of(layer)], dict(
+    form, options = form_of(layer), dict(
         method=cfg.method, bias=layer.bias is not None, device=device or layer.weight.device, dtype=layer.weight.dtype)
     if issubclass(form, nn.Linear):
         new = form(layer.in_features, layer.out_features, expand=None if note else expand, **options)
@@ -143,6 +143,9 @@ def to_binary(layer: Any, cfg: BNNConfig, device: torch.device | str | None = No
     weight = layer.weight
     if new.expand is not None:
         weight = nn.Parameter(weight.detach().reshape(new.weight.shape), weight.requires_grad)
+    for name in getattr(form, 'same_attributes', ()):
+        setattr(new, name, getattr(layer, name))
+    new._buffers.update({name: value for name, value in layer._buffers.items() if name in new._buffers})
     new._parameters.update(weight=weight, bias=layer.bias)  # pyright: ignore[reportArgumentType]  torch calls them Tensor
     return new.train(layer.training), f'; {note or expand.text()}' if expand is not None else ''
 

@@ -53,6 +53,14 @@ BINARY_FORMS: dict[type[nn.Module], type[BinaryLayer]] = {
     nn.ConvTranspose2d: BinaryConvTranspose2d}
 
 
+def form_of(layer: nn.Module) -> type[BinaryLayer]:
+    """The binary class that takes the place of ``layer``."""
+    own = {name: form for rules in RULE_SETS.values() for name, form in rules.forms.items()}
+    base = base_of(layer)
+    assert base is not None
+    return own.get(type(layer).__name__, BINARY_FORMS[base])
+
+
 def base_of(layer: nn.Module) -> type[nn.Module] | None:
     """The class of torch that has a binary form and that ``layer`` is of; ``None`` where there is none."""
     return next((base for base in BINARY_FORMS if isinstance(layer, base)), None)
@@ -75,6 +83,9 @@ class RuleSet:
         channel_attention: class names of channel attention: its layers stay float, and so do its ReLUs.
         roles: ``{role: function of a Candidate}``, for ``BNNConfig(roles=...)``.
         weight_readers: class names of modules that read the weight of a layer inside of them without calling the layer.
+        forms: ``{class name: binary class}`` for subclasses of torch's layers that do something of their own to the input or
+            the weight, which the binary class does, too; it takes the arguments of the form of torch's layer. Attributes
+            that it names in ``same_attributes``, and buffers of the same names, are those of the float layer.
         plain_modules: names of Python modules whose subclasses of ``nn.Conv2d`` and ``nn.Linear`` compute what those do.
         probe: says how a model of the library is called, for the data flow of a forward pass (:class:`Probe`); ``None`` for a
             model that it does not know.
@@ -91,6 +102,7 @@ class RuleSet:
     channel_attention: Collection[str] = ()
     roles: dict[str, Callable[[Candidate], bool]] = field(default_factory=dict)
     weight_readers: Collection[str] = ()
+    forms: dict[str, type[BinaryLayer]] = field(default_factory=dict)
     plain_modules: Collection[str] = ()
     probe: Callable[[nn.Module], Probe | None] = lambda model: None
 
@@ -243,7 +255,8 @@ def cannot_be_binary(candidate: Candidate, trace: Trace) -> str | None:
     if getattr(layer, 'padding_mode', 'zeros') != 'zeros':
         return f'padding_mode={layer.padding_mode!r}: only a constant can be padded after the sign'
     plain = cls.forward is base.forward and getattr(cls, '_conv_forward', None) is getattr(base, '_conv_forward', None)
-    return None if plain or cls.__module__ in known('plain_modules') else f'{cls.__name__} has a forward of its own'
+    same = plain or cls.__module__ in known('plain_modules') or cls.__name__ in known('forms')
+    return None if same else f'{cls.__name__} has a forward of its own'
 
 
 def zero_weights(candidate: Candidate) -> str | None:

@@ -16,16 +16,17 @@ PACKED: list[Callable[[nn.Module], None]] = []
 DESCRIPTIVE = {'__init__', 'extra_repr', *vars(type('Empty', (), {'__annotations__': {}}))}
 
 
-def pack_(model: nn.Module) -> nn.Module:
+def pack_(model):
     """Replace every binary layer by its packed form, in place, and switch to evaluation mode; returns ``model``.
 
     The packed model computes what the latent model computes in evaluation mode: the accumulators are the same integers and
     the epilogue is written in the same order. Hooks of a layer stay. A model that is a binary layer itself cannot be replaced:
-    the packed layer is returned and ``model`` stays as it is.
+    the packed layer is returned and ``model`` stays as it is. Of a pipeline (an object with ``components``, as those of
+    diffusers) all modules are packed that have binary layers.
 
     Raises:
-        TypeError: for what is no module. ValueError: when the model has no binary layer, is packed already, or has one that
-            cannot be packed; it is then as before.
+        TypeError: for what is no module and no pipeline. ValueError: when the model has no binary layer, is packed already,
+            or has one that cannot be packed; it is then as before.
 
     Example:
         >>> model = nn.Sequential(BinaryConv2d(16, 32, 3, method='xnor'), nn.BatchNorm2d(32)).eval()
@@ -34,16 +35,27 @@ def pack_(model: nn.Module) -> nn.Module:
         >>> torch.equal(pack_(model)(x), latent)
         True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f'pack_ takes a module, but got a {type(model).__name__}: pack its parts, as in pack_(pipe.unet)')
-    packed = packed_forms(model)
-    if not packed:
-        already = any(isinstance(module, PackedModule) for module in model.modules())
+    parts = parts_of(model)
+    forms = [(part, packed) for part in parts if (packed := packed_forms(part))]
+    if not forms:
+        already = any(isinstance(module, PackedModule) for part in parts for module in part.modules())
         raise ValueError(f'this {type(model).__name__} is packed already' if already else
                          f'this {type(model).__name__} has no binary layer: binarize_ it first')
-    for note in PACKED:
-        note(model)
-    return replace_(model, packed)
+    for part, _ in forms:
+        for note in PACKED:
+            note(part)
+    packed, *_ = [replace_(part, packed) for part, packed in forms]
+    return packed if isinstance(model, nn.Module) else model
+
+
+def parts_of(model) -> list[nn.Module]:
+    """The module itself, or those of a pipeline."""
+    if isinstance(model, nn.Module):
+        return [model]
+    components = getattr(model, 'components', None)
+    if not isinstance(components, dict):
+        raise TypeError(f'pack_ takes a module or a pipeline, but got a {type(model).__name__}')
+    return [part for part in components.values() if isinstance(part, nn.Module)]
 
 
 def packed_forms(model: nn.Module, strict: bool = True) -> dict[nn.Module, PackedModule]:

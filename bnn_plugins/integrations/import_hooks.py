@@ -20,8 +20,7 @@ import wrapt
 from .. import zoo
 from ..convert import register_rules
 from ..deploy import PackedModule, read_packed
-from ..layers import BinaryLayer
-from . import fold_norms, mmcv_ext
+from . import fold_norms, mmcv_ext, peft_adapters
 from .diffusers import rules as diffusers_rules
 from .mmdet import rules as mmdet_rules
 
@@ -127,18 +126,16 @@ def honour_config(configuration_utils: ModuleType) -> None:
     wrapt.wrap_function_wrapper(configuration_utils, 'ConfigMixin.from_config', from_config)
 
 
-def refuse_merging(lora: ModuleType) -> None:
-    """An adapter beside a binary layer works; added to its latent weights it would be lost under the sign."""
+def copy_binary_unets(package: ModuleType) -> None:
+    from .diffusers.loading import OF_UNETS, binary_from_unet
+    for name, method in OF_UNETS.items():
+        if hasattr(package, name):
+            wrapt.wrap_function_wrapper(package, f'{name}.{method}', binary_from_unet)
 
-    def merge(original, adapter, args, kwargs):
-        layer = adapter.get_base_layer()
-        if isinstance(layer, BinaryLayer):
-            raise ValueError(f'an adapter cannot be merged into a {type(layer).__name__}: the sign of the latent weight would '
-                             'lose it. Leave it unmerged, beside the layer')
-        return original(*args, **kwargs)
 
-    for name in ('Linear', '_ConvNd'):
-        wrapt.wrap_function_wrapper(lora, f'{name}.merge', merge)
+def let_packed_models_move(modeling_utils: ModuleType) -> None:
+    from .diffusers.quantizer import move_or_cast
+    wrapt.wrap_function_wrapper(modeling_utils, 'ModelMixin.to', move_or_cast)
 
 
 def offload_whole(hooks: ModuleType) -> None:
@@ -209,6 +206,15 @@ HOOKS = (
     ImportHook('diffusers', 'diffusers.configuration_utils',
                '`from_config` makes the model binary that its config calls binary; so do `EMAModel` and `from_transformer`',
                'BNN_PLUGINS_FROM_CONFIG', honour_config, ('ConfigMixin.from_config',)),
+    *(ImportHook('diffusers', module,
+                 f'`{needs}` of a binary UNet makes a binary model with its latents; of a packed one it raises an error',
+                 variable, copy_binary_unets, (needs,))
+      for module, needs, variable in (
+          ('diffusers.models.controlnets', 'ControlNetModel.from_unet', 'BNN_PLUGINS_FROM_UNET'),
+          ('diffusers.models.unets', 'UNetMotionModel.from_unet2d', 'BNN_PLUGINS_FROM_UNET2D'))),
+    ImportHook('diffusers', 'diffusers.models.modeling_utils',
+               '`.to()` of a packed model takes the dtype that it has: `from_pipe` and IP-Adapters give it',
+               'BNN_PLUGINS_TO', let_packed_models_move, ('ModelMixin.to',)),
     ImportHook('diffusers', 'diffusers.pipelines.pipeline_loading_utils', 'saved pipelines find `BinaryUNet2DModel`',
                'BNN_PLUGINS_MODELS', import_models),
     ImportHook('diffusers', 'diffusers.pipelines.pipeline_loading_utils',
@@ -219,6 +225,8 @@ HOOKS = (
     ImportHook('diffusers', 'diffusers.hooks.group_offloading',
                'groups of leaves of `enable_group_offload` have whole packed layers',
                'BNN_PLUGINS_GROUP_OFFLOAD', offload_as_leaves, ('_GO_LC_SUPPORTED_PYTORCH_LAYERS',)),
+    ImportHook('peft', 'peft.tuners.lora.layer', 'adapters beside binary and packed layers are real',
+               'BNN_PLUGINS_LORA', peft_adapters.add_real_adapters, ('dispatch_default', 'Linear.update_layer', 'Conv2d')),
     ImportHook('peft', 'peft.tuners.lora.layer', 'merging an adapter into a binary layer raises an error',
-               'BNN_PLUGINS_PEFT', refuse_merging, ('Linear.merge', '_ConvNd.merge')),
+               'BNN_PLUGINS_PEFT', peft_adapters.refuse_merging, ('Linear.merge', '_ConvNd.merge')),
 )

@@ -39,6 +39,10 @@ EFFECTS = {
     'BNN_PLUGINS_QUANTIZER': "load('diffusers').UNet2DModel.from_pretrained(folder, "
                              "quantization_config=bnn_plugins.BNNConfig()).config.quantization_config.method == 'reactnet'",
     'BNN_PLUGINS_FROM_CONFIG': "hasattr(load('diffusers').ConfigMixin.from_config, '__wrapped__')",
+    'BNN_PLUGINS_FROM_UNET': "hasattr(load('diffusers').ControlNetModel.from_unet, '__wrapped__')",
+    'BNN_PLUGINS_FROM_UNET2D': "hasattr(load('diffusers').UNetMotionModel.from_unet2d, '__wrapped__')",
+    'BNN_PLUGINS_TO': "hasattr(load('diffusers').ModelMixin.to, '__wrapped__')",
+    'BNN_PLUGINS_LORA': "hasattr(load('peft.tuners.lora.layer').dispatch_default, '__wrapped__')",
     'BNN_PLUGINS_MODELS': "binary(load('diffusers').DDPMPipeline.from_pretrained(new))",
     'BNN_PLUGINS_OLD_MODULES': "binary(load('diffusers').DDPMPipeline.from_pretrained(old))",
     'BNN_PLUGINS_OFFLOAD': "hasattr(load('accelerate.hooks').attach_align_device_hook, '__wrapped__')",

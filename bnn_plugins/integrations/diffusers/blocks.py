@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
+from diffusers.models.downsampling import Downsample2D, FirDownsample2D
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
+from diffusers.models.upsampling import FirUpsample2D, Upsample2D
 from torch import Tensor, nn
 
 from ...binarize.lookup import unknown
@@ -202,6 +202,8 @@ PARTS: dict[type, Callable[[nn.Module, BlockOptions], nn.Module]] = {
     ResnetBlock2D: BinaryResnetBlock2D, Downsample2D: BinaryDownsample2D, Upsample2D: BinaryUpsample2D,
     Attention: binarize_attention_,
 }
+# Of the second stream of the skip blocks, which is an image.
+REAL_PARTS = (FirDownsample2D, FirUpsample2D, nn.Conv2d, nn.GroupNorm, nn.SiLU)
 
 
 def binarize_block_(block: nn.Module, options: BlockOptions) -> nn.Module:
@@ -210,16 +212,21 @@ def binarize_block_(block: nn.Module, options: BlockOptions) -> nn.Module:
     Raises:
         ValueError: for a block with parts that have no binary counterpart.
     """
-    for children in block.children():
-        if not isinstance(children, nn.ModuleList):
-            raise ValueError(f'{type(block).__name__} has {type(children).__name__}, which has no binary counterpart: use '
+    def binary(part: nn.Module | None) -> nn.Module | None:
+        if part is None or isinstance(part, REAL_PARTS):
+            return part
+        kind = next((kind for kind in PARTS if isinstance(part, kind)), None)
+        if kind is None:
+            raise ValueError(f'{type(block).__name__} has {type(part).__name__}, which has no binary counterpart: use '
                              'binarize_, or a block with residual, attention and sampling layers only')
-        for index, part in enumerate(children):
-            if part is not None:
-                kind = next((kind for kind in PARTS if isinstance(part, kind)), None)
-                if kind is None:
-                    raise ValueError(f'{type(block).__name__} has {type(part).__name__}, which has no binary counterpart')
-                children[index] = PARTS[kind](part, options)
+        return PARTS[kind](part, options)
+
+    for name, child in list(block.named_children()):
+        if isinstance(child, nn.ModuleList):
+            for index, part in enumerate(child):
+                child[index] = binary(part)
+        else:
+            setattr(block, name, binary(child))
     return block
 
 

@@ -1,11 +1,14 @@
 """What diffusers does not do for binary models: one from its config, our own pipelines from a folder, a folder for others."""
 
 import json
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 from torch import nn
 
 from ...convert import BNNConfig, binarize_
+from ...convert.binarize import convert_
 
 LIBRARIES = ('bnn_plugins', 'diffusers', 'transformers')
 SHIM = """# Lets diffusers find the class of this folder: load the pipeline with trust_remote_code=True.
@@ -45,6 +48,50 @@ def binarize_as(model: nn.Module, wanted: BNNConfig | dict | None) -> None:
     started = getattr(model, 'hf_quantizer', None) is not None or any(p.is_meta for p in model.parameters())
     if isinstance(wanted, BNNConfig) and not started:
         binarize_(model, wanted)
+
+
+# The classes that are made of a UNet, by the method that does it.
+OF_UNETS = {'ControlNetModel': 'from_unet', 'ControlNetUnionModel': 'from_unet', 'SparseControlNetModel': 'from_unet',
+            'UNetControlNetXSModel': 'from_unet', 'UNetMotionModel': 'from_unet2d'}
+# What a ControlNet has of a UNet.
+ENCODER = ('conv_in', 'time_proj', 'time_embedding', 'class_embedding', 'add_embedding', 'down_blocks', 'mid_block')
+
+
+def binary_from_unet(original: Callable, cls: type, args: tuple, kwargs: dict) -> nn.Module:
+    """``cls.from_unet`` of a binary UNet: a ControlNet that is binary where the UNet is, and begins with its latents.
+
+    diffusers itself builds a float one, to which the weights do not fit. With float UNets this is ``original``.
+
+    Raises:
+        ValueError: for a packed UNet, which has no latents, and for a class that shares layers with its UNet.
+    """
+    given = signature(original).bind(*args, **kwargs).arguments
+    unet = given['unet']
+    quantizer = getattr(unet, 'hf_quantizer', None)
+    if quantizer is None or not quantizer.layers:
+        return original(*args, **kwargs)
+    if quantizer.packed:
+        raise ValueError(f'a {cls.__name__} begins with the weights of a UNet, and a packed one has none left: give the '
+                         'latent UNet that it was packed from')
+    if cls.__name__ == 'UNetMotionModel':  # built from the config, which says how it becomes binary
+        return original(*args, **kwargs)
+    if 'load_weights_from_unet' not in signature(original).parameters:
+        raise ValueError(f'a {cls.__name__} is made of a float UNet: make it first, then binarize_ it')
+    load = given.pop('load_weights_from_unet', True)
+    model = original(**given, load_weights_from_unet=False)
+    own = {name for name, _ in model.named_modules()}
+    quantizer.layers, layers = [name for name in quantizer.layers if name in own], quantizer.layers
+    try:
+        convert_(model, quantizer.exact_config(model))
+    finally:
+        quantizer.layers = layers
+    from .quantizer import note_config
+    note_config(model, quantizer.quantization_config)
+    for name in ENCODER if load else ():
+        part, source = getattr(model, name, None), getattr(unet, name, None)
+        if part is not None and source is not None:
+            part.load_state_dict(source.state_dict(), strict=cls.__name__ != 'SparseControlNetModel')  # it adds motion modules
+    return model
 
 
 def load_pipeline(folder: str | Path):

@@ -273,6 +273,14 @@ def note_packed(model: nn.Module) -> None:
         part.bfloat16 = part.double = refuse_casting  # as diffusers itself does for half and float
 
 
+def move_or_cast(original, model: nn.Module, args: tuple, kwargs: dict):
+    """``model.to(...)`` of diffusers, which refuses every dtype to a packed model: the one that it has is no change."""
+    if getattr(model, 'is_quantized', False) and model.quantization_method == BNNConfig.quant_method:
+        args = tuple(arg for arg in args if arg is not model.dtype)
+        kwargs = {key: value for key, value in kwargs.items() if key != 'dtype' or value is not model.dtype}
+    return original(*args, **kwargs)
+
+
 def register(auto: ModuleType) -> None:
     """Enter the quantizer into the tables of ``diffusers.quantizers.auto``; a second call changes nothing."""
     auto.AUTO_QUANTIZER_MAPPING[BNNConfig.quant_method.value] = BNNQuantizer

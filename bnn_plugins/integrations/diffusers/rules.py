@@ -1,6 +1,7 @@
 """Which layers of diffusers' models must stay float, and the roles of the others. diffusers is not imported."""
 
 from ...convert import Candidate, RuleSet
+from .forms import FORMS
 from .probe import probe
 
 PROJECTIONS = {'to_q', 'to_k', 'to_v', 'to_out', 'to_qkv', 'add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out'}
@@ -39,5 +40,6 @@ RULES = RuleSet(
     shortcuts={'conv_shortcut'},
     roles={'resnet_conv': resnet_conv, 'resample_conv': resample_conv, 'attn_proj': attention_projection, 'ff': feed_forward},
     weight_readers={'FirDownsample2D', 'FirUpsample2D'},
+    forms=FORMS,
     probe=probe,
 )

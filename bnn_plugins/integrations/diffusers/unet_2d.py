@@ -18,7 +18,9 @@ from .quantizer import align_, guard_
 
 PREFIX = 'Binary'
 HOST_BLOCKS = {
-    'down': ('DownBlock2D', 'AttnDownBlock2D'), 'mid': ('UNetMidBlock2D',), 'up': ('UpBlock2D', 'AttnUpBlock2D'),
+    'down': ('DownBlock2D', 'AttnDownBlock2D', 'ResnetDownsampleBlock2D', 'SkipDownBlock2D', 'AttnSkipDownBlock2D'),
+    'mid': ('UNetMidBlock2D',),
+    'up': ('UpBlock2D', 'AttnUpBlock2D', 'ResnetUpsampleBlock2D', 'SkipUpBlock2D', 'AttnSkipUpBlock2D'),
 }
 
 

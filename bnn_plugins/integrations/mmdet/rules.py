@@ -1,6 +1,7 @@
 """Which layers of mmdet's models must stay float. Neither mmdet nor mmcv is imported."""
 
 from ...convert import RuleSet
+from .forms import FORMS
 from .probe import probe
 
 RULES = RuleSet(
@@ -21,5 +22,6 @@ RULES = RuleSet(
     channel_attention={'SELayer', 'ChannelAttention', 'SplitAttentionConv2d', 'DyReLU'},
     # mmcv's Conv2d and Linear only add a case for empty inputs, which torch has handled itself since 1.5.
     plain_modules={'mmcv.cnn.bricks.wrappers'},
+    forms=FORMS,
     probe=probe,
 )

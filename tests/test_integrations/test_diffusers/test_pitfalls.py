@@ -8,7 +8,7 @@ from torch import nn
 
 from bnn_plugins import BNNConfig, CrossTimestepConnection, binarize_, pack_
 from bnn_plugins.deploy import PackedLayer
-from bnn_plugins.integrations.import_hooks import refuse_merging
+from bnn_plugins.integrations.peft_adapters import refuse_merging
 from bnn_plugins.layers import BinaryConv2d, BinaryLayer, BinaryLinear
 
 pytest.importorskip('diffusers')
@@ -136,8 +136,6 @@ def test_peft():
     for adapter in adapters:
         with pytest.raises(ValueError, match='cannot be merged'):
             adapter.merge()
-    with pytest.raises(ValueError, match='not supported'):
-        peft.inject_adapter_in_model(config, pack_(converted()))
 
 
 @pytest.mark.parametrize('build', [converted, lambda: BinaryUNet2DModel(**OWN), lambda: pack_(converted())],
