@@ -16,6 +16,7 @@ from bnn_plugins.convert.flow import tensors
 from bnn_plugins.integrations.diffusers.probe import FEATURES, TRIES, with_values
 from bnn_plugins.integrations.diffusers.probe import inputs as suggested_inputs
 
+from .diffusers_inputs import CASES
 from .stages import Case
 from .structure import steady_layers
 
@@ -41,9 +42,6 @@ CONFIGS = {
         BLOCKS, sample_size=16, down_block_types=('CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
         up_block_types=('UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal'), cross_attention_dim=32,
         num_attention_heads=(2, 4), projection_class_embeddings_input_dim=96, addition_time_embed_dim=32),
-    'UNetMotionModel': dict(
-        BLOCKS, sample_size=16, down_block_types=('CrossAttnDownBlockMotion', 'DownBlockMotion'), cross_attention_dim=16,
-        up_block_types=('UpBlockMotion', 'CrossAttnUpBlockMotion'), num_attention_heads=2, norm_num_groups=4),
     'ControlNetModel': dict(
         BLOCKS, down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), cross_attention_dim=32, norm_num_groups=8,
         conditioning_embedding_out_channels=(16, 32)),
@@ -56,18 +54,12 @@ CONFIGS = {
     'HunyuanDiT2DModel': dict(
         sample_size=16, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=3,
         cross_attention_dim=8, cross_attention_dim_t5=8, pooled_projection_dim=4, hidden_size=24, text_len=4, text_len_t5=4),
-    'Kandinsky3UNet': dict(
-        in_channels=4, time_embedding_dim=32, groups=4, attention_head_dim=4, layers_per_block=1, cross_attention_dim=16,
-        block_out_channels=(32, 64), encoder_hid_dim=32),
     'LatteTransformer3DModel': dict(
         sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=8,
         in_channels=4, cross_attention_dim=24, out_channels=8, attention_bias=True, activation_fn='gelu-approximate',
         num_embeds_ada_norm=1000, norm_type='ada_norm_single', norm_elementwise_affine=False),
-    'PriorTransformer': dict(num_attention_heads=2, attention_head_dim=4, num_layers=2, embedding_dim=8, num_embeddings=7,
-                             additional_embeddings=4),
     'Transformer2DModel': dict(num_attention_heads=2, attention_head_dim=16, in_channels=32, norm_num_groups=8,
                                cross_attention_dim=32),
-    'TransformerTemporalModel': dict(num_attention_heads=2, attention_head_dim=16, in_channels=32, norm_num_groups=8),
     'DreamLiteTransformer2DModel': dict(num_attention_heads=2, attention_head_dim=16, in_channels=32, norm_num_groups=8,
                                         cross_attention_dim=32),
     'CogVideoXTransformer3DModel': dict(
@@ -76,19 +68,12 @@ CONFIGS = {
     'MochiTransformer3DModel': dict(
         patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16, in_channels=4,
         text_embed_dim=16, time_embed_dim=4, max_sequence_length=16),
-    'Lumina2Transformer2DModel': dict(
-        sample_size=16, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1, multiple_of=2,
-        num_attention_heads=3, num_kv_heads=1, axes_dim_rope=(4, 2, 2), axes_lens=(128, 128, 128), cap_feat_dim=32),
     'Kandinsky5Transformer3DModel': dict(
         in_visual_dim=4, in_text_dim=16, in_text_dim2=32, time_dim=32, out_visual_dim=4, model_dim=32, ff_dim=64,
         num_text_blocks=1, num_visual_blocks=1, axes_dims=(8, 4, 4)),
     'AutoencoderKLWan': dict(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
                              temperal_downsample=[False, True, True]),
     'ControlNetXSAdapter': dict(block_out_channels=(4, 8), num_attention_heads=2, base_block_out_channels=(32, 64)),
-    'HiDreamImageTransformer2DModel': dict(
-        patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
-        num_attention_heads=4, caption_channels=[32, 16], text_emb_dim=64, axes_dims_rope=(4, 2, 2), max_resolution=(32, 32),
-        llama_layers=(0, 1)),
     'ZImageTransformer2DModel': dict(
         all_patch_size=(2,), all_f_patch_size=(1,), in_channels=4, dim=16, n_layers=1, n_refiner_layers=1, n_heads=1,
         n_kv_heads=2, cap_feat_dim=16, axes_dims=[8, 4, 4], axes_lens=[256, 32, 32]),
@@ -111,6 +96,8 @@ def shrunk(cls: type) -> dict:
     """The defaults of ``cls`` with one layer of each kind, two heads and narrow blocks; what depends on these follows."""
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     cfg = {p.name: p.default for p in parameters if p.default is not p.empty}
+    if cls.__name__ in CASES:
+        return CASES[cls.__name__][0]
     if cls.__name__ in CONFIGS:
         return CONFIGS[cls.__name__]
     widths = {}
@@ -148,7 +135,7 @@ def small(key: str, value, widths: dict[int, int]):
 def case(name: str, way: str, facts: dict) -> Case:
     """How a class is run, on the inputs that its config and the signature of its ``forward`` suggest."""
     cls, chosen = getattr(diffusers, name), {}
-    facts['config'] = 'own' if name in CONFIGS else 'defaults, shrunk'
+    facts['config'] = 'own' if name in CONFIGS or name in CASES else 'defaults, shrunk'
 
     def float_model() -> nn.Module:
         with torch.device('meta'):
@@ -156,7 +143,7 @@ def case(name: str, way: str, facts: dict) -> Case:
         if size > LARGE:
             raise ValueError(f'{size:,} parameters, although shrunk')
         model = cls(**shrunk(cls))
-        chosen.update(first_inputs(model))
+        chosen.update(CASES[name][1]() if name in CASES else first_inputs(model))
         case.inputs = (), chosen
         return model
 
@@ -169,10 +156,10 @@ def case(name: str, way: str, facts: dict) -> Case:
         return cls.from_pretrained(folder / 'latent'), cls.from_pretrained(folder / 'packed')
 
     def binary_model(model: nn.Module) -> tuple[nn.Module, BinarizationReport]:
-        return model, binarize_(model, METHOD)
+        return model, binarize_(model, METHOD, chosen if name in CASES else None)
 
     def steady(model: nn.Module) -> set[str]:
-        stream, *_ = inspect.signature(model.forward).parameters
+        stream = next(key for key in inspect.signature(model.forward).parameters if isinstance(chosen.get(key), Tensor))
         times = [key for key in chosen if 'timestep' in key or key == 't']
 
         def call(shift: float, factor: float):

@@ -162,7 +162,7 @@ def applies(cfg: Config, way: str) -> str:
 
 
 OWN_KEYS = {'type', 'depth', 'base_channels', 'num_stages', 'out_indices', 'frozen_stages', 'norm_cfg', 'norm_eval', 'style',
-            'init_cfg'}
+            'init_cfg', 'dcn', 'stage_with_dcn', 'plugins', 'zero_init_residual'}
 
 
 def in_parts(cfg: Config) -> Config:

@@ -133,6 +133,19 @@ def copy_binary_unets(package: ModuleType) -> None:
             wrapt.wrap_function_wrapper(package, f'{name}.{method}', binary_from_unet)
 
 
+def take_backend_by_name(pipe_quant_config: ModuleType) -> None:
+    """diffusers asks for a twin of each backend in transformers, whose models we leave as they are."""
+    def validate(original, config, args, kwargs):
+        return None if config.quant_backend == 'bnn' else original(*args, **kwargs)
+
+    def resolve(original, config, args, kwargs):
+        given = signature(original).bind(*args, **kwargs).arguments
+        return None if config.quant_backend == 'bnn' and not given.get('is_diffusers', True) else original(*args, **kwargs)
+
+    for name, wrapper in (('_validate_init_kwargs_in_backends', validate), ('_resolve_quant_config', resolve)):
+        wrapt.wrap_function_wrapper(pipe_quant_config, f'PipelineQuantizationConfig.{name}', wrapper)
+
+
 def let_packed_models_move(modeling_utils: ModuleType) -> None:
     from .diffusers.quantizer import move_or_cast
     wrapt.wrap_function_wrapper(modeling_utils, 'ModelMixin.to', move_or_cast)
@@ -212,6 +225,11 @@ HOOKS = (
       for module, needs, variable in (
           ('diffusers.models.controlnets', 'ControlNetModel.from_unet', 'BNN_PLUGINS_FROM_UNET'),
           ('diffusers.models.unets', 'UNetMotionModel.from_unet2d', 'BNN_PLUGINS_FROM_UNET2D'))),
+    ImportHook('diffusers', 'diffusers.quantizers.pipe_quant_config',
+               "`PipelineQuantizationConfig(quant_backend='bnn')` makes the models of diffusers in a pipeline binary",
+               'BNN_PLUGINS_PIPELINE_QUANTIZER', take_backend_by_name,
+               ('PipelineQuantizationConfig._validate_init_kwargs_in_backends',
+                'PipelineQuantizationConfig._resolve_quant_config')),
     ImportHook('diffusers', 'diffusers.models.modeling_utils',
                '`.to()` of a packed model takes the dtype that it has: `from_pipe` and IP-Adapters give it',
                'BNN_PLUGINS_TO', let_packed_models_move, ('ModelMixin.to',)),

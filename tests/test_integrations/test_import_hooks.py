@@ -41,6 +41,7 @@ EFFECTS = {
     'BNN_PLUGINS_FROM_CONFIG': "hasattr(load('diffusers').ConfigMixin.from_config, '__wrapped__')",
     'BNN_PLUGINS_FROM_UNET': "hasattr(load('diffusers').ControlNetModel.from_unet, '__wrapped__')",
     'BNN_PLUGINS_FROM_UNET2D': "hasattr(load('diffusers').UNetMotionModel.from_unet2d, '__wrapped__')",
+    'BNN_PLUGINS_PIPELINE_QUANTIZER': "bool(load('diffusers').PipelineQuantizationConfig('bnn', dict(method='bireal')))",
     'BNN_PLUGINS_TO': "hasattr(load('diffusers').ModelMixin.to, '__wrapped__')",
     'BNN_PLUGINS_LORA': "hasattr(load('peft.tuners.lora.layer').dispatch_default, '__wrapped__')",
     'BNN_PLUGINS_MODELS': "binary(load('diffusers').DDPMPipeline.from_pretrained(new))",

@@ -70,8 +70,8 @@ class TestArguments:
             small(pad_value=2)
 
     def test_unknown_argument(self):
-        with pytest.raises(TypeError, match='dcn'):
-            small(dcn=dict(type='DCN'))
+        with pytest.raises(TypeError, match='dcnv3'):
+            small(dcnv3=dict(type='DCN'))
 
 
 class TestShapes:
@@ -179,6 +179,46 @@ class TestStructure:
     def test_norm_without_gradients(self):
         model = small(norm_cfg=dict(type='BN', requires_grad=False))
         assert not any(p.requires_grad for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters())
+
+
+class TestPartsOfTheHost:
+    def test_deformable_convolutions(self):
+        """Mutation: in all stages."""
+        model = small(50, dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
+                      stage_with_dcn=(False, True, False, True))
+        found = {name for name, module in model.named_modules() if type(module).__name__ == 'ModulatedDeformConv2dPack'}
+        assert {name.rsplit('.', 1)[1] for name in found} == {'conv2'}
+        assert {name.split('.')[0] for name in found} == {'layer2', 'layer4'}
+        assert not any(isinstance(module, BinaryConv2d) and 'conv_offset' in name for name, module in model.named_modules())
+        for out in model.train()(images()):
+            out.sum().backward(retain_graph=True)
+        assert all(module.weight.grad.any() for module in model.modules() if isinstance(module, BinaryConv2d))
+
+    @pytest.mark.parametrize(('position', 'width'), [('after_conv2', 64), ('after_conv3', 256)])
+    def test_plugins(self, position, width):
+        cfg = dict(type='ContextBlock', ratio=1 / 4)
+        model = small(50, plugins=[dict(cfg=cfg, stages=(True, False, False, False), position=position)], base_channels=64)
+        blocks = [module for module in model.modules() if type(module).__name__ == 'ContextBlock']
+        assert [block.in_channels for block in blocks] == [width] * len(model.layer1)
+        plain = small(50, base_channels=64)
+        plain.load_state_dict(model.state_dict(), strict=False)
+        for block in blocks:  # it begins as nothing
+            nn.init.constant_(block.channel_add_conv[-1].bias, 1.0)
+        assert not torch.equal(model.eval()(images())[0], plain.eval()(images())[0])
+
+    def test_zero_init_residual(self):
+        for depth, last in ((18, 'bn2'), (50, 'bn3')):
+            model = small(depth, zero_init_residual=True)
+            model.init_weights()
+            for name, module in model.named_modules():
+                if isinstance(module, nn.BatchNorm2d) and name.startswith('layer') and 'downsample' not in name:
+                    assert module.weight.any() == (not name.endswith(last)), name
+
+    @pytest.mark.parametrize('kwargs', [dict(depth=18, dcn=dict(type='DCN')), dict(depth=18, plugins=[dict(cfg={})]),
+                                        dict(depth=50, dcn=dict(type='DCN'), expand=dict(tau=2))])
+    def test_only_bottlenecks_have_them(self, kwargs):
+        with pytest.raises(ValueError, match='dcn and plugins change the bottlenecks of depth 50 and 101, without expand'):
+            small(**kwargs)
 
 
 class TestArithmetic:

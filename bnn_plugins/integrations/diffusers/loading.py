@@ -73,8 +73,6 @@ def binary_from_unet(original: Callable, cls: type, args: tuple, kwargs: dict) -
     if quantizer.packed:
         raise ValueError(f'a {cls.__name__} begins with the weights of a UNet, and a packed one has none left: give the '
                          'latent UNet that it was packed from')
-    if cls.__name__ == 'UNetMotionModel':  # built from the config, which says how it becomes binary
-        return original(*args, **kwargs)
     if 'load_weights_from_unet' not in signature(original).parameters:
         raise ValueError(f'a {cls.__name__} is made of a float UNet: make it first, then binarize_ it')
     load = given.pop('load_weights_from_unet', True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from mmcv.cnn import build_norm_layer
+from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -27,6 +27,7 @@ class BinaryBlock(CheckpointedModule):
     def __init__(self, factory: LayerFactory, with_cp: bool):
         super().__init__()
         self.factory, self.with_cp = factory, with_cp
+        self.plugin_names: dict[int, list[str]] = {}  # behind which unit
 
     def add_unit(self, index: int, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
                  dilation: int = 1) -> None:
@@ -39,7 +40,10 @@ class BinaryBlock(CheckpointedModule):
 
     def unit(self, index: int, x: Tensor, shortcut: Tensor | None) -> Tensor:
         norm = getattr(self, getattr(self, f'norm{index}_name'))
-        return unit2d(getattr(self, f'conv{index}'), norm, getattr(self, f'act{index}'), x, shortcut)
+        out = unit2d(getattr(self, f'conv{index}'), norm, getattr(self, f'act{index}'), x, shortcut)
+        for name in self.plugin_names.get(index, ()):
+            out = getattr(self, name)(out)
+        return out
 
     def add_downsample(self, in_channels: int, out_channels: int, stride: int, avg_down: bool) -> None:
         """The real-valued shortcut where the shape changes: average pooling, 1x1 convolution, norm (Bi-Real Net)."""
@@ -90,6 +94,18 @@ class BinaryBottleneck(BinaryBlock):
 
     expansion = 4
 
+    def equip(self, planes: int, dcn: dict | None, plugins: list[dict]) -> None:
+        """Put a real deformable convolution in the place of the 3x3, and ``plugins`` behind the units that they name."""
+        if dcn is not None:
+            cfg, old = {key: value for key, value in dcn.items() if key != 'fallback_on_stride'}, self.conv2
+            self.conv2 = build_conv_layer(cfg, planes, planes, 3, old.stride, old.dilation, old.dilation, bias=False)
+        for plugin in plugins:
+            index, cfg = int(plugin['position'].removeprefix('after_conv')), dict(plugin['cfg'])
+            name, layer = build_plugin_layer(cfg, in_channels=planes * (self.expansion if index == 3 else 1),
+                                             postfix=cfg.pop('postfix', ''))
+            self.add_module(name, layer)
+            self.plugin_names.setdefault(index, []).append(name)
+
     def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, avg_down: bool = True, style: str = 'pytorch',
                  **kwargs):
         super().__init__(**kwargs)
@@ -129,10 +145,14 @@ class BNNResNet(BinaryBackbone):
             norm_cfg, norm_eval, with_cp, init_cfg: as in ``mmdet.ResNet``. ``norm_eval`` defaults to False and
             ``frozen_stages`` to -1: frozen latents or statistics of a float network do not fit a binary one.
         style (str): which convolution of a bottleneck has the stride: its 3x3 (``'pytorch'``) or its first 1x1 (``'caffe'``).
+        dcn, stage_with_dcn: as in ``mmdet.ResNet``: the 3x3 of bottlenecks in these stages are deformable and real.
+        plugins (list[dict]): as in ``mmdet.ResNet``: real modules inside of bottlenecks.
+        zero_init_residual (bool): the last norm of each block starts at zero.
 
     Raises:
-        KeyError: for another depth. TypeError: for an unknown argument. ValueError: for an unknown method, act or style, and
-            for ``out_indices`` or ``frozen_stages`` outside of the stages.
+        KeyError: for another depth. TypeError: for an unknown argument. ValueError: for an unknown method, act or style, for
+            ``out_indices`` or ``frozen_stages`` outside of the stages, for ``dcn`` or ``plugins`` without bottlenecks, or with
+            ``expand``.
     """
 
     arch_settings = {
@@ -151,7 +171,8 @@ class BNNResNet(BinaryBackbone):
                  num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
                  out_indices: Sequence[int] = (0, 1, 2, 3), style: str = 'pytorch', deep_stem: bool = False,
                  frozen_stages: int = -1, norm_cfg: dict | None = None, norm_eval: bool = False, with_cp: bool = False,
-                 init_cfg: dict | list | None = None):
+                 dcn: dict | None = None, stage_with_dcn: Sequence[bool] = (False,) * 4, plugins: list[dict] | None = None,
+                 zero_init_residual: bool = False, init_cfg: dict | list | None = None):
         super().__init__(LayerFactory(method, act, pad_value, norm_cfg, expand), init_cfg)
         if depth not in self.arch_settings:
             raise KeyError(f'BNNResNet has depth {", ".join(map(str, self.arch_settings))}, but got {depth}')
@@ -162,7 +183,10 @@ class BNNResNet(BinaryBackbone):
                              f'num_stages={num_stages}, strides={tuple(strides)}, dilations={tuple(dilations)}')
         if not set(out_indices) <= set(range(num_stages)) or not -1 <= frozen_stages <= num_stages:
             raise ValueError(f'out_indices={tuple(out_indices)}, frozen_stages={frozen_stages} do not fit {num_stages} stages')
+        if (dcn or plugins) and (expand or not issubclass(self.arch_settings[depth][0], BinaryBottleneck)):
+            raise ValueError('dcn and plugins change the bottlenecks of depth 50 and 101, without expand')
         self.depth = depth
+        self.zero_init_residual = zero_init_residual
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -180,6 +204,9 @@ class BNNResNet(BinaryBackbone):
             for index, kind in enumerate(self.stage_blocks(stage, partial(block, **options), blocks[stage])):
                 layer.append(kind(inplanes, planes, strides[stage] if index == 0 else 1, dilations[stage],
                                   factory=self.factory, with_cp=with_cp))
+                if dcn or plugins:
+                    layer[-1].equip(planes, dcn if stage_with_dcn[stage] else None,
+                                    [p for p in plugins or () if p.get('stages', (True,) * 4)[stage]])
                 inplanes = planes * block.expansion
             self.res_layers.append(f'layer{stage + 1}')
             self.add_module(self.res_layers[-1], layer)
@@ -215,6 +242,14 @@ class BNNResNet(BinaryBackbone):
         if self.pool_last:
             return None
         return self.stem[-2] if self.stem is not None else getattr(self, self.norm1_name)
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        if self.zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, BinaryBlock):
+                    last = max(index for index in (1, 2, 3) if hasattr(module, f'norm{index}_name'))
+                    nn.init.zeros_(getattr(module, getattr(module, f'norm{last}_name')).weight)
 
     def _freeze_stages(self) -> None:
         frozen = self._stem_modules() if self.frozen_stages >= 0 else []

@@ -128,9 +128,8 @@ def test_controlnet_of_a_binary_unet(tmp_path):
     for cls, method in ((ControlNetModel, 'from_unet'), (UNetMotionModel, 'from_unet2d')):
         with pytest.raises(ValueError, match=f'a {cls.__name__} begins with the weights of a UNet, and a packed one has none'):
             getattr(cls, method)(pack_(copy.deepcopy(unet)))
-    motion = UNetMotionModel.from_unet2d(unet)
-    assert torch.equal(motion.down_blocks[0].resnets[0].conv1.weight, unet.down_blocks[0].resnets[0].conv1.weight)
-    assert isinstance(motion.down_blocks[0].resnets[0].conv1, BinaryLayer)
+    with pytest.raises(ValueError, match='a UNetMotionModel is made of a float UNet: make it first, then binarize_ it'):
+        UNetMotionModel.from_unet2d(unet)
 
 
 @pytest.mark.parametrize(('down', 'up'), [('SkipDownBlock2D', 'SkipUpBlock2D'), ('AttnSkipDownBlock2D', 'AttnSkipUpBlock2D'),
