@@ -12,7 +12,6 @@ import mmdet.testing  # noqa: F401
 import torch
 from mmdet.models import backbones
 from mmengine.config import Config
-from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
@@ -69,7 +68,7 @@ def config_of(family: str) -> str:
 
 def model_config(family: str) -> Config:
     """Of the detector; nothing is downloaded, and a tracker is its detector."""
-    cfg = get_config(f'mmdet::{config_of(family)}').model
+    cfg = Config.fromfile(configs() / config_of(family)).model
     cfg = cfg.get('detector', cfg) if 'backbone' not in cfg else cfg
     without_checkpoints(cfg)
     shrink_(cfg)
@@ -83,7 +82,8 @@ def shrink_(cfg) -> None:
     """Fewer layers of each kind, in place: what is repeated needs no second look, and hours become minutes."""
     if isinstance(cfg, dict):
         for key, most in MOST.items():
-            if key in cfg and not (key == 'num_layers' and cfg.get('type')):  # of a stack of Transformer layers only
+            # Layers of a stack of Transformer layers only; not a number that something else must equal.
+            if key in cfg and not (key == 'num_layers' and cfg.get('type')) and 'paths' not in cfg:
                 cfg[key] = at_most(cfg[key], most)
         for value in cfg.values():
             shrink_(value)

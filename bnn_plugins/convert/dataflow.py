@@ -34,6 +34,7 @@ RESHAPES = {'to', 'float', 'type_as', 'contiguous', 'view', 'reshape', 'permute'
 FIRST_ONLY = {'grid_sample', 'type_as', 'to', 'view_as', 'reshape_as', 'expand_as'}
 MAY_BE_NEGATIVE = {'sub', '__rsub__', 'neg', 'log', 'sin', 'cos', 'normalize', *NORMS}
 # Their results have the shape or the type of a tensor, not its values.
+ZEROS = frozenset({'zeros'})  # what makes a tensor of zeros non-negative: no ReLU, and no reason by itself
 NO_VALUES = ('new_', 'zeros_like', 'ones_like', 'empty_like', 'full_like', 'rand_like', 'randn_like', 'randint_like')
 
 
@@ -156,8 +157,8 @@ class Observer(TorchFunctionMode):
         width = getattr(module, 'in_channels', None) or getattr(module, 'in_features', 0)
         batch = self.probe.stream[0].shape[0]
         layer.vector |= x.ndim > 1 and x.shape[0] == batch and x.numel() == batch * width
-        if flow.non_negative is not None:
-            layer.relus.add(flow.non_negative)
+        if flow.non_negative not in (None, ZEROS):
+            layer.relus.add(flow.non_negative - ZEROS)
 
     def left(self, module: nn.Module, inputs: tuple, output) -> None:
         while self.stack and self.stack.pop() is not module:  # a module that raised was left without its hook
@@ -198,7 +199,11 @@ class Observer(TorchFunctionMode):
         given = [*tensors(args), *tensors(kwargs)]
         results = given[:1] if name == '__setitem__' else [out] if isinstance(out, Tensor) else list(tensors(out, 2))
         zero = name in MULTIPLIES and any(isinstance(n, int | float) and n == 0 for n in args)
-        if results and given and not (zero or name.startswith(NO_VALUES)):
+        if name in ('zeros', 'new_zeros', 'zeros_like'):  # often the beginning of a sum
+            for result in results:
+                if result.is_floating_point():
+                    carry(result, Flow(non_negative=ZEROS))
+        elif results and given and not (zero or name.startswith(NO_VALUES)):
             self.read_weights(given)
             flow = self.through(name.rstrip('_') if not name.startswith('__') else name, args, kwargs, given)
             for result in results:

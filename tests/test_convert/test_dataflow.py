@@ -237,3 +237,29 @@ def test_the_refusal_of_a_constant_sign_names_the_layer():
     binarize_(model, 'bireal')
     with pytest.raises(ValueError, match=r"^1: BinaryConv2d.*never below.*rules=\{'1': 'float'\} keeps the layer real"):
         model[1].train()(torch.rand(2, 8, 9, 9) + 1)
+
+
+class Summed(nn.Module):
+    """Sums that begin with zeros, as those of region extractors and decoders."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(8, 8, 1) for _ in range(4))
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        called, written = x.new_zeros(x.shape), torch.zeros_like(x)
+        called += F.relu(self.a(x))
+        written[:1] = self.act(self.a(x))[:1]
+        return self.d(self.b(called) + self.c(written) + x)
+
+
+def test_a_sum_that_begins_with_zeros_is_non_negative():
+    """Mutation: zeros of unknown sign."""
+    model = Summed()
+    rows = {row.name: row for row in binarize_(model, 'bireal', X).rows}
+    assert rows['b'].reason == 'its sign would always be +1: Summed calls a ReLU before it as a function'
+    assert rows['c'].binary
+    assert not isinstance(model.act, nn.ReLU), 'a ReLU that is a module is replaced'
+    flow = trace(Summed(), Probe([lambda m: m.a(torch.zeros_like(X))], [X]))
+    assert not flow.layers['a'].relus, 'zeros alone are no reason'
