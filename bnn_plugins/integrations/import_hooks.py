@@ -243,8 +243,8 @@ HOOKS = (
     ImportHook('diffusers', 'diffusers.hooks.group_offloading',
                'groups of leaves of `enable_group_offload` have whole packed layers',
                'BNN_PLUGINS_GROUP_OFFLOAD', offload_as_leaves, ('_GO_LC_SUPPORTED_PYTORCH_LAYERS',)),
-    ImportHook('peft', 'peft.tuners.lora.layer', 'adapters beside binary and packed layers are real',
-               'BNN_PLUGINS_LORA', peft_adapters.add_real_adapters, ('dispatch_default', 'Linear.update_layer', 'Conv2d')),
+    ImportHook('peft', 'peft.tuners.lora.model', 'adapters beside binary and packed layers are real',
+               'BNN_PLUGINS_LORA', peft_adapters.add_real_adapters, ('dispatch_default',)),
     ImportHook('peft', 'peft.tuners.lora.layer', 'merging an adapter into a binary layer raises an error',
                'BNN_PLUGINS_PEFT', peft_adapters.refuse_merging, ('Linear.merge', '_ConvNd.merge')),
 )

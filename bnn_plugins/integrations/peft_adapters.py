@@ -1,5 +1,8 @@
-"""Adapters of peft beside binary and packed layers: real, and never merged."""
+"""Adapters of peft beside binary and packed layers: real, and never merged.
 
+Packed layers pass no gradients on: adapters are trained beside the latent layers and used beside the packed ones."""
+
+import sys
 from inspect import signature
 from types import ModuleType
 
@@ -11,9 +14,9 @@ from ..deploy import PackedConv1d, PackedConv2d, PackedConv3d, PackedLinear, Pac
 from ..layers import BinaryConv1d, BinaryConv2d, BinaryConv3d, BinaryLayer, BinaryLinear
 
 
-def add_real_adapters(lora: ModuleType) -> None:
+def add_real_adapters(model: ModuleType) -> None:
     """peft makes the convolutions of an adapter of the class of the layer, and knows no packed layer: adapters are real."""
-    kinds: dict[type, type] = {}
+    lora, kinds = sys.modules['peft.tuners.lora.layer'], {}
     for layers, name in (((BinaryConv1d, PackedConv1d), 'Conv1d'), ((BinaryConv2d, PackedConv2d), 'Conv2d'),
                          ((BinaryConv3d, PackedConv3d), 'Conv3d'), ((BinaryLinear, PackedLinear), 'Linear')):
         kinds |= dict.fromkeys(layers, beside_binary(getattr(lora, name), getattr(nn, name)))
@@ -28,7 +31,7 @@ def add_real_adapters(lora: ModuleType) -> None:
         extra = given.arguments.pop('kwargs', {})
         return kind(*given.args, **given.kwargs, **extra)
 
-    wrapt.wrap_function_wrapper(lora, 'dispatch_default', dispatch)
+    wrapt.wrap_function_wrapper(model, 'dispatch_default', dispatch)
 
 
 def beside_binary(adapter: type, real: type) -> type:

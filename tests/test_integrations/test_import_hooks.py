@@ -43,7 +43,7 @@ EFFECTS = {
     'BNN_PLUGINS_FROM_UNET2D': "hasattr(load('diffusers').UNetMotionModel.from_unet2d, '__wrapped__')",
     'BNN_PLUGINS_PIPELINE_QUANTIZER': "bool(load('diffusers').PipelineQuantizationConfig('bnn', dict(method='bireal')))",
     'BNN_PLUGINS_TO': "hasattr(load('diffusers').ModelMixin.to, '__wrapped__')",
-    'BNN_PLUGINS_LORA': "hasattr(load('peft.tuners.lora.layer').dispatch_default, '__wrapped__')",
+    'BNN_PLUGINS_LORA': "hasattr(load('peft.tuners.lora.model').dispatch_default, '__wrapped__')",
     'BNN_PLUGINS_MODELS': "binary(load('diffusers').DDPMPipeline.from_pretrained(new))",
     'BNN_PLUGINS_OLD_MODULES': "binary(load('diffusers').DDPMPipeline.from_pretrained(old))",
     'BNN_PLUGINS_OFFLOAD': "hasattr(load('accelerate.hooks').attach_align_device_hook, '__wrapped__')",
