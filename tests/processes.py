@@ -62,7 +62,7 @@ class Group:
         for process in self.processes:
             process.start()
 
-    def wait(self, timeout: float = 240) -> list[int | None]:
+    def wait(self, timeout: float = 600) -> list[int | None]:
         """Exit codes; all are ended where one failed or the time is over."""
         end = time.monotonic() + timeout
         while any(p.exitcode is None for p in self.processes) and time.monotonic() < end:
@@ -80,7 +80,7 @@ class Group:
                          for rank, log in enumerate(self.logs))
 
 
-def together(count: int, function: Callable, *args, folder: Path, timeout: float = 240) -> str:
+def together(count: int, function: Callable, *args, folder: Path, timeout: float = 600) -> str:
     """Run a :class:`Group` to its end; what it printed. Fails where a process fails or hangs."""
     group = Group(count, function, *args, folder=folder)
     codes = group.wait(timeout)

@@ -63,19 +63,22 @@ class BinaryStatisticsHook(Hook):
         while self._handles:
             self._handles.pop().remove()
         layers = self._layers(runner)
-        scalars: dict[str, dict[str, float]] = {}
+        tensors: dict[str, dict[str, Tensor]] = {}
         for name, layer in layers.items():
             positive = layer.weight >= 0
             size = layer.weight.abs()
-            found = {'flips': (positive != self._signs[name]).float().mean().item(),
-                     'latent_saturation': (size >= (layer.latent_clip or 1.0)).float().mean().item()}
+            found = {'flips': (positive != self._signs[name]).float().mean(),
+                     'latent_saturation': (size >= (layer.latent_clip or 1.0)).float().mean()}
             quantiles = (size / size.mean().clamp(min=1e-12)).float().flatten().sort().values
             for q in QUANTILES:  # of a sorted vector: torch.quantile refuses more than 16 million numbers
-                found[f'latent_q{round(100 * q):02}'] = quantiles[round(q * (len(quantiles) - 1))].item()
+                found[f'latent_q{round(100 * q):02}'] = quantiles[round(q * (len(quantiles) - 1))]
             if name in self._outside:
-                found['input_saturation'] = self._outside[name].item()
+                found['input_saturation'] = self._outside[name]
             self._signs[name] = positive
-            scalars[name] = found
+            tensors[name] = found
+        every = [value for found in tensors.values() for value in found.values()]
+        numbers = iter(torch.stack(every).tolist() if every else [])  # the device is waited for once
+        scalars = {name: {key: next(numbers) for key in found} for name, found in tensors.items()}
         means: dict[str, list[float]] = {}
         for found in scalars.values():
             for key, value in found.items():

@@ -34,7 +34,7 @@ def agents(count: int, script: str, config: Path, *flags, folder: Path) -> list[
 
 def kill_one(agent: subprocess.Popen, saved: Path) -> None:
     """SIGKILL for a process of this agent, once this checkpoint is there."""
-    until = time.monotonic() + 240
+    until = time.monotonic() + 600
     while not saved.exists():
         assert agent.poll() is None, 'it ended before the checkpoint'
         assert time.monotonic() < until
@@ -47,7 +47,7 @@ def kill_one(agent: subprocess.Popen, saved: Path) -> None:
 def end(processes: list[subprocess.Popen], folder: Path) -> str:
     """What they printed; all have to succeed."""
     try:
-        codes = [process.wait(420) for process in processes]
+        codes = [process.wait(1200) for process in processes]
     finally:
         for process in processes:
             if process.poll() is None:
