@@ -53,7 +53,7 @@ def bccd() -> str:
 
 TABLES = {**ACCURACY, **DIFFUSION, **MODELS, **SCALE, **SEQUENCE, 'bccd': bccd, 'cpu_networks': cpu.networks,
           'cpu_convolutions': cpu.convolutions,
-          'cpu_sequences': cpu.sequences,
+          'cpu_sequences': cpu.sequences, 'cpu_anchors': cpu.anchors,
           'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions,
           'gpu_operators': gpu.operators, 'training': training.table,
           'zoo': lambda: zoo.table() + '\n'}

@@ -8,6 +8,7 @@ state of the caches, with the time of the better int8 engine over its own: the m
 
 import argparse
 import copy
+import csv
 import ctypes
 import statistics
 import time
@@ -131,9 +132,17 @@ def main():
                     print(f'{network:>22} {caches} {row.form:<17} {row.median_ms:8.3f} ms (min {row.min_ms:.3f}), '
                           f'int8 / this {row.x_int8:.2f} ({row.x_int8_q1:.2f} to {row.x_int8_q3:.2f})', flush=True)
     facts = machine_facts() | {package: installed(package) for packages in PACKAGES.values() for package in packages}
-    path = args.out or RESULTS / f'{machine_name()}-anchors{"-without-amx" if args.without_amx else ""}.csv'
-    table = [rounded(asdict(row)) | facts for row in rows]
-    print(write_csv(path, list(table[0]), table), 'written')
+    path, table = args.out or RESULTS / f'{machine_name()}-anchors.csv', [rounded(asdict(row)) | facts for row in rows]
+    print(write_csv(path, list(table[0]), [*others(path, table), *table]), 'written')
+
+
+def others(path: Path, table: list[dict]) -> list[dict]:
+    """Lines of a file that ``table`` does not replace."""
+    def case(line: dict) -> tuple:
+        return line['network'], str(line['threads']), line['isa']
+
+    new = {case(line) for line in table}
+    return [line for line in csv.DictReader(path.open()) if case(line) not in new] if path.exists() else []
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ NETWORK_RATIOS = {'x_float32': 'float32', 'x_float32_compiled': 'compiled', 'x_b
 CONVOLUTION_RATIOS = {'x_float32': 'float32', 'x_float32_prepacked': 'float32 prepacked',
                       'x_bfloat16_prepacked': 'bfloat16 prepacked'}
 DETECTION = ('64@160', '128@80', '256@40', '512@20')  # of an image of 640x640; the other shapes are of 224x224
+ANCHORED = ('fused', 'fused-int8', 'openvino-int8', 'onnxruntime-int8')
 NONE = 'Nothing was measured yet: `python -m benchmarks.cpu.run` does it.\n'
 
 
@@ -64,6 +65,27 @@ def sequences(results: Path = RESULTS) -> str:
                               times(row['x_bfloat16'])])
         parts.append(table(headings, lines, machine))
     return '\n'.join(parts) or NONE
+
+
+def anchors(results: Path = RESULTS) -> str:
+    """One line per network, threads, instruction set and state of the caches: ms, and int8 over ours, the better ones."""
+    headings = ['network, batch 1', 'caches', 'threads', 'ran on', 'ours, float rest', 'ours, int8 rest', 'OpenVINO int8',
+                'ONNX Runtime int8', 'better int8 / ours (quartiles)']
+    parts = []
+    for path in sorted(results.glob('*-anchors.csv')):
+        rows, cases = list(csv.DictReader(path.open())), defaultdict(dict)
+        for row in rows:
+            cases[row['network'], row['caches'], row['threads'], row['isa']][row['form']] = row
+        lines = []
+        for case, forms in cases.items():
+            ours = [forms[form] for form in ANCHORED[:2] if form in forms]
+            best = min(ours, key=lambda row: float(row['median_ms']))
+            lines.append([*case, *(f'{float(forms[form]["median_ms"]):.2f}' if form in forms else '' for form in ANCHORED),
+                          f'{float(best["x_int8"]):.2f} ({float(best["x_int8_q1"]):.2f} to {float(best["x_int8_q3"]):.2f})'])
+        first, commits = rows[0], dict.fromkeys(row['commit'] for row in rows)
+        parts.append(table(headings, lines, f'{first["processor"]}, torch {first["torch"]}, OpenVINO {first["openvino"]}, '
+                           f'ONNX Runtime {first["onnxruntime"]}, commit {", ".join(commits)}; CPU time, medians'))
+    return '\n'.join(parts) or 'Nothing was measured yet: `python -m benchmarks.cpu.anchors` does it.\n'
 
 
 def read(results: Path, kind: str) -> dict[str, list[dict[str, str]]]:
