@@ -126,3 +126,26 @@ def test_what_is_no_window_stays_as_it_is():
     assert all(torch.equal(one, other) for one, other in zip(fused_pools, pools, strict=True))
     assert all(torch.equal(one, other) for one, other in zip(found[:3], expected[:3], strict=True))
     assert found[3] == expected[3]
+
+
+class Exits(nn.Module):
+    """Results behind a real layer: their steps follow each other, and none does anything where images are channels-last."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = (BinaryConv2d(8, 8, 3, padding=1, method='bireal') for _ in range(2))
+        self.real = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        one, two = self.one(x), self.two(x)
+        real = self.real(one)
+        return one, two, real
+
+
+@pytest.mark.parametrize('memory', [torch.contiguous_format, torch.channels_last])
+def test_steps_that_all_return_what_they_are_given(memory):
+    """Mutation: no look for them, with which the call raised "not enough values to unpack"."""
+    torch.manual_seed(0)
+    model, x = pack_(Exits()), torch.randn(1, 8, 6, 6).contiguous(memory_format=memory)
+    expected, found = model(x), (fuse_(model), model(x), model(x))[2]
+    assert all(torch.equal(one, other) and one.stride() == other.stride() for one, other in zip(found, expected, strict=True))

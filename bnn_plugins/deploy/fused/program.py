@@ -269,6 +269,8 @@ class Segment:
                 names[writes[-1]] = arguments[1]
             out = tuple(names[v] for v in writes)
             ios.append(step.io(out if len(out) > 1 else out[0], *arguments))
+        if not ios:  # all return what they are given
+            return None
         results = [names[v] for v in self.outputs]
         made = list(dict.fromkeys(result for result in results if result not in self.inputs))
         call = join([run for run in calls if run is not nothing], ios, self.inputs, made)
