@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from bnn_plugins import fuse_, list_estimators, load, quantize_rest_, set_progress
+from bnn_plugins import list_estimators, load, quantize_rest_, set_progress
 from bnn_plugins.binarize import build_estimator
 from bnn_plugins.integrations.mmengine.pack import calibration_batches
 from bnn_plugins.integrations.mmengine.run import latest_checkpoint, load_config
@@ -65,7 +65,6 @@ def detectors(checkpoints: Path) -> dict:
     quantized = copy.deepcopy(twin)
     batches = calibration_batches(load_config(FLOAT_TWIN), 32)
     quantize_rest_(quantized, batches, run=lambda model, batch: model.test_step(batch))
-    fuse_(quantized)
     return {'float32 twin': twin, 'the twin in int8': quantized, '1-bit, packed': load(DETECTOR)}
 
 
