@@ -74,7 +74,6 @@ def model_config(family: str) -> Config:
     shrink_(cfg)
     if isinstance(cfg.get('teacher_config'), str):
         cfg.teacher_config = str(configs() / cfg.teacher_config.removeprefix('configs/'))
-        cfg.teacher_ckpt = None
     return cfg
 
 
@@ -142,8 +141,10 @@ def small_networks() -> Iterator[None]:
 
 def without_checkpoints(cfg) -> None:
     if isinstance(cfg, dict):
-        if isinstance(cfg.get('init_cfg'), dict) and cfg['init_cfg'].get('type') == 'Pretrained':
+        if isinstance(cfg.get('init_cfg'), dict) and 'checkpoint' in cfg['init_cfg']:
             cfg['init_cfg'] = None
+        if 'teacher_ckpt' in cfg:
+            cfg['teacher_ckpt'] = None
         for value in cfg.values():
             without_checkpoints(value)
     elif isinstance(cfg, list | tuple):

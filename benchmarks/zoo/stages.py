@@ -146,7 +146,7 @@ def fused_stage(case: Case, state: dict, folder: Path, facts: dict) -> str:
     if state['draws']:
         for model in (state['latent'], fused):
             model.register_forward_pre_hook(lambda *_: same_random())
-    report = verify(state['latent'].eval(), fused.eval(), *args, **kwargs)
+    report = verify(in_mode(state['latent'], False), in_mode(fused, False), *args, **kwargs)
     return OK if report.ok else report.summary()
 
 
@@ -163,13 +163,18 @@ def copied(case: Case, model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except RuntimeError:
         with torch.no_grad():
-            case.losses(model.train())
+            case.losses(in_mode(model, True))
         return copy.deepcopy(model)
+
+
+def in_mode(model: nn.Module, training: bool) -> nn.Module:
+    model.train(training)  # of some models of mmdet it returns nothing
+    return model
 
 
 def losses_of(case: Case, model: nn.Module, seed: int = 0) -> list[Tensor]:
     same_random(seed)
-    return [loss for loss in case.losses(model.train()) if loss.requires_grad]
+    return [loss for loss in case.losses(in_mode(model, True)) if loss.requires_grad]
 
 
 def total(losses: list[Tensor]) -> Tensor:
@@ -179,7 +184,7 @@ def total(losses: list[Tensor]) -> Tensor:
 def outputs_of(case: Case, model: nn.Module) -> list[Tensor]:
     same_random()
     with torch.no_grad():
-        return case.outputs(model.eval())
+        return case.outputs(in_mode(model, False))
 
 
 def compared(expected: list[Tensor], found: list[Tensor]) -> str:

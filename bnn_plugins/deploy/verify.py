@@ -264,8 +264,8 @@ def matching_layers(latent: nn.Module, packed: nn.Module) -> dict[str, tuple[Bin
 
 def compare_layer(row: LayerCheck, one: BinaryLayer, other: PackedLayer, x: Tensor) -> None:
     """The accumulators of both layers for the same input, as integers."""
-    norm = getattr(one, 'pre_norm', None)
-    x = x if norm is None else norm(x)
+    for before in (getattr(one, 'padded', None), getattr(one, 'pre_norm', None)):  # what a layer does to its input first
+        x = x if before is None else before(x)
     seen = expand_input(other, x)
     levels, _ = one.weight_binarizer(one.filters)
     expected = one._multiply(one.activation(expand_input(one, x)), levels)

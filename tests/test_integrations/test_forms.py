@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnn_plugins import binarize_, load_packed_, pack_, save_packed
+from bnn_plugins import binarize_, load_packed_, pack_, save_packed, verify
 from bnn_plugins.deploy import weight_levels
 
 
@@ -56,6 +56,7 @@ def test_a_form_pads_and_standardises_as_the_host(kind, tmp_path):
     expected = model(x)
     packed = pack_(copy.deepcopy(model))
     assert torch.equal(packed(x), expected)
+    assert verify(model, packed, x).ok
     again = load_packed_(copy.deepcopy(model), save_packed(packed, tmp_path / 'packed.safetensors'))
     assert torch.equal(again(x), expected)
     model.train()(x).sum().backward()

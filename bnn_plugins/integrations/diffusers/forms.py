@@ -11,10 +11,12 @@ from ...layers import BinaryConv3d
 class CausalPadding:
     """Mixin of a convolution that repeats the first image and pads the sides itself, all before the sign."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def padded(self, input: Tensor) -> Tensor:
         earlier = input[:, :, :1].repeat(1, 1, self.temporal_pad, 1, 1)
-        padded = F.pad(torch.cat([earlier, input], 2), (*self.spatial_pad, 0, 0), mode=self.pad_mode)
-        return super().forward(padded)
+        return F.pad(torch.cat([earlier, input], 2), (*self.spatial_pad, 0, 0), mode=self.pad_mode)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(self.padded(input))
 
 
 class BinaryCausalConv3d(CausalPadding, BinaryConv3d):

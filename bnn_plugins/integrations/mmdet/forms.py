@@ -14,13 +14,16 @@ class CoveringPadding:
     What is padded are zeros before the sign, which is +1.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
+    def padded(self, input: Tensor) -> Tensor:
         pads = []
         for side, kernel, stride, dilation in reversed(list(zip(input.shape[2:], self.kernel_size, self.stride, self.dilation,
                                                                 strict=True))):
             missing = max((-(-side // stride) - 1) * stride + (kernel - 1) * dilation + 1 - side, 0)
             pads += [missing // 2, missing - missing // 2]
-        return super().forward(F.pad(input, pads) if any(pads) else input)
+        return F.pad(input, pads) if any(pads) else input
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(self.padded(input))
 
 
 class BinaryCoveringConv2d(CoveringPadding, BinaryConv2d):
