@@ -73,7 +73,11 @@ class Probe:
         found = list(tensors((given, named)))
         if not found:
             raise ValueError('inputs has no tensor: give what the model is called with')
-        return cls([lambda model: model.eval()(*given, **named)], found[:1], found[1:])
+
+        def call(model: nn.Module) -> object:
+            model.eval()  # of some models it returns nothing
+            return model(*given, **named)
+        return cls([call], found[:1], found[1:])
 
 
 @dataclass(frozen=True)
