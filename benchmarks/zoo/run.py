@@ -53,7 +53,8 @@ def child(name: str, model: str, way: str, seconds: float, gigabytes: float, say
             say.send({'way': str(error.args[0])})
             return
         except Exception as error:
-            say.send({'float': f'{type(error).__name__}: {error}'[:300]})
+            first, *_ = (str(error) or 'no message').splitlines()  # others may name folders of this machine
+            say.send({'float': f'{type(error).__name__}: {first.partition(", the current sys.path")[0]}'[:300]})
             return
         for stage, said in run(case, Path(folder), facts):
             say.send({stage: said, **facts, 'seconds': f'{time.process_time() - start:.0f}'})
