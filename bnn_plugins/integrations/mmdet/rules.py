@@ -7,7 +7,9 @@ from .probe import probe
 RULES = RuleSet(
     'mmdet',
     # Swin's merging is between the stages: no shortcut goes around it.
-    classes={'projection of the real-valued stream': {'PatchMerging'}},
+    classes={'projection of the real-valued stream': {'PatchMerging'},
+             # PointRend: beside features each layer reads coarse predictions, which begin with one sign.
+             'reads predictions': {'MaskPointHead'}},
     names={
         'prediction layer': {
             'retina_cls', 'retina_reg', 'conv_cls', 'conv_reg', 'conv_obj', 'conv_centerness', 'atss_cls', 'atss_reg',
