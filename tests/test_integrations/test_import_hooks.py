@@ -42,7 +42,8 @@ EFFECTS = {
     'BNN_PLUGINS_FROM_UNET': "hasattr(load('diffusers').ControlNetModel.from_unet, '__wrapped__')",
     'BNN_PLUGINS_FROM_UNET2D': "hasattr(load('diffusers').UNetMotionModel.from_unet2d, '__wrapped__')",
     'BNN_PLUGINS_PIPELINE_QUANTIZER': "bool(load('diffusers').PipelineQuantizationConfig('bnn', dict(method='bireal')))",
-    'BNN_PLUGINS_TO': "hasattr(load('diffusers').ModelMixin.to, '__wrapped__')",
+    # diffusers' own is a wrapper, too.
+    'BNN_PLUGINS_TO': "type(vars(load('diffusers').ModelMixin)['to']).__name__ == 'FunctionWrapper'",
     'BNN_PLUGINS_LORA': "hasattr(load('peft.tuners.lora.model').dispatch_default, '__wrapped__')",
     'BNN_PLUGINS_MODELS': "binary(load('diffusers').DDPMPipeline.from_pretrained(new))",
     'BNN_PLUGINS_OLD_MODULES': "binary(load('diffusers').DDPMPipeline.from_pretrained(old))",
