@@ -10,7 +10,7 @@ pytest.importorskip('triton')
 from benchmarks.gpu import profile
 from bnn_kernels import Epilogue, Recurrence
 from bnn_kernels.attention import Planes
-from bnn_kernels.geometry import Conv2dGeometry
+from bnn_kernels.geometry import Conv2dGeometry, Stem2dGeometry
 from bnn_kernels.triton.bitplane import Bitplane
 from bnn_kernels.triton.offline import Launch, compiling_for
 from bnn_kernels.triton.popcount import Popcount
@@ -69,6 +69,9 @@ PLANES = dict(mask_words=torch.zeros(2, 1, 2, dtype=torch.int32),
 BINARY = LSTM['recurrence']._replace(gates='binary', candidate='sign', readout='cell', feedback='and')
 CALLS |= {
     'downsample': ('downsample2d', dict(x=X, weight=torch.zeros(128, 64), bias=torch.zeros(128), pool=2)),
+    'stem': ('stem2d', dict(x=torch.zeros(2, 3, 33, 34), weight=torch.zeros(64, 3, 7, 7),
+                            geometry=Stem2dGeometry(3, 64, 7, 2, 3, 3, 2, 1), epilogue=block(64, 64)['epilogue'],
+                            dtype=torch.float16, pack=True)),
     'lstm-soft': ('binary_lstm', LSTM),
     'lstm-binary': ('binary_lstm', LSTM | dict(recurrence=BINARY, lengths=None,
                                                cell=torch.zeros(2, 20, 512, dtype=torch.int8), x=LSTM['x'].float())),
@@ -88,6 +91,7 @@ CASES = [
     ('popcount', 'gfx942', 'block-64'), ('popcount', 'sm_80', 'pack'), ('popcount', 'sm_90', 'pack-channels-last'),
     ('popcount', 'gfx942', 'pack'),
     ('popcount', 'sm_80', 'downsample'), ('bitplane', 'sm_90', 'downsample'), ('popcount', 'gfx942', 'downsample'),
+    *[('popcount', architecture, 'stem') for architecture in ('sm_80', 'sm_89', 'sm_90', 'gfx942')],
     *[('popcount', architecture, call) for architecture, calls in {
         'sm_80': ['lstm-soft', 'attention-planes'], 'sm_89': ['lstm-binary', 'attention-bool'],
         'sm_90': ['lstm-soft', 'attention-planes', 'normalized'], 'gfx942': ['lstm-soft', 'attention-planes'],

@@ -15,7 +15,7 @@ import bnn_kernels as bk
 from bnn_kernels import dispatch
 from bnn_kernels.reference import Reference
 
-from . import cases, oracle
+from . import cases, oracle, test_stem
 from .test_fused import STREAMS, epilogues
 from .test_ops import CHANNELS, FLOATS, Net, pairs
 
@@ -296,10 +296,24 @@ def test_sizes_are_no_part_of_what_is_compiled():
     assert (after.misses - before.misses, after.hits - before.hits) == (1, 2)
 
 
-def test_stems_are_left_to_torch():
-    x, weight, bias = torch.randn(1, 4, 4, 4), torch.randn(3, 4), torch.randn(3)
-    with pytest.raises(RuntimeError, match=f'{BACKEND}: the Triton backends leave stem2d to torch'):
-        bk.stem2d(x, weight[..., None, None], bk.Epilogue(bias, bias))
+@examples(60)
+@given(call=test_stem.stems())
+def test_stem2d(call):
+    """On whole numbers, of which no sum rounds: everything behind the sums is bit for bit the reference's."""
+    call |= dict(x=call['x'].round(), weight=(4 * call['weight']).round())
+    for got, want in zip(test_stem.run(BACKEND, call), test_stem.run('reference', call), strict=True):
+        assert (got is None) == (want is None)
+        if got is not None:
+            assert (got.dtype, got.shape) == (want.dtype, want.shape)
+            assert torch.equal(got, want)
+            assert got.stride() == want.stride() or not got.numel()
+
+
+def test_a_stem_passes_what_is_no_number():
+    x = torch.zeros(1, 1, 6, 6)
+    x[0, 0, 2, 3], x[0, 0, 5, 5] = float('nan'), -float('inf')
+    vector = torch.ones(2)
+    agree(bk.stem2d, x, torch.ones(2, 1, 1, 1), bk.Epilogue(vector, vector), window=3, window_stride=2, window_padding=1)
 
 
 @pytest.mark.parametrize(('change', 'error', 'sentence'), [

@@ -6,7 +6,7 @@ device.py      which GPU a tensor is on; offline.py puts one there that is not, 
 launch.py      from shapes to a launch; tables.py and tables.toml choose the tiles
 geometry.py    which input pixel a tap reads; bits.py: popcount
 epilogue.py    what follows the accumulator, up to the packed words
-pack.py        floats to words; downsample.py: pooling and a real-valued 1x1 convolution
+pack.py        floats to words; downsample.py: pooling and a real-valued 1x1 convolution; stem.py: what follows that of a stem
 popcount.py    XOR and popcount
 bitplane.py    bits expanded to int8 in registers, for the int8 MMA
 sequence.py    LSTM steps, attention, normalized packing; sequence_kernels.py: their kernels

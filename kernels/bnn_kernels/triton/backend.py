@@ -5,10 +5,11 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..dispatch import Backend
 from ..epilogue import Epilogue
-from ..geometry import Conv2dGeometry, linear_geometry
+from ..geometry import Conv2dGeometry, Stem2dGeometry, linear_geometry
 from ..layout import words_per_group
 from .device import architecture, capability, holds, is_there, on
 from .downsample import downsample
@@ -29,10 +30,10 @@ from .launch import (
     words_shape,
 )
 from .sequence import SequenceOperators
+from .stem import finish_stem
 from .tables import tile
 from .versions import INTERPRETED
 
-NO_STEM = 'the Triton backends leave stem2d to torch: a real-valued convolution is what it has cuDNN or MIOpen for'
 NO_STATISTICS = ('the Triton backends run an LSTM tile by tile and leave the statistics over all units of a gate (eps) to '
                  'other backends')
 
@@ -50,8 +51,6 @@ class TritonBackend(Planned, SequenceOperators, Backend):
                        f'interprets it on the CPU, for tests')
 
     def supports(self, op: str, **call) -> tuple[bool, str]:
-        if op == 'stem2d':
-            return False, NO_STEM
         able, reason = super().supports(op, **call)
         if able and op == 'binary_lstm' and call['recurrence'].eps is not None:
             return False, NO_STATISTICS
@@ -156,6 +155,39 @@ class TritonBackend(Planned, SequenceOperators, Backend):
                 with on(device):
                     launches[x.data_ptr() % ALIGNMENT == 0](x.detach(), aligned(weight), aligned(bias), out)
             return out
+        return call
+
+    @operator
+    def stem2d(self, x: Tensor, weight: Tensor, geometry: Stem2dGeometry, epilogue: Epilogue, dtype: torch.dtype,
+               pack: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+        (height, width), size = geometry.sizes(x.shape[2:])
+        batch, channels, groups = len(x), epilogue.width, epilogue.out_groups
+        pixels, words = batch * size[0] * size[1], groups * words_per_group(channels, groups)
+        limit(max(pixels, batch * height * width))
+        tiles, options = split(tile('finish', architecture(x.device), channels))
+        pairs = {f'{name}_{axis}': pair[place] for place, axis in enumerate('HW') for name, pair in dict(
+            WINDOW=geometry.window, STRIDE=geometry.window_stride, PADDING=geometry.window_padding).items()}
+        numbers = dict(pixels=pixels, height=height, width=width, out_height=size[0], out_width=size[1],
+                       OUTPUTS=geometry.outputs, REPLICAS=channels // geometry.outputs, OUT_GROUPS=groups, **pairs,
+                       ACT=epilogue.act, ELEMENT=ELEMENTS[dtype])
+        programs = -(-pixels // tiles['BLOCK_M']) * -(-32 * words // tiles['BLOCK_N'])
+        launch = Launch(finish_stem, programs, numbers | tiles, **options, enable_fp_fusion=False)
+        words_extent = extent((batch, *size, words) if pack else (0,))
+        stream_extent = extent((batch, channels, *size), torch.channels_last)
+
+        def call(x: Tensor, weight: Tensor, geometry: Stem2dGeometry, epilogue: Epilogue, dtype: torch.dtype,
+                 pack: bool) -> tuple[Tensor, Tensor]:
+            words = x.new_empty_strided(*words_extent, dtype=torch.int32)
+            stream = x.new_empty_strided(*stream_extent, dtype=dtype)
+            if programs:
+                with torch.autocast(x.device.type, enabled=False):  # channels-last in, so that sums come so
+                    image = x.detach().to(torch.float32, memory_format=torch.channels_last)
+                    sums = F.conv2d(image, weight.detach(), None, geometry.stride, geometry.padding)
+                scale, bias, _, gamma, slope, zeta, threshold, _ = epilogue
+                with on(x.device):
+                    launch(aligned(sums, torch.channels_last), words if pack else None, stream,
+                           *map(aligned, (scale, bias, gamma, slope, zeta, threshold)))
+            return words, stream
         return call
 
     def _convolution(self, *arguments) -> Callable[[Tensor, Tensor, Results], None]:
