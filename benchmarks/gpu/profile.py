@@ -1,8 +1,9 @@
 """What the compiler made of the tensor-core kernels, and what a model of the chip makes of that: no GPU is needed, or timed.
 
 ``python -m benchmarks.gpu.profile`` compiles every kernel below and prints where it differs from the committed profile;
-``--update`` writes the new one. What the file holds is an exact property of the machine code, but for the last columns: the
-clocks of one tile on one multiprocessor, were the busiest of its units busy all the time. These are a model, no measurement.
+``--update`` writes the new one. What the file holds is an exact property of the machine code, how long each unit is busy for a
+tile among it, but for the last columns: the clocks of a tile on a full multiprocessor of Hopper by the latency model of
+`pipeline`, activations from memory. These are a model, no measurement.
 """
 
 import argparse
@@ -26,33 +27,17 @@ from bnn_kernels.triton import tensorcore
 from bnn_kernels.triton.launch import Launch
 from bnn_kernels.triton.tensorcore_offline import compiled
 
+from . import pipeline
+from .layers import Convolution
+from .pipeline import MEMORY, MMA_RATE, PARTITIONS, WGMMA_RATE, Instruction
+
 RESULTS = Path(__file__).parent / 'results'
 TARGETS = {'sm_80': ((8, 0), False), 'sm_89': ((8, 9), False), 'sm_90a mma': ((9, 0), False), 'sm_90a wgmma': ((9, 0), True)}
-LAYERS = {'64 3x3': (64, 64, 3), '128 3x3': (128, 128, 3), '256 3x3': (256, 256, 3), '512 3x3': (512, 512, 3),
-          '1024 3x3': (1024, 1024, 3), '256 1x1': (256, 256, 1)}
+LAYERS = {f'{channels} {kernel}x{kernel}': Convolution(channels, channels, kernel, 1, 80)
+          for channels, kernel in ((64, 3), (128, 3), (256, 3), (512, 3), (1024, 3), (256, 1))}
 EPILOGUES = ('sign', 'block', 'sums')
+TILES = 10  # that a block walks over in the model
 TRIMMED = {'sm_89': ('sign',), 'sm_90a mma': ('sign',)}  # what the others already tell
-
-# Clocks that one warp instruction occupies a unit of one of the four partitions of a multiprocessor: 32 over the lanes of the
-# unit (CUDA C++ Programming Guide, table of arithmetic throughput). IMAD shares the float unit at half rate.
-ALU = {'BMSK', 'F2FP', 'FMNMX', 'FSEL', 'FSET', 'FSETP', 'I2FP', 'IABS', 'IADD', 'IADD3', 'IMNMX', 'ISETP', 'LEA', 'LOP3',
-       'MOV', 'P2R', 'PLOP3', 'PRMT', 'R2P', 'SEL', 'SGXT', 'SHF', 'VIADD', 'VIADDMNMX', 'VIMNMX'}
-FLOAT = {'FADD', 'FFMA', 'FMUL', 'HADD2', 'HFMA2', 'HMUL2'}
-SPECIAL = {'F2F', 'F2I', 'FLO', 'I2F', 'MUFU', 'POPC'}
-MEMORY = {'LD', 'LDG', 'LDGSTS', 'LDL', 'LDS', 'LDSM', 'ST', 'STG', 'STL', 'STS', 'STSM'}
-ALU_CLOCKS, FLOAT_CLOCKS, IMAD_CLOCKS, SPECIAL_CLOCKS = 2, 1, 2, 8
-PARTITIONS = 4
-# Products of bits per clock and multiprocessor: 8 times the int8 rate. On 8.9 and for wgmma that is an assumption; on an H200
-# others have measured at least 26 500 for wgmma, on a GH200 17 700 for mma.sync.
-MMA_RATE = {(8, 0): 16384, (8, 9): 8192, (9, 0): 16384}
-WGMMA_RATE = 32768
-
-
-class Instruction(NamedTuple):
-    address: int
-    name: str
-    operands: str
-
 
 class Machine(NamedTuple):
     """The machine code of a kernel."""
@@ -82,8 +67,10 @@ def disassembled(cubin: bytes) -> Machine:
         usage, code = [subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
                        for option in ('--dump-resource-usage', '--dump-sass')]
     registers, stack = re.search(r'REG:(\d+) STACK:(\d+)', usage).groups()
-    lines = re.findall(r'^\s+/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?);', code, re.MULTILINE)
-    return Machine(int(registers), int(stack), [Instruction(int(address, 16), *rest) for address, *rest in lines])
+    lines = re.findall(r'^\s+/\*([0-9a-f]{4,5})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?);.*\n'
+                       r'\s+/\* 0x([0-9a-f]{16}) \*/', code, re.MULTILINE)
+    return Machine(int(registers), int(stack), [Instruction(int(address, 16), name, operands, bool(guard), int(control, 16))
+                                                for address, guard, name, operands, control in lines])
 
 
 NO_RESULT = ('ST', 'BRA', 'EXIT', 'BAR', 'WARPGROUP', 'WARPSYNC', 'DEPBAR', 'LDGDEPBAR', 'FENCE', 'MEMBAR', 'NOP', 'RED')
@@ -125,15 +112,15 @@ def _registers(operand: str, count: int) -> set[int]:
     return set(range(int(match[1]), int(match[1]) + count)) if match else set()
 
 
-def launch_of(target: str, layer: str, epilogue: str) -> tuple[Launch, tuple[torch.Tensor | None, ...]]:
-    """A call as it would be launched, and its tensors: exact zero padding, float16 shortcut, RPReLU."""
-    channels, outputs, kernel = LAYERS[layer]
+def launch_of(target: str, layer: Convolution, epilogue: str) -> tuple[Launch, tuple[torch.Tensor | None, ...]]:
+    """A call as it would be launched, and its tensors: batch 8, exact zero padding, float16 shortcut, RPReLU."""
     capability, wgmma = TARGETS[target]
     launches = []
     backend = tensorcore.TensorCore(tensorcore.Machine(capability, 132, wgmma), lambda *launch: launches.append(launch))
-    call = dict(x_words=torch.zeros(8, 80, 80, channels // 32, dtype=torch.int32),
-                w_words=torch.zeros(outputs, kernel, kernel, channels // 32, dtype=torch.int32),
-                geometry=Conv2dGeometry(channels, outputs, kernel, padding=kernel // 2))
+    outputs = layer.outputs
+    call = dict(x_words=torch.zeros(8, layer.size, layer.size, layer.channels // 32, dtype=torch.int32),
+                w_words=torch.zeros(outputs, layer.kernel, layer.kernel, layer.channels // 32, dtype=torch.int32),
+                geometry=Conv2dGeometry(layer.channels, outputs, layer.kernel, stride=layer.stride, padding=layer.kernel // 2))
     vector = torch.zeros(outputs)
     if epilogue == 'sign':
         backend.binary_conv2d_sign(**call, threshold=vector.int(), flip=vector.bool(), out_groups=1)
@@ -142,42 +129,51 @@ def launch_of(target: str, layer: str, epilogue: str) -> tuple[Launch, tuple[tor
     else:
         backend.binary_block2d(
             **call, epilogue=Epilogue(vector, vector, 'prelu', vector, vector, vector, vector),
-            shortcut=torch.zeros(8, outputs, 80, 80, dtype=torch.float16), dtype=torch.float16, pack=True, keep=True)
+            shortcut=torch.zeros(8, outputs, layer.out_size, layer.out_size, dtype=torch.float16), dtype=torch.float16,
+            pack=True, keep=True)
     launch, *tensors = launches[0]
     return launch, tuple(tensors)
 
 
-def profile(target: str, layer: str, epilogue: str) -> dict[str, str]:
+def profile(target: str, name: str, epilogue: str) -> dict[str, str]:
     """One row."""
-    channels, _, kernel = LAYERS[layer]
-    capability, _ = TARGETS[target]
+    capability, wgmma = TARGETS[target]
+    layer = LAYERS[name]
     launch, tensors = launch_of(target, layer, epilogue)
     binary = compiled(launch, tensors, capability)
     machine = disassembled(binary.cubin)
     loop = machine.loop()
-    units = {name: round(clocks) for name, clocks in model(loop, capability, launch.options['num_warps']).items()}
-    busiest = max(units, key=units.get)
+    units = {name: round(clocks) for name, clocks in occupancy(loop, capability, launch.options['num_warps']).items()}
     block_m, block_n = launch.numbers['BLOCK_M'], launch.numbers['BLOCK_N']
     mix = Counter(i.name.partition('.')[0] for i in loop)
     row = dict(
-        target=target, layer=layer, epilogue=epilogue, tile=f'{block_m}x{block_n}', registers=machine.registers,
+        target=target, layer=name, epilogue=epilogue, tile=f'{block_m}x{block_n}', registers=machine.registers,
         spilled=machine.stack, shared=binary.shared, mma=sum('MMA' in i.name for i in loop), mma_name=_mma_name(loop),
         waits=sum(i.name.startswith('WARPGROUP.DEPBAR') for i in loop), loop=len(loop),
-        mix=' '.join(f'{name}:{count}' for name, count in sorted(mix.items())), **units, busiest=busiest,
-        clocks=units[busiest], products_per_clock=round(block_m * block_n * kernel**2 * channels / units[busiest]))
+        mix=' '.join(f'{name}:{count}' for name, count in sorted(mix.items())), **units, busiest=max(units, key=units.get))
+    if capability == (9, 0):
+        words = layer.kernel**2 * layer.channels // 32
+        machine = tensorcore.Machine(capability, 132, wgmma)
+        blocks = tensorcore.residents(machine, epilogue, launch.numbers['OP'], words, block_m, block_n)
+        clocks = pipeline.walked(pipeline.steps(loop), blocks, TILES, pipeline.COLD) / TILES / blocks
+        row |= dict(blocks=blocks, clocks=round(clocks),
+                    products_per_clock=round(block_m * block_n * layer.kernel**2 * layer.channels / clocks))
+    else:
+        row |= dict(blocks='', clocks='', products_per_clock='')
     return {key: str(value) for key, value in row.items()}
 
 
-def model(loop: list[Instruction], capability: tuple[int, int], warps: int) -> dict[str, float]:
+def occupancy(loop: list[Instruction], capability: tuple[int, int], warps: int) -> dict[str, float]:
     """Clocks per tile and unit of a multiprocessor that has this block only."""
     name = [i.name.partition('.')[0] for i in loop]
     count = Counter(name)
     per_partition = warps / PARTITIONS
     return dict(
         issue=len(loop) * per_partition,
-        alu=ALU_CLOCKS * sum(count[n] for n in ALU) * per_partition,
-        float=(FLOAT_CLOCKS * sum(count[n] for n in FLOAT) + IMAD_CLOCKS * count['IMAD']) * per_partition,
-        special=SPECIAL_CLOCKS * sum(count[n] for n in SPECIAL) * per_partition,
+        alu=pipeline.ALU_CLOCKS * sum(count[n] for n in pipeline.ALU) * per_partition,
+        float=per_partition * (pipeline.FLOAT_CLOCKS * sum(count[n] for n in pipeline.FLOAT)
+                               + pipeline.IMAD_CLOCKS * count['IMAD']),
+        special=pipeline.SPECIAL_CLOCKS * sum(count[n] for n in pipeline.SPECIAL) * per_partition,
         memory=sum(4 if '.128' in i.name else 2 if '.64' in i.name else 1 for i in loop
                    if i.name.partition('.')[0] in MEMORY | {'SHFL'}) * warps,
         tensor=sum(_mma_clocks(i.name, capability, warps) for i in loop))

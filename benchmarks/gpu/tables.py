@@ -6,21 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / 'results'
+COLUMNS = 'target', 'layer', 'epilogue', 'tile', 'registers', 'mma', 'loop', 'busiest', 'blocks'
 OURS = ('triton-tensorcore sign', 'triton-tensorcore block')
 
 
 def profiled(results: Path = RESULTS) -> str:
     """The static profile of the oldest supported Triton: machine code, and what a model makes of it."""
     file = sorted(results.glob('profile_triton-*.csv'))[0]
-    lines = ['| target | layer | epilogue | tile | registers | MMAs | instructions | busiest unit | products per clock |',
-             '|---|---|---|---|---|---|---|---|---|']
+    lines = ['| target | layer | epilogue | tile | registers | MMAs | instructions | busiest | blocks | products per clock |',
+             '|---|---|---|---|---|---|---|---|---|---|']
     for row in csv.DictReader(file.open()):
-        cells = [row[name] for name in ('target', 'layer', 'epilogue', 'tile', 'registers', 'mma', 'loop', 'busiest')]
-        lines.append(f'| {" | ".join(cells)} | {int(row["products_per_clock"]):,} |')
+        cells = [row[name] for name in COLUMNS]
+        products = row['products_per_clock']
+        lines.append(f'| {" | ".join(cells)} | {int(products):,} |' if products else f'| {" | ".join(cells)} | |')
     version = file.stem.partition('triton-')[2]
     note = (f'Triton {version}, padding 0; sign: words in and out, block: also a float16 shortcut in and out, and RPReLU. The '
-            f'last two columns are a model, not a measurement: products of bits per clock and multiprocessor, were '
-            f'its busiest unit never idle. No kernel spills.')
+            f'last column is a model, not a measurement: products of bits per clock and multiprocessor of Hopper, with that '
+            f'many blocks on it and activations that come from memory. No kernel spills.')
     return '\n'.join([*lines, '', note, ''])
 
 

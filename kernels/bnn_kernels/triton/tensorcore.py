@@ -27,6 +27,7 @@ ELEMENTS = {torch.float32: gl.float32, torch.float16: gl.float16, torch.bfloat16
 TERMS_LIMIT = 2**22  # a sum below it can be made a float by adding it to the bits of a larger one
 INDEX_LIMIT = 2**31  # offsets in the kernels are int32
 WARPS = 4
+XNOR_WORDS = 24  # of a window: see `operation`
 NO_VECTORS = (None,) * 6
 
 
@@ -114,14 +115,14 @@ class TensorCore(Planned, Backend):
         if not prod(geometry.shape(x_words.shape)):
             return lambda *tensors, **named: None
         launch, settings = plan(self._machine(x_words), mode, x_words.shape, geometry, *behind)
-        place, wgmma = x_words.device, launch.kernel is tensorcore_kernels.conv_wgmma
+        place = x_words.device
 
         def run(x_words: Tensor, w_words: Tensor, level: Tensor | None = None, flip: Tensor | None = None,
                 words: Tensor | None = None, result: Tensor | None = None, shortcut: Tensor | None = None,
                 *vectors: Tensor | None) -> None:
             ready, x_words = operands(w_words, level, flip, *settings), aligned(x_words)
             with device.on(place):
-                self.launch(launch, x_words.view(torch.int8) if wgmma else x_words, ready.weight, ready.table, words, result,
+                self.launch(launch, x_words, ready.weight, ready.table, words, result,
                             shortcut, *(vectors or NO_VECTORS), ready.flip)
         return run
 
@@ -190,15 +191,16 @@ def plan(machine: Machine, mode: str, x_shape: Sequence[int], geometry: Conv2dGe
     wgmma = machine.wgmma and machine.capability == (9, 0)
     if wgmma:
         tensorcore_rewrite.install()
-    op = 'and' if machine.capability == (9, 0) else 'xor'
+    words = geometry.taps * count
+    op = operation(machine, mode, words, (channels or outputs) // outputs)
     pixels = batch * out_height * out_width
     # With mma.sync every warp reads all weights from shared memory: two rows of MMAs per warp halve that.
     block_m = 128 if op == 'xor' and mode == 'sign' and pixels >= 256 * machine.processors else 64
-    block_n = _block_n(machine, outputs, geometry.taps * count, mode if block_m == 64 else 'tall')
+    block_n = _block_n(machine, outputs, words, mode if block_m == 64 else 'tall')
     border = any(geometry.padding) and geometry.pad_value != -1
     tiles = triton.cdiv(pixels, block_m)
     blocks = outputs // block_n
-    at_once = machine.processors * residents(machine, geometry.taps * count, block_m, block_n)
+    at_once = machine.processors * residents(machine, mode, op, words, block_m, block_n)
     numbers = dict(
         pixels=pixels, tiles=tiles, height=height, width=width, out_width=out_width, out_pixels=out_height * out_width,
         **divisor('image', out_height * out_width), **divisor('row', out_width), WORDS=count,
@@ -210,17 +212,30 @@ def plan(machine: Machine, mode: str, x_shape: Sequence[int], geometry: Conv2dGe
     return launch, (geometry, border, mode, op, block_n, wgmma)
 
 
-def residents(machine: Machine, words: int, block_m: int, block_n: int) -> int:
+def operation(machine: Machine, mode: str, words: int, replicas: int) -> str:
+    """What the products of bits count: 'xor' differing ones; on Hopper, which has no XOR, 'and' pairs of ones, or 'xnor' equal
+    ones, by two products. Those cost less than what they save: counts that start from the table need nothing behind them but
+    their sign bits."""
+    if machine.capability != (9, 0):
+        return 'xor'
+    return 'xnor' if machine.wgmma and mode == 'sign' and replicas == 1 and words <= XNOR_WORDS else 'and'
+
+
+def residents(machine: Machine, mode: str, op: str, words: int, block_m: int, block_n: int) -> int:
     """Blocks that a multiprocessor holds at a time, by registers (of what Triton 3.6 makes of the kernels) and shared memory.
 
     More would wait for the first ones to finish, and each walks over its tiles as if all ran together.
     """
     wide = block_m * block_n > 64 * 64
-    if words >= 288 or (wide and words >= 144) or (block_m == 128 and words >= 72):
+    if machine.wgmma:
+        few = wide or words >= 288 or (mode == 'block' and words >= 144)
+        registers = 2 if few else 5 if op == 'xnor' else 4 if words < 36 else 3
+    elif words >= 288 or (wide and words >= 144) or (block_m == 128 and words >= 72):
         registers = 2
     else:
         registers = 3 if wide or words >= 72 else 4
-    return max(1, min(registers, SHARED_BYTES[machine.capability] // (_weight_bytes(words, block_n) + 1024)))
+    shared = _weight_bytes(2 * words if op == 'xnor' else words, block_n) + 1024
+    return max(1, min(registers, SHARED_BYTES[machine.capability] // shared))
 
 
 def divisor(name: str, value: int) -> dict[str, int]:
@@ -247,8 +262,11 @@ def _weight_bytes(words: int, block_n: int) -> int:
 
 
 def _block_n(machine: Machine, outputs: int, words: int, mode: str) -> int:
-    """Channels per block: the widest that divides them and fits, 0 where none does. 128 leave registers for signs only."""
-    widest = 128 if mode == 'sign' and words >= 36 else 64
+    """Channels per block: the widest that divides them and fits, 0 where none does.
+
+    128 leave registers for signs only, and on Hopper none for the words of a large window.
+    """
+    widest = 128 if mode == 'sign' and words >= 36 and not (machine.wgmma and words >= 144) else 64
     for block_n in (128, 64, 32):
         if block_n <= widest and outputs % block_n == 0 and _weight_bytes(words, block_n) <= SHARED_BYTES[machine.capability]:
             return block_n

@@ -11,7 +11,8 @@ operand of a 1-bit MMA is, byte by byte, an operand of the int8 MMA of 32 bytes,
 * Rows of the weight are permuted (`tensorcore_tables`) so that a thread's accumulators are BLOCK / 4 neighbouring channels of
   every BLOCK = min(BLOCK_N, 64): wide loads and stores, and words packed without talking to other threads.
 
-With the AND form 4 D - 2 SA (+ table), SA is the popcount of the window; the XOR form -2 D (+ table) does without.
+With the AND form 4 D - 2 SA (+ table), SA is the popcount of the window; the XOR form -2 D (+ table) does without, and so does
+XNOR by two ANDs, 2 D (+ table), whose counts start from the table so that signs are all that is left.
 """
 
 from triton.experimental import gluon
@@ -34,9 +35,9 @@ RUNTIME = ['pixels', 'tiles', 'height', 'width', 'out_width', 'out_pixels', 'ima
 
 
 @gluon.constexpr_function
-def operand_layout(block_m, warps, steps, per_word):
-    """Thread t of a quad holds 2 * steps neighbouring words of rows g and g + 8: [block_m, 8 * steps * per_word]."""
-    run = 2 * steps * per_word
+def operand_layout(block_m, warps, steps):
+    """Thread t of a quad holds 2 * steps neighbouring words of rows g and g + 8: [block_m, 8 * steps]."""
+    run = 2 * steps
     registers = [[0, 2**k] for k in range(run.bit_length() - 1)] + _row_registers(block_m, warps)
     return gl.DistributedLinearLayout(registers, [[0, run], [0, 2 * run], [1, 0], [2, 0], [4, 0]], _row_warps(warps), [],
                                       [block_m, 4 * run])
@@ -87,7 +88,10 @@ def sign_asm(run, op):
     lines = []
     for i in reversed(range(run)):
         d, level = f'${run + i}', f'${2 * run + i}'
-        lines.append(f'mad.lo.s32 s, {d}, 2, {level};' if op == 'and' else f'sub.s32 s, {level}, {d};')
+        if op == 'xnor':  # the level is in D
+            lines.append(f'mov.b32 s, {d};')
+        else:
+            lines.append(f'mad.lo.s32 s, {d}, 2, {level};' if op == 'and' else f'sub.s32 s, {level}, {d};')
         lines.append('shf.l.wrap.b32 w, s, w, 1;')
     return f'{{ .reg .b32 s, w; mov.b32 w, 0; {" ".join(lines)} mov.b32 $0, w; {_zeros(run)} }}'
 
@@ -125,6 +129,13 @@ def _divide(n, multiplier, shift):
 
 
 @gluon.jit
+def _pixels(tile, pixels, BLOCK_M: gl.constexpr, ROWS: gl.constexpr):
+    """Of a tile: which ones, and which of them exist."""
+    row = tile * BLOCK_M + gl.arange(0, BLOCK_M, layout=ROWS)
+    return gl.minimum(row, pixels - 1), row < pixels
+
+
+@gluon.jit
 def _place(pixel, height, width, out_width, out_pixels, image_multiplier, image_shift, row_multiplier, row_shift,
            WORDS: gl.constexpr, KERNEL_H: gl.constexpr, KERNEL_W: gl.constexpr, STRIDE_H: gl.constexpr, STRIDE_W: gl.constexpr,
            PAD_H: gl.constexpr, PAD_W: gl.constexpr, DILATION_H: gl.constexpr, DILATION_W: gl.constexpr):
@@ -159,13 +170,13 @@ def _place(pixel, height, width, out_width, out_pixels, image_multiplier, image_
 
 @gluon.jit
 def _operand(x, start, taps, width, i, WORDS: gl.constexpr, KERNEL_W: gl.constexpr, DILATION_H: gl.constexpr,
-             DILATION_W: gl.constexpr, STEPS: gl.constexpr, PER_WORD: gl.constexpr, LAYOUT: gl.constexpr):
-    """Words 16 i ... 16 i + 8 STEPS of every window, PER_WORD elements each, zero where there is no tap."""
-    place = 16 * PER_WORD * i + gl.arange(0, 8 * STEPS * PER_WORD, layout=gl.SliceLayout(0, LAYOUT))
-    SIZE: gl.constexpr = WORDS * PER_WORD
-    tap = place // SIZE
-    offset = (tap // KERNEL_W * DILATION_H * width + tap % KERNEL_W * DILATION_W) * SIZE + place % SIZE
-    start = gl.convert_layout(start * PER_WORD, gl.SliceLayout(1, LAYOUT), assert_trivial=True)
+             DILATION_W: gl.constexpr, STEPS: gl.constexpr, BLOCK_M: gl.constexpr, WARPS: gl.constexpr):
+    """Words 16 i ... 16 i + 8 STEPS of every window, zero where there is no tap."""
+    LAYOUT: gl.constexpr = operand_layout(BLOCK_M, WARPS, STEPS)
+    place = 16 * i + gl.arange(0, 8 * STEPS, layout=gl.SliceLayout(0, LAYOUT))
+    tap = place // WORDS
+    offset = (tap // KERNEL_W * DILATION_H * width + tap % KERNEL_W * DILATION_W) * WORDS + place % WORDS
+    start = gl.convert_layout(start, gl.SliceLayout(1, LAYOUT), assert_trivial=True)
     taps = gl.convert_layout(taps, gl.SliceLayout(1, LAYOUT), assert_trivial=True)
     return gl.load(x + (start[:, None] + offset[None, :]), mask=(taps[:, None] & (1 << tap)[None, :]) != 0, other=0)
 
@@ -173,6 +184,13 @@ def _operand(x, start, taps, width, i, WORDS: gl.constexpr, KERNEL_W: gl.constex
 @gluon.jit
 def _quads(counts, QUAD: gl.constexpr, BLOCK_M: gl.constexpr, RUN: gl.constexpr):
     return gl.convert_layout(gl.sum(gl.reshape(counts, [BLOCK_M, 4, RUN]), axis=2), QUAD, assert_trivial=True)
+
+
+@gluon.jit
+def _ones(a, STEPS: gl.constexpr, BLOCK_M: gl.constexpr, WARPS: gl.constexpr):
+    """Popcounts of words: [M, 4]."""
+    counts = gl.inline_asm_elementwise(popcount_asm(1, 1), constraints(1, 1), [a], dtype=gl.int32, is_pure=True, pack=1)
+    return _quads(counts, quad_layout(BLOCK_M, WARPS), BLOCK_M, 2 * STEPS)
 
 
 @gluon.jit
@@ -215,7 +233,10 @@ def _finish(d, ones, early, border, pixel, real, block, table, words, result, sh
     border = gl.convert_layout(border, ROWS, assert_trivial=True)
     pixel = gl.convert_layout(pixel, ROWS, assert_trivial=True)
     real = gl.convert_layout(real, ROWS, assert_trivial=True)
-    if MODE == 'sign':
+    if OP == 'xnor':
+        bits = gl.inline_asm_elementwise(sign_asm(RUN, OP), constraints(RUN, RUN), [d], dtype=gl.int32, is_pure=True, pack=RUN)
+        _words_of(bits, words, flip, pixel, real, block * BLOCK_N, CHANNELS, BLOCK_M, BLOCK_N, RUN, True)
+    elif MODE == 'sign':
         for replica in range(REPLICAS):
             first = replica * OUTPUTS + block * BLOCK_N
             if BORDER:
@@ -251,7 +272,7 @@ def _finish(d, ones, early, border, pixel, real, block, table, words, result, sh
                         residual = _residual(shortcut, pixel, real, replica * OUTPUTS + block * BLOCK_N, CHANNELS, BLOCK_N,
                                              LAYOUT)
                     else:
-                        residual = early
+                        residual = early[0]
                     v = v + residual.to(gl.float32)
                 if ACT == 'prelu':
                     if gamma is not None:
@@ -285,11 +306,9 @@ def _mma_group(x, weights, d, ones, start, taps, width, i, STEPS: gl.constexpr, 
                WARPS: gl.constexpr, L: gl.constexpr):
     """One or two k-steps of mma.sync: adds to the counts D [N / 8, M / 16 WARPS, WARPS, 8, 4, 4] and to the ones [M, 4]."""
     ATOMS: gl.constexpr = BLOCK_M // (16 * WARPS)
-    a = _operand(x, start, taps, width, i, WORDS, KERNEL_W, DILATION_H, DILATION_W, STEPS, 1,
-                 operand_layout(BLOCK_M, WARPS, STEPS, 1))
+    a = _operand(x, start, taps, width, i, WORDS, KERNEL_W, DILATION_H, DILATION_W, STEPS, BLOCK_M, WARPS)
     if OP == 'and':
-        counts = gl.inline_asm_elementwise(popcount_asm(1, 1), constraints(1, 1), [a], dtype=gl.int32, is_pure=True, pack=1)
-        ones += _quads(counts, quad_layout(BLOCK_M, WARPS), BLOCK_M, 2 * STEPS)
+        ones += _ones(a, STEPS, BLOCK_M, WARPS)
     b = weights.index(i).load(gl.SliceLayout(1, gl.SliceLayout(2, L)))[:, None, None, :, :, :]
     if STEPS == 2:  # rows are (atom, warp, half, g), words (t, step, K half); registers of the operand (K half, half)
         a = gl.permute(gl.reshape(a, [ATOMS, WARPS, 2, 8, 4, 2, 2]), [0, 1, 3, 4, 6, 2, 5])
@@ -345,7 +364,7 @@ def conv_mma(x, w, table, words, result, shortcut, scale, bias, gamma, slope, ze
         start, taps, border = _place(pixel, height, width, out_width, out_pixels, image_multiplier, image_shift,
                                      row_multiplier, row_shift, WORDS, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W,
                                      DILATION_H, DILATION_W)
-        early = _residual(shortcut, pixel, real, block * BLOCK_N, OUTPUTS, BLOCK_N, RESULT) if EARLY else None
+        early = (_residual(shortcut, pixel, real, block * BLOCK_N, OUTPUTS, BLOCK_N, RESULT),) if EARLY else ()
         d = gl.zeros([N8, ATOMS, WARPS, 8, 4, 4], gl.int32, L)
         ones = gl.zeros([BLOCK_M, 4], gl.int32, quad_layout(BLOCK_M, WARPS))
         for i in gl.static_range(GROUPS):
@@ -360,27 +379,43 @@ def conv_mma(x, w, table, words, result, shortcut, scale, bias, gamma, slope, ze
 
 
 @gluon.jit
-def _wgmma_group(x, weights, d, ones, start, taps, width, i, STEPS: gl.constexpr, WORDS: gl.constexpr, KERNEL_W: gl.constexpr,
-                 DILATION_H: gl.constexpr, DILATION_W: gl.constexpr, BLOCK_M: gl.constexpr, WARPS: gl.constexpr,
-                 MMA: gl.constexpr):
-    """One or two k-steps of wgmma, issued but not waited for."""
-    A: gl.constexpr = gl.DotOperandLayout(0, MMA, 4)
-    a = _operand(x, start, taps, width, i, WORDS, KERNEL_W, DILATION_H, DILATION_W, STEPS, 4,
-                 operand_layout(BLOCK_M, WARPS, STEPS, 4))
-    counts = gl.inline_asm_elementwise(popcount_asm(2 * STEPS, 8 * STEPS), constraints(8 * STEPS, 2 * STEPS), [a],
-                                       dtype=gl.int32, is_pure=True, pack=8 * STEPS)
-    ones += _quads(counts, quad_layout(BLOCK_M, WARPS), BLOCK_M, 8 * STEPS)
+def _fragments(a, LAYOUT: gl.constexpr, STEPS: gl.constexpr, BLOCK_M: gl.constexpr):
+    """Words of one or two k-steps as operands of int8 products."""
+    a = gl.join(gl.join(a, a), gl.join(a, a))  # four times the word, as the input of what names it as its bytes
+    a = gl.inline_asm_elementwise('mov.b32 $0, $1;', '=r,r,r,r,r', [gl.reshape(a, [BLOCK_M, 32 * STEPS])], dtype=gl.int8,
+                                  is_pure=True, pack=4)
     if STEPS == 2:  # bytes (t, step, half of K, byte) to two operands (half of K, t, byte)
         a, a_next = gl.split(gl.permute(gl.reshape(a, [BLOCK_M, 4, 2, 2, 4]), [0, 3, 1, 4, 2]))
-        a = gl.convert_layout(gl.reshape(a, [BLOCK_M, 32]), A, assert_trivial=True)
-        a_next = gl.convert_layout(gl.reshape(a_next, [BLOCK_M, 32]), A, assert_trivial=True)
-        d = warpgroup_mma(a, weights.index(2 * i).permute((1, 0)), d, use_acc=i > 0, is_async=True)
-        d = warpgroup_mma(a_next, weights.index(2 * i + 1).permute((1, 0)), d, is_async=True)
+        a = gl.convert_layout(gl.reshape(a, [BLOCK_M, 32]), LAYOUT, assert_trivial=True)
+        return a, gl.convert_layout(gl.reshape(a_next, [BLOCK_M, 32]), LAYOUT, assert_trivial=True)
     else:
         a = gl.reshape(gl.permute(gl.reshape(a, [BLOCK_M, 4, 2, 4]), [0, 2, 1, 3]), [BLOCK_M, 32])
-        d = warpgroup_mma(gl.convert_layout(a, A, assert_trivial=True), weights.index(2 * i).permute((1, 0)), d,
-                          use_acc=i > 0, is_async=True)
-    return d, ones
+        return (gl.convert_layout(a, LAYOUT, assert_trivial=True),)
+
+
+@gluon.jit
+def _levels(table, border, block, OUTPUTS: gl.constexpr, BORDER: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
+            LAYOUT: gl.constexpr):
+    """What the counts of a tile start from; the table has the columns of the MMA."""
+    place = table + block * BLOCK_N + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, LAYOUT))
+    if BORDER:
+        border = gl.convert_layout(border, gl.SliceLayout(1, LAYOUT), assert_trivial=True)
+        return gl.load(place[None, :] + (border * OUTPUTS)[:, None])
+    else:
+        return gl.load(place[None, :] + gl.zeros([BLOCK_M, BLOCK_N], gl.int32, LAYOUT))  # no registers copied behind a fence
+
+
+@gluon.jit
+def _operands(x, start, taps, width, BEGIN: gl.constexpr, END: gl.constexpr, ALL: gl.constexpr, WORDS: gl.constexpr,
+              KERNEL_W: gl.constexpr, DILATION_H: gl.constexpr, DILATION_W: gl.constexpr, BLOCK_M: gl.constexpr,
+              WARPS: gl.constexpr):
+    """Those of k-steps 2 BEGIN ... 2 END of ALL, two by two."""
+    every = ()
+    for i in gl.static_range(BEGIN, END):
+        a = _operand(x, start, taps, width, i, WORDS, KERNEL_W, DILATION_H, DILATION_W, 2 if 2 * i + 1 < ALL else 1, BLOCK_M,
+                     WARPS)
+        every = every + (a,)  # noqa: RUF005 (Gluon knows no starred tuples)
+    return every
 
 
 @gluon.jit(do_not_specialize=RUNTIME)
@@ -391,14 +426,21 @@ def conv_wgmma(x, w, table, words, result, shortcut, scale, bias, gamma, slope, 
                BORDER: gl.constexpr, MODE: gl.constexpr, OP: gl.constexpr, ACT: gl.constexpr, ELEMENT: gl.constexpr,
                OUTPUTS: gl.constexpr, REPLICAS: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
                WARPS: gl.constexpr):
-    """With int8 `wgmma` that `tensorcore_rewrite` turns into 1-bit ones (BGMMA); x and w are bytes, OP is 'and'."""
+    """With int8 `wgmma` that `tensorcore_rewrite` turns into 1-bit ones (BGMMA); w is bytes, OP is 'and' or 'xnor'.
+
+    The words (and the shortcut) of a tile are loaded while the tile before it is computed.
+    """
     STEPS: gl.constexpr = (KERNEL_H * KERNEL_W * WORDS + 7) // 8
     RUN: gl.constexpr = min(BLOCK_N, 64) // 4
     MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, BLOCK_N, 32])
+    A: gl.constexpr = gl.DotOperandLayout(0, MMA, 4)
     RESULT: gl.constexpr = result_layout(BLOCK_M, BLOCK_N, WARPS)
     ROWS: gl.constexpr = gl.SliceLayout(1, quad_layout(BLOCK_M, WARPS))
     BLOCKS: gl.constexpr = OUTPUTS // BLOCK_N
     EARLY: gl.constexpr = shortcut is not None and REPLICAS == 1  # load the shortcut before the MMAs rather than behind them
+    GROUPS: gl.constexpr = (STEPS + 1) // 2
+    AHEAD: gl.constexpr = GROUPS if GROUPS <= 9 else 4  # the registers hold no more
+    PRODUCTS: gl.constexpr = 2 * STEPS if OP == 'xnor' else STEPS
     block = gl.program_id(0) % BLOCKS
 
     # ptxas knows no such instruction: it refuses the kernel unless the rewriting, which takes the marker out, has taken place.
@@ -406,34 +448,58 @@ def conv_wgmma(x, w, table, words, result, shortcut, scale, bias, gamma, slope, 
     gl.inline_asm_elementwise(MARKER.value + ' mov.b32 $0, $1;', '=r,r', [thread], dtype=gl.int32, is_pure=False, pack=1)
 
     COPY: gl.constexpr = gl.BlockedLayout([1, 16], [16, 2], [WARPS, 1], [1, 0])
-    weights = gl.allocate_shared_memory(gl.int8, [STEPS, BLOCK_N, 32], gl.NVMMASharedLayout(32, 8, 2))
+    weights = gl.allocate_shared_memory(gl.int8, [PRODUCTS, BLOCK_N, 32], gl.NVMMASharedLayout(32, 8, 2))
     n = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(1, COPY))[:, None]
     k = gl.arange(0, 32, layout=gl.SliceLayout(0, COPY))[None, :]
-    for i in gl.static_range(STEPS):
-        async_load(weights.index(i), w + (block * STEPS + i) * (BLOCK_N * 32) + (n * 32 + k))
+    for i in gl.static_range(PRODUCTS):
+        async_load(weights.index(i), w + (block * PRODUCTS + i) * (BLOCK_N * 32) + (n * 32 + k))
     async_copy.commit_group()
+
+    first, stride = gl.program_id(0) // BLOCKS, gl.num_programs(0) // BLOCKS
+    pixel, real = _pixels(first, pixels, BLOCK_M, ROWS)
+    start, taps, border = _place(pixel, height, width, out_width, out_pixels, image_multiplier, image_shift, row_multiplier,
+                                 row_shift, WORDS, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H,
+                                 DILATION_W)
+    ahead = _operands(x, start, taps, width, 0, AHEAD, STEPS, WORDS, KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, WARPS)
+    early = (_residual(shortcut, pixel, real, block * BLOCK_N, OUTPUTS, BLOCK_N, RESULT),) if EARLY else ()
     async_copy.wait_group(0)
     fence_async_shared()  # by the threads that wrote, before the barrier: only then wgmma sees what all of them wrote
     barrier()
-
-    for tile in range(gl.program_id(0) // BLOCKS, tiles, gl.num_programs(0) // BLOCKS):
-        row = tile * BLOCK_M + gl.arange(0, BLOCK_M, layout=ROWS)
-        real = row < pixels
-        pixel = gl.minimum(row, pixels - 1)
+    zero = pixels >> 31
+    for tile in range(first, tiles, stride):
+        rest = _operands(x, start, taps, width, AHEAD, GROUPS, STEPS, WORDS, KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, WARPS)
+        ones = gl.zeros([BLOCK_M, 4], gl.int32, quad_layout(BLOCK_M, WARPS))
+        fragments, inverted = (), ()  # before the first product: else each waits for the one before it
+        for i in gl.static_range(GROUPS):
+            a = (ahead + rest)[i]
+            if OP == 'and':
+                ones += _ones(a, 2 if 2 * i + 1 < STEPS else 1, BLOCK_M, WARPS)
+            else:
+                inverted = inverted + _fragments(~a, A, 2 if 2 * i + 1 < STEPS else 1, BLOCK_M)
+            if i < AHEAD:
+                a = a ^ zero  # what was loaded gets its place as an operand here: else ptxas moves, and waits, at the load
+            fragments = fragments + _fragments(a, A, 2 if 2 * i + 1 < STEPS else 1, BLOCK_M)
+        fragments = fragments + inverted
+        if OP == 'and':
+            d = gl.zeros([BLOCK_M, BLOCK_N], gl.int32, MMA)
+        else:
+            d = _levels(table, border, block, OUTPUTS, BORDER, BLOCK_M, BLOCK_N, MMA)
+        for i in gl.static_range(PRODUCTS):
+            d = warpgroup_mma(fragments[i], weights.index(i).permute((1, 0)), d, use_acc=OP == 'xnor' or i > 0, is_async=True)
+            if i % WAIT_STEPS == WAIT_STEPS - 1 and i + 1 < PRODUCTS:
+                d = warpgroup_mma_wait(0, deps=[d])
+        shortcuts, borders = early, border
+        pixel, real = _pixels(tile + stride, pixels, BLOCK_M, ROWS)
         start, taps, border = _place(pixel, height, width, out_width, out_pixels, image_multiplier, image_shift,
                                      row_multiplier, row_shift, WORDS, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W,
                                      DILATION_H, DILATION_W)
-        early = _residual(shortcut, pixel, real, block * BLOCK_N, OUTPUTS, BLOCK_N, RESULT) if EARLY else None
-        d = gl.zeros([BLOCK_M, BLOCK_N], gl.int32, MMA)
-        ones = gl.zeros([BLOCK_M, 4], gl.int32, quad_layout(BLOCK_M, WARPS))
-        for i in gl.static_range((STEPS + 1) // 2):
-            d, ones = _wgmma_group(x, weights, d, ones, start, taps, width, i, 2 if 2 * i + 1 < STEPS else 1, WORDS, KERNEL_W,
-                                   DILATION_H, DILATION_W, BLOCK_M, WARPS, MMA)
-            if 2 * i % WAIT_STEPS == WAIT_STEPS - 2 and 2 * i + 2 < STEPS:
-                d = warpgroup_mma_wait(0, deps=[d])
+        taps = gl.where(tile + stride < tiles, taps, 0)
+        ahead = _operands(x, start, taps, width, 0, AHEAD, STEPS, WORDS, KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, WARPS)
+        early = (_residual(shortcut, pixel, real, block * BLOCK_N, OUTPUTS, BLOCK_N, RESULT),) if EARLY else ()
         d = warpgroup_mma_wait(0, deps=[d])
         # columns of the MMA are (64s, 8s, t, e), channels (64s, t, 8s, e)
         d = gl.permute(gl.reshape(d, [BLOCK_M, BLOCK_N // (4 * RUN), RUN // 2, 4, 2]), [0, 1, 3, 2, 4])
         d = gl.convert_layout(gl.reshape(d, [BLOCK_M, BLOCK_N]), RESULT, assert_trivial=True)
-        _finish(d, ones, early, border, pixel, real, block, table, words, result, shortcut, scale, bias, gamma, slope, zeta,
-                threshold, flip, MODE, OP, ACT, ELEMENT, OUTPUTS, REPLICAS, BORDER, BLOCK_M, BLOCK_N, RESULT)
+        now, exists = _pixels(tile, pixels, BLOCK_M, ROWS)
+        _finish(d, ones, shortcuts, borders, now, exists, block, table, words, result, shortcut, scale, bias, gamma, slope,
+                zeta, threshold, flip, MODE, OP, ACT, ELEMENT, OUTPUTS, REPLICAS, BORDER, BLOCK_M, BLOCK_N, RESULT)

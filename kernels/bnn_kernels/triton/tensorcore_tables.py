@@ -35,6 +35,9 @@ def make_operands(w_words: Tensor, threshold: Tensor | None, flip: Tensor | None
     elif mode == 'block':
         constant = constant + MAGIC_BITS
     weight = operand_order(w_words, block_n, per_step)
+    if op == 'xnor':
+        weight = torch.cat([weight, ~weight], 1)  # behind the k-steps those of pairs of zeros
+        constant = column_order(constant, block_n)
     return Operands(weight.view(torch.int8) if per_step else weight, constant.to(torch.int32).contiguous(),
                     None if flip is None else pack_bits(flip))
 
@@ -43,7 +46,9 @@ def constants(w_words: Tensor, channels: int, pad_value: int, border: bool, op: 
     """Int64 [classes, O]: what is missing to the sum of signs over a window whose outside bits are 0.
 
     With V taps inside, counts over them: and: sum = 4 D - 2 SA + (V C - 2 SW);  xor: sum = -2 D + (V C + 2 SW of the taps
-    outside). A tap outside adds nothing, or for pad_value = +-1 its sum of weights, or less it: +-(2 SW - C).
+    outside); xnor, which counts equal bits: sum = 2 D - V C less two for each pair of zeros that is filled up or, for a
+    tap outside, that the weight has. A tap outside adds nothing, or for pad_value = +-1 its sum of weights, or less it:
+    +-(2 SW - C).
     """
     ones = unpack_bits(w_words, 32 * w_words.shape[-1]).sum(-1)  # SW [O, kH, kW]; filled bits are 0
     inside = _inside(*w_words.shape[1:3], border, w_words.device)
@@ -52,11 +57,26 @@ def constants(w_words: Tensor, channels: int, pad_value: int, border: bool, op: 
     def over(taps, values):  # [classes, kH, kW] and [O, kH, kW] to [classes, O]
         return (taps[:, None] * values).sum((2, 3))
 
-    if op == 'and':
+    if op == 'xnor':
+        bits = 32 * w_words.shape[-1]
+        filled = 256 * steps(w_words) - bits * ones[0].numel()
+        missing = -2 * filled - over(inside, torch.full_like(ones, 2 * bits - channels)) - over(outside, 2 * (bits - ones))
+    elif op == 'and':
         missing = over(inside, channels - 2 * ones)
     else:
         missing = over(inside, torch.full_like(ones, channels)) + over(outside, 2 * ones)
     return missing + over(outside, pad_value * (2 * ones - channels))
+
+
+def steps(w_words: Tensor) -> int:
+    """K-steps of eight words."""
+    return -(-w_words[0].numel() // 8)
+
+
+def column_order(table: Tensor, block_n: int) -> Tensor:
+    """[..., O] in the order of the columns of the MMA, which are the rows of `operand_order`."""
+    run = min(block_n, 64) // 4
+    return table.unflatten(-1, (-1, 4, run // 2, 2)).transpose(-3, -2).flatten(-4)
 
 
 def operand_order(w_words: Tensor, block_n: int, per_step: bool) -> Tensor:

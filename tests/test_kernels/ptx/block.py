@@ -92,8 +92,11 @@ class Block:
             else:
                 execute(self, instruction)
 
-    def read(self, operand, kind: str) -> np.ndarray:
-        """The value of a register or a number, one per thread, as PTX type `kind`."""
+    def read(self, operand, kind: str, anything: bool = False) -> np.ndarray:
+        """The value of a register or a number, one per thread, as PTX type `kind`.
+
+        anything: of a register that nothing was written to take random bits, for who takes other bytes out of it only.
+        """
         kind = TYPES[kind]
         size = np.dtype(kind).itemsize
         if isinstance(operand, int):
@@ -104,6 +107,8 @@ class Block:
         if value is None:
             if operand in self.in_flight:
                 raise EmulationError(f'{operand} is read while wgmma is in flight')
+            if operand not in self.registers and anything:
+                return np.random.default_rng(0).integers(0, 2**(8 * size), self.threads, RAW[size], False).view(kind)
             if operand not in self.registers:
                 raise EmulationError(f'{operand} is read before anything was written to it')
             value = self.registers[operand]

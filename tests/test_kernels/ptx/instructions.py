@@ -150,7 +150,8 @@ def bfe(block, op, operands):
 
 @known()
 def prmt(block, op, operands):
-    low, high, selector = [block.read(operand, 'u32') for operand in operands[1:]]
+    # LLVM fills vectors of bytes with undefined ones, which nothing depends on.
+    low, high, selector = [block.read(operand, 'u32', anything=True) for operand in operands[1:]]
     source = np.stack([low, high], 1).view(np.uint8)
     nibbles = (selector[:, None] >> (4 * np.arange(4, dtype=np.uint32))) & 15
     if (nibbles & 8).any():
