@@ -95,7 +95,7 @@ def test_resume_on_one_on_three_and_on_two_processes(tmp_path):
 
 @pytest.mark.scale
 def test_a_set_that_is_read_row_group_by_row_group_goes_on_inside_an_epoch(tmp_path):
-    """Two processes stop in the second of two epochs, one goes on, with a worker: the images and weights of one run. Mutation:
+    """Two processes stop in the second of two epochs, one goes on: the images and weights of one run. Mutation:
     an order of the process."""
     def encoded(number):
         buffer = io.BytesIO()
@@ -109,8 +109,7 @@ def test_a_set_that_is_read_row_group_by_row_group_goes_on_inside_an_epoch(tmp_p
     options = dict(dataset=dict(type='parquet', path=str(tmp_path / 'shards')), in_channels=3, out_channels=3)
     whole = trained(1, tmp_path / 'whole', *flags, '--train_batch_size', 12, **options)
     parts = [trained(2, tmp_path / 'parts', *flags, '--train_batch_size', 6, stop=8, **options),
-             trained(1, tmp_path / 'parts', *flags, '--train_batch_size', 12, '--dataloader_num_workers', 1,
-                     '--resume_from_checkpoint', 'latest', **options)]
+             trained(1, tmp_path / 'parts', *flags, '--train_batch_size', 12, '--resume_from_checkpoint', 'latest', **options)]
     assert images(*parts) == images(whole)
     assert len(images(whole)) == 120
     assert_equal({key: parts[1][0][key] for key in PARTS}, {key: whole[0][key] for key in PARTS}, 1e-4)
