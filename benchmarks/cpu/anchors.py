@@ -1,4 +1,4 @@
-"""Packed networks against what one would take instead, in one run: ``python -m benchmarks.cpu.anchors NETWORK ...``.
+"""Packed networks against what one would take instead, in one run: ``python -m benchmarks.cpu.anchors``.
 
 Each network in its forms, and its float twin in OpenVINO and ONNX Runtime, quantized by their own flows on the same images;
 one image at a time. *Warm*: eight calls of one form, then of the next, as in a stream of images. *Cold*: one call of each in
@@ -110,7 +110,7 @@ def without_amx() -> None:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('networks', nargs='+', choices=NETWORKS)
+    parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS), help='default all')
     parser.add_argument('--forms', nargs='+', default=FORMS)
     parser.add_argument('--rounds', type=int, default=25)
     parser.add_argument('--seconds', type=float, default=10, help='of each network and state of the caches at most')

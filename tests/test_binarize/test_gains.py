@@ -38,7 +38,8 @@ class TestRankOne:
             assert (gain(None, acc) * torch.ones_like(acc)).unique().tolist() == [0.5]
 
     def test_options(self):
-        layer = LayerSpec(in_channels=4, out_channels=3, fan_in=9)
+        window = dict(kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+        layer = LayerSpec(in_channels=4, out_channels=3, fan_in=9, window=window)
         assert len(list(build_method(dict(type='xnorpp', spatial=None)).gain(layer).parameters())) == 1
         assert len(build_method('xnorpp').gain(layer).height) == 8
 

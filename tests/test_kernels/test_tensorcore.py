@@ -174,7 +174,7 @@ MUTATIONS = {  # chip, what to find in the PTX, what to put there, how it is not
     'other operation': ('sm_80', r'\.xor\.popc', '.and.popc', AssertionError),
     'operands a1 and a2 change places':
         ('sm_80', r'(popc \{[^}]*\}, \{)(%\w+), (%\w+), (%\w+)', r'\1\2, \4, \3', AssertionError),
-    'a tap less': ('sm_90a wgmma', r'wgmma\.mma_async[^;]*;(?=[^;]*;[^;]*wait_group)', '', AssertionError),
+    'a tap less': ('sm_90a wgmma', r'wgmma\.mma_async[^;]*;', '', AssertionError),
     'fresh accumulators': ('sm_90a wgmma', r'(wgmma\.mma_async[^;]*), (?:1|%p\d+);(?![\s\S]*mma_async)', r'\1, 0;',
                            AssertionError),
     'a popcount less': ('sm_90a wgmma', r'popc\.b32 (c\d), %r\d+;', r'mov.b32 \1, 0;', AssertionError),
@@ -205,7 +205,9 @@ def test_mutations_of_the_ptx_are_noticed(name):
         return changed[-1][0]
 
     with pytest.raises(error):
-        agree(Chip(**CHIPS[chip], change=change), 'binary_conv2d_sign', signs(convolution(batch=1)))
+        # Sums of up to 64 channels are taken without popcounts.
+        agree(Chip(**CHIPS[chip], change=change), 'binary_conv2d_sign',
+              signs(convolution(batch=1, channels=128 if 'popcount' in name else 64)))
     assert changed[-1][1], 'nothing in the PTX was changed'
 
 

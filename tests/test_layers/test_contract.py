@@ -400,7 +400,8 @@ def test_load_into_meta(small_case, method):
 @pytest.mark.parametrize(('cls', 'base'), [(BinaryConv2d, nn.Conv2d), (BinaryLinear, nn.Linear)])
 def test_direct_base(cls, base):
     """mmengine's init_cfg looks at a class and its direct bases only."""
-    assert cls.__bases__ == (BinaryLayer, base)
+    assert base in cls.__bases__
+    assert issubclass(cls, BinaryLayer)
 
 
 def test_latents_start_like_the_float_layer(method):

@@ -28,7 +28,7 @@ MODULES = {
     'MobileNetV2': (dict(type='mmdet.MobileNetV2', widen_factor=0.25), IMAGE, 34),
     'PVT': (dict(type='mmdet.PyramidVisionTransformer', num_layers=[1, 1, 1, 1], embed_dims=8), IMAGE, None),
     'CTResNetNeck': (dict(type='mmdet.CTResNetNeck', in_channels=16, num_deconv_filters=(8, 8), num_deconv_kernels=(4, 4),
-                          use_dcn=False), [(2, 16, 4, 4)], 2),
+                          use_dcn=False), [(2, 16, 4, 4)], 4),
     'DilatedEncoder': (dict(type='mmdet.DilatedEncoder', in_channels=16, out_channels=16, block_mid_channels=8,
                             num_residual_blocks=2, block_dilations=[2, 4]), [(2, 16, 8, 8)], None),
 }
