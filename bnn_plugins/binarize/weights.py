@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -408,14 +409,14 @@ class ReBNNWeight(WeightBinarizer):
     @torch.no_grad()
     def after_steps(cls, binarizers: Sequence['ReBNNWeight'], weights: Sequence[Tensor]) -> None:
         for part, sizes in bunches(shapes(weights)):  # buffers by their dict: nn.Module looks for an attribute there last
-            kept = [binarizer._buffers['last'] for binarizer in binarizers[part]]
-            flips = [binarizer._buffers['flips'] for binarizer in binarizers[part]]
+            kept: list[Any] = [binarizer._buffers['last'] for binarizer in binarizers[part]]
+            flips: list[Any] = [binarizer._buffers['flips'] for binarizer in binarizers[part]]
             filters = units(sizes, flips[0].device, flips[0].dtype)
             last, parts = memory(shapes(kept), kept[0].device, kept[0].dtype)
             signs = sign(flat(weights[part])).to(last.dtype)
             filters.values.copy_(filters.reduce((signs == -flat(kept)).to(flips[0].dtype), 'mean'))
             last.copy_(signs)
-            torch._foreach_copy_(flips, filters.vectors)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_(flips, filters.vectors)  # pyright: ignore[reportPrivateImportUsage, reportArgumentType]
             torch._foreach_copy_(kept, parts)  # pyright: ignore[reportPrivateImportUsage]
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -131,9 +131,11 @@ def to_binary(layer: Any, cfg: BNNConfig, device: torch.device | str | None = No
     """
     expand = cfg.layer_expand
     note = '' if expand is None else obstacle(layer, expand)
-    form, options = form_of(layer), dict(
-        method=cfg.method, bias=layer.bias is not None, device=device or layer.weight.device, dtype=layer.weight.dtype)
-    if issubclass(form, nn.Linear):
+    form: Any = form_of(layer)
+    options = dict(method=cfg.method, bias=layer.bias is not None, device=device or layer.weight.device,
+                   dtype=layer.weight.dtype)
+    is_linear = issubclass(form, nn.Linear)
+    if is_linear:
         new = form(layer.in_features, layer.out_features, expand=None if note else expand, **options)
     else:
         window = {key: getattr(layer, key) for key in ('kernel_size', 'stride', 'padding', 'dilation', 'groups')}
