@@ -131,17 +131,17 @@ def to_binary(layer: Any, cfg: BNNConfig, device: torch.device | str | None = No
     """
     expand = cfg.layer_expand
     note = '' if expand is None else obstacle(layer, expand)
-    form: Any = form_of(layer)
+    form = form_of(layer)
+    make: Any = form
     options = dict(method=cfg.method, bias=layer.bias is not None, device=device or layer.weight.device,
                    dtype=layer.weight.dtype)
-    is_linear = issubclass(form, nn.Linear)
-    if is_linear:
-        new = form(layer.in_features, layer.out_features, expand=None if note else expand, **options)
+    if issubclass(form, nn.Linear):
+        new = make(layer.in_features, layer.out_features, expand=None if note else expand, **options)
     else:
         window = {key: getattr(layer, key) for key in ('kernel_size', 'stride', 'padding', 'dilation', 'groups')}
         own = dict(output_padding=layer.output_padding) if issubclass(form, BinaryConvTranspose2d) else dict(
             pad_value=cfg.pad_value, expand=None if note else expand)
-        new = form(layer.in_channels, layer.out_channels, **window, **own, **options)
+        new = make(layer.in_channels, layer.out_channels, **window, **own, **options)
     weight = layer.weight
     if new.expand is not None:
         weight = nn.Parameter(weight.detach().reshape(new.weight.shape), weight.requires_grad)
