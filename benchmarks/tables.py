@@ -55,7 +55,7 @@ TABLES = {**ACCURACY, **DIFFUSION, **MODELS, **SCALE, **SEQUENCE, 'bccd': bccd, 
           'cpu_convolutions': cpu.convolutions,
           'cpu_sequences': cpu.sequences, 'cpu_anchors': cpu.anchors,
           'tensorcore_profile': gpu.profiled, 'gpu_convolutions': gpu.convolutions,
-          'gpu_operators': gpu.operators, 'training': training.table,
+          'gpu_operators': gpu.operators, 'training': training.table, 'training_equality': training.equality,
           'zoo': lambda: zoo.table() + '\n'}
 
 

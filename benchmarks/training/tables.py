@@ -28,6 +28,14 @@ def table() -> str:
     return '\n'.join([*lines, '', f'Machine: {"; ".join(machines)}.', ''])
 
 
+def equality() -> str:
+    """How far losses are from those of torch's operators, one line per run of equality.py."""
+    rows = read_rows(HERE / 'equality.csv')
+    lines = ['| method | run | seed | steps | mean difference | largest | mean of the last 20 losses |', '|---' * 7 + '|']
+    keys = ('method', 'run', 'seed', 'steps', 'mean_difference', 'largest_difference', 'last_losses')
+    return '\n'.join([*lines, *(f'| {" | ".join(row[key] for key in keys)} |' for row in rows), ''])
+
+
 def case(row: dict[str, str]) -> tuple[str, ...]:
     """What was measured in one interleaved run."""
     return tuple(row[key] for key in ('processor', 'case', 'batch', 'height', 'width', 'threads'))
