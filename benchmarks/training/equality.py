@@ -25,7 +25,7 @@ CONFIG = Path(__file__).parents[2] / 'configs' / 'classification' / 'resnet20_re
 RESULTS = Path(__file__).with_suffix('.csv')
 RUNS = {'torch': ('torch', 'float32'), 'control': ('torch', 'float32'), 'operators': ('operators', 'float32'),
         'operators, bfloat16 gradients': ('operators', 'bfloat16')}
-FIRST = 10  # steps in which rounding has not yet grown
+FIRST = 10  # steps, whose differences stand in a column of their own: signs turn from the first one on
 
 
 def losses(run: str, method: str, seed: int, steps: int) -> list[float]:

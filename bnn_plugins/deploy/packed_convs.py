@@ -92,6 +92,9 @@ class PackedConv3d(PackedConv):
             if acc is None:
                 acc = sums.new_zeros(len(words), steps, *sums.shape[2:])
             acc[:, first:last] += sums
+        if acc is None:  # every tap of every step reads padding of zeros
+            sums = convolve_words(words[:, 0], filters, channels, strides, pads, dilations, self.groups, pad_value)
+            acc = sums.new_zeros(len(words), steps, *sums.shape[1:])
         return acc.transpose(1, 2)
 
 

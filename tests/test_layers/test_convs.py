@@ -163,3 +163,11 @@ def test_converted_saved_fused_and_counted(tmp_path):
     assert all(rows[name].params_binary for name in ('video', 'sequence', 'up'))
     fuse_(packed)
     assert verify(model, packed, x).ok
+
+
+def test_a_video_that_no_tap_reads():
+    """Its one image lies between the two taps; mutation: no sums are no tensor."""
+    layer = BinaryConv3d(4, 6, (2, 1, 1), padding=(2, 0, 0), dilation=(3, 1, 1), method='xnor').eval()
+    x = torch.randn(2, 4, 1, 3, 3)
+    expected = layer(x)
+    assert torch.equal(pack_(layer)(x), expected)
