@@ -107,7 +107,7 @@ void sign_products(int64_t isa, const SignProducts& p) {
     Zeros<uint32_t> words(line.plane);
     Zeros<float> d_levels(line.positions * line.channels), image(pixels * c.channels);
     Zeros<char> sums_of(p.norm ? line.images * image_bytes : 0);
-    const LineRoom room{gradients.get(), pairs.get(),    levels.get(), words.get(),
+    const Workspace workspace{gradients.get(), pairs.get(),    levels.get(), words.get(),
                         inside.get(),    d_levels.get(), image.get(),  sums_of.get()};
     for (int64_t thread = from; thread < to; thread++)
       for (int64_t unit = units * thread / threads; unit < units * (thread + 1) / threads; unit++) {
@@ -116,20 +116,20 @@ void sign_products(int64_t isa, const SignProducts& p) {
         if (p.norm) {
           NormBackward norm = *p.norm;
           norm.dtype = p.dtype;
-          given.d_sums = norm.d_sums = room.sums - first * image_bytes;
+          given.d_sums = norm.d_sums = workspace.sums - first * image_bytes;
           training.norm_backward_sums(norm, affine, first * c.out_h * c.out_w, last * c.out_h * c.out_w);
         }
-        kernel.gather(line, given, first, last, room);
+        kernel.gather(line, given, first, last, workspace);
         if (p.d_weight) {
-          kernel.levels(line, p, first, last, room);
-          kernel.d_weight(line, room, d_weight.get() + thread * sums);
+          kernel.levels(line, p, first, last, workspace);
+          kernel.d_weight(line, workspace, d_weight.get() + thread * sums);
         }
         if (!p.input) continue;
-        kernel.d_levels(line, tiles.get(), room);
+        kernel.d_levels(line, tiles.get(), workspace);
         for (int64_t number = first; number < last; number++) {
           SignBackward input = *p.input;
           input.dtype = FLOAT32;
-          input.grad = compact(line, room.d_levels + (number - first) * line.image * line.channels, room.image) -
+          input.grad = compact(line, workspace.d_levels + (number - first) * line.image * line.channels, workspace.image) -
                        number * pixels * c.channels;
           training.sign_backward(input, p.input->statistics ? number : 0, number * pixels, (number + 1) * pixels,
                                  shifts ? d_shift.data() + number * c.channels : nullptr);

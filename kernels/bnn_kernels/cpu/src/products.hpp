@@ -60,7 +60,7 @@ struct Line {
 };
 
 // Working memory of a thread.
-struct LineRoom {
+struct Workspace {
   uint16_t* gradients;  // [pieces][lead + positions + 2 TERMS][depth]
   uint16_t* pairs;  // [pieces][positions / 2][depth][2]
   uint16_t* levels;  // [channels][plane]
@@ -75,10 +75,10 @@ inline int64_t piece_halves(const Line& line) { return (line.lead + line.positio
 
 // What an instruction set with tiles contributes, for images first <= image < last.
 struct ProductKernel {
-  void (*gather)(const Line&, const SignProducts&, int64_t first, int64_t last, const LineRoom&);  // gradients and pairs
-  void (*levels)(const Line&, const SignProducts&, int64_t first, int64_t last, const LineRoom&);
-  void (*d_levels)(const Line&, const uint16_t* weight, const LineRoom&);
-  void (*d_weight)(const Line&, const LineRoom&, float* sums);  // adds to tiles [tap][tile of channels][tile of outputs]
+  void (*gather)(const Line&, const SignProducts&, int64_t first, int64_t last, const Workspace&);  // gradients and pairs
+  void (*levels)(const Line&, const SignProducts&, int64_t first, int64_t last, const Workspace&);
+  void (*d_levels)(const Line&, const uint16_t* weight, const Workspace&);
+  void (*d_weight)(const Line&, const Workspace&, float* sums);  // adds to tiles [tap][tile of channels][tile of outputs]
 };
 
 // Of an instruction set, or null.
