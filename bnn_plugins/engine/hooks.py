@@ -1,15 +1,15 @@
 """mmengine hooks of binary training."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
-from mmengine.dataset import worker_init_fn
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import set_random_seed
 from torch import Tensor, distributed
+from torch.utils.data import get_worker_info
 
 from ..binarize import TrainingUpdates, set_parts
 from ..layers.training import set_training_path, training_report
@@ -67,12 +67,11 @@ class BinaryTrainingHook(Hook):
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Seed all random numbers from ``(seed, epoch, rank)`` at the start of each epoch, so that a resumed run repeats itself
-    exactly, and no process the augmentation of another.
+    """Seed all random numbers from ``(seed, iteration, rank)`` before each iteration, so that a resumed run repeats itself
+    exactly, also inside an epoch, and no process draws the augmentation of another.
 
     Checkpoints hold no random states; without this, augmentation after a resume differs from the uninterrupted run. Workers
-    are given a new seed per epoch as well (mmengine gives them the same one each time), which needs
-    ``persistent_workers=False``: living workers would keep a state that a resume cannot restore.
+    are seeded alike for each of their batches, which needs ``persistent_workers=False``: living workers would go on counting.
     """
 
     def before_train_epoch(self, runner) -> None:
@@ -80,10 +79,44 @@ class EpochSeedHook(Hook):
         if getattr(loader, 'persistent_workers', False):
             runner.logger.warning('persistent_workers=True: after a resume the augmentation differs from an uninterrupted '
                                   'run; set train_dataloader.persistent_workers=False for exact resume')
-        seed = (runner.seed + runner.epoch * 1_000_003) % 2**31  # numpy takes 32 bits; workers add their number
-        set_random_seed(seed, diff_rank_seed=True)
+        seed = partial(seed_all, runner.seed, get_rank())
+        loader.generator = torch.Generator()  # an iterator draws a number at its start, which an epoch that goes on has not
         if loader.num_workers > 0:
-            loader.worker_init_fn = partial(worker_init_fn, num_workers=loader.num_workers, rank=get_rank(), seed=seed)
+            batches = SeededBatches(loader.collate_fn, seed, runner.iter)
+            loader.worker_init_fn, loader.collate_fn = batches.start, batches
+        seed(runner.iter)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        seed_all(runner.seed, get_rank(), runner.iter + 1)
+
+
+class SeededBatches:
+    """A ``collate_fn`` that seeds the worker that it runs in for the next batch: workers take batches in turn.
+
+    Args:
+        collate: what makes a batch.
+        seed: called with the number of a batch.
+        first: number of the first batch that is loaded.
+    """
+
+    def __init__(self, collate: Callable, seed: Callable[[int], None], first: int):
+        self.collate = collate.collate if isinstance(collate, SeededBatches) else collate
+        self.seed, self.next = seed, first
+
+    def start(self, worker: int) -> None:
+        self.next += worker
+        self.seed(self.next)
+
+    def __call__(self, samples):
+        batch = self.collate(samples)
+        self.next += get_worker_info().num_workers
+        self.seed(self.next)
+        return batch
+
+
+def seed_all(seed: int, rank: int, iteration: int) -> None:
+    """The generators of Python, numpy and torch; numpy takes 32 bits."""
+    set_random_seed((seed + iteration * 1_000_003) % 2**31 + rank)
 
 
 @HOOKS.register_module()

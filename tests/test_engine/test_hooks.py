@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from bnn_plugins.binarize import list_methods, set_parts
-from bnn_plugins.engine import BinaryTrainingHook, EpochSeedHook
+from bnn_plugins.engine import BinaryTrainingHook, EpochSeedHook, ResumeHook
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
 COUNTER = itertools.count()  # mmengine wants a new name for each run
@@ -66,7 +66,8 @@ class Recorder(Hook):
         self.after.append(self.read(runner.model))
 
 
-def runner(work_dir, model, hooks, *, epochs=2, num_workers=0, lr=0.1, train_cfg=None, resume=False, seed=7):
+def runner(work_dir, model, hooks, *, epochs=2, num_workers=0, lr=0.1, train_cfg=None, resume=False, seed=7,
+           checkpoint=None):
     name = f'{work_dir.name}_{next(COUNTER)}'
     return Runner(
         model, str(work_dir),
@@ -74,7 +75,8 @@ def runner(work_dir, model, hooks, *, epochs=2, num_workers=0, lr=0.1, train_cfg
                               sampler=dict(type='DefaultSampler', shuffle=True)),
         train_cfg=train_cfg or dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=lr, momentum=0.9)),
-        default_hooks=dict(logger=None, checkpoint=dict(type='CheckpointHook', interval=1)), custom_hooks=hooks,
+        default_hooks=dict(logger=None, checkpoint=checkpoint or dict(type='CheckpointHook', interval=1)),
+        custom_hooks=hooks,
         experiment_name=name, randomness=dict(seed=seed), log_level='ERROR', resume=resume,
         visualizer=dict(type='Visualizer', vis_backends=[], name=name))
 
@@ -166,6 +168,27 @@ class TestEpochSeedHook:
         for name, value in whole.state_dict().items():
             assert torch.equal(value, second.state_dict()[name]), name
 
+    @pytest.mark.parametrize('num_workers', [0, 2, 3])
+    def test_resume_inside_an_epoch_repeats_the_uninterrupted_run(self, tmp_path, num_workers):
+        """Saved behind each iteration of four, resumed from one that no number of workers divides; a model that draws, too.
+        Mutations: seeds of the epoch alone; batches of a worker are not counted; the loader draws from the
+        global generator."""
+        def hooks():
+            return [BinaryTrainingHook(), EpochSeedHook(), ResumeHook()]
+
+        method = dict(type='binaryconnect', stochastic=True)
+        whole, resumed = Model(method=method), Model(method=method)
+        checkpoints = dict(type='CheckpointHook', by_epoch=False, interval=1)
+        runner(tmp_path, whole, hooks(), epochs=2, num_workers=num_workers, checkpoint=checkpoints).train()
+        (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_5.pth'))
+        torch.manual_seed(999)
+        runner(tmp_path, resumed, hooks(), epochs=2, num_workers=num_workers, checkpoint=checkpoints, resume=True).train()
+        assert len(whole.seen) == 8
+        for a, b in zip(whole.seen[5:], resumed.seen, strict=True):
+            assert torch.equal(a, b)
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, resumed.state_dict()[name]), name
+
     @pytest.mark.parametrize('num_workers', [0, 2])
     def test_epochs_and_seeds_differ(self, tmp_path, num_workers):
         seen = []
@@ -181,11 +204,10 @@ class TestEpochSeedHook:
 
     def test_global_generators(self):
         class State:
-            seed, epoch, train_dataloader = 3, 4, torch.utils.data.DataLoader([0])
+            seed, train_dataloader = 3, torch.utils.data.DataLoader([0])
 
         draws = []
-        for epoch in (4, 4, 5):
-            State.epoch = epoch
+        for State.iter in (4, 4, 5):
             EpochSeedHook().before_train_epoch(State)
             draws.append((random.random(), np.random.rand(), torch.rand(1).item()))
         assert draws[0] == draws[1]
@@ -197,7 +219,7 @@ class TestEpochSeedHook:
             train_dataloader = torch.utils.data.DataLoader(torch.zeros(4), num_workers=3)
 
         State.seed = seed
-        for State.epoch in (0, 3000):
+        for State.iter in (0, 3_000_000):
             EpochSeedHook().before_train_epoch(State)
             for worker in range(3):
                 State.train_dataloader.worker_init_fn(worker)
@@ -206,7 +228,7 @@ class TestEpochSeedHook:
         warnings = []
 
         class State:
-            seed, epoch = 0, 0
+            seed, iter = 0, 0
             train_dataloader = torch.utils.data.DataLoader([0], num_workers=1, persistent_workers=True)
 
             class logger:
