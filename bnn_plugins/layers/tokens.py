@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .activations import RPReLU
-from .expand import mean_over, tile
+from .expand import Tile, tile
 from .linear import BinaryLinear
 
 
@@ -39,12 +39,12 @@ class LayerScale(nn.Module):
         return x * self.scale + self.shift
 
 
-def match_features(x: Tensor, features: int) -> Tensor:
-    """BinaryViT's shortcut around a linear layer, ``[..., C]`` -> ``[..., features]``: copies of all channels, one behind the
-    other, where it grows; means of neighbouring channels where it shrinks."""
-    if features < x.shape[-1]:
-        return mean_over(x.unflatten(-1, (features, -1)), -1, x.shape[-1] // features)
-    return tile(x, features // x.shape[-1], -1)
+def match_features(x: Tensor, channels: int, features: int) -> Tensor:
+    """BinaryViT's shortcut around a linear layer, ``[..., channels]`` -> ``[..., features]``: copies of all channels, one
+    behind the other, where it grows; means of neighbouring channels where it shrinks."""
+    if features < channels:
+        return x.unflatten(-1, (features, -1)).mean(-1)
+    return tile(x, features // channels, -1)
 
 
 class TokenUnit(nn.Module):
@@ -69,14 +69,14 @@ class TokenUnit(nn.Module):
         if out_features % in_features and in_features % out_features:
             raise ValueError(f'the shortcut of a token unit copies or averages channels: {in_features} -> {out_features} can '
                              'do neither')
-        self.out_features, self.tiles = out_features, tiles
+        self.in_features, self.out_features = in_features, out_features
         self.linear = BinaryLinear(in_features, out_features // tiles, bias=False, method=method, expand=expand)
+        self.tile = Tile(tiles, channel_dim=-1)
         self.norm = norm(out_features)
         self.act = RPReLU(out_features, channel_dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.norm(tile(self.linear(x), self.tiles, -1))
-        return self.act(out + match_features(x, self.out_features))
+        return self.act(self.norm(self.tile(self.linear(x))) + match_features(x, self.in_features, self.out_features))
 
 
 def average_pool(x: Tensor, size: int) -> Tensor:

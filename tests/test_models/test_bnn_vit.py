@@ -115,6 +115,9 @@ def test_contract(variant, tmp_path):
         assert bnn_plugins.verify(model, packed, x).ok
         report = bnn_plugins.fuse_(packed)
         assert report.fused
+        units = [f'{name}.linear' for name, unit in packed.named_modules() if isinstance(unit, TokenUnit)]
+        assert units
+        assert all('norm, shortcut, RPReLU' in report.rows[name] for name in units), 'left to torch'
         for out, value in zip(packed(x), expected, strict=True):
             torch.testing.assert_close(out, value, rtol=1e-4, atol=1e-4)
 
@@ -242,8 +245,8 @@ class TestExpansion:
 class TestParts:
     def test_shortcuts_around_linear_layers(self):
         x = torch.tensor([[1.0, 2, 3, 4]])
-        assert match_features(x, 8).tolist() == [[1, 2, 3, 4, 1, 2, 3, 4]]
-        assert match_features(x, 2).tolist() == [[1.5, 3.5]], 'means of neighbours'
+        assert match_features(x, 4, 8).tolist() == [[1, 2, 3, 4, 1, 2, 3, 4]]
+        assert match_features(x, 4, 2).tolist() == [[1.5, 3.5]], 'means of neighbours'
         with pytest.raises(ValueError, match='4 -> 6 can do neither'):
             TokenUnit(4, 6, 'binaryvit')
 

@@ -17,6 +17,7 @@ from bnn_kernels import Epilogue, OpIO, PreparedOp
 from bnn_kernels.geometry import Conv2dGeometry
 
 from ....layers.expand import Tile, tile
+from ....layers.tokens import TokenNorm
 from ...packed import PackedConv2d, PackedLayer, PackedLinear, has_hooks
 from ..fold import (
     LOPSIDED,
@@ -41,13 +42,15 @@ class Block(Match):
     layer: PackedLayer = None
     tiles: int = 1
     norms: list[nn.Module] = field(default_factory=list)
+    of_tokens: bool = False  # the norms, of the last dimension
     act: nn.Module | str | None = None
     stop: str = ''
 
     reads_words = packs = True
 
     def step(self, consumer, keep, in_place):
-        return BlockStep(self.layer, self.tiles, self.norms, self.shortcut is not None, self.act, consumer, keep, in_place)
+        return BlockStep(self.layer, self.tiles, self.norms, self.of_tokens, self.shortcut is not None, self.act, consumer,
+                         keep, in_place)
 
 
 def refusal(layer: PackedLayer) -> str:
@@ -92,6 +95,7 @@ def match(m: Matcher) -> Iterator[Block]:
 def extend(m: Matcher, block: Block, reader: fx.Node) -> bool:
     """Whether ``reader`` can be the next part of the block; notes it."""
     module, ended = m.module(reader), block.act is not None
+    norm, of_tokens = (module.norm, True) if isinstance(module, TokenNorm) else (module, False)
     if module is not None and has_hooks(module):
         block.stop = f'{reader.target} has forward hooks'
     elif isinstance(module, Tile) and module.channel_dim == block.layer.channel_dim:
@@ -99,13 +103,15 @@ def extend(m: Matcher, block: Block, reader: fx.Node) -> bool:
             block.tiles *= module.times
             block.parts.append('tile')
             return True
-    elif isinstance(module, NORMS) and not ended:
+    elif isinstance(norm, NORMS) and not ended and (of_tokens <= isinstance(block.layer, PackedLinear)) and (
+            not block.norms or block.of_tokens == of_tokens):
         if block.shortcut is not None:
             block.stop = f'the norm {reader.target} comes after the shortcut'
-        elif module.training or module.running_mean is None:
+        elif norm.training or norm.running_mean is None:
             block.stop = f'the norm {reader.target} takes the statistics of the batch'
         else:
-            block.norms.append(module)
+            block.norms.append(norm)
+            block.of_tokens = of_tokens
             block.parts.append('norm')
             return True
     elif m.is_sum(reader) and not ended and block.shortcut is None:
@@ -127,7 +133,8 @@ class BlockStep(Step):
     Args:
         layer: packed convolution or linear layer, 1-bit.
         tiles: how often a following tile repeats its output.
-        norms, act: what follows; ``act`` is a module, the name of a parameterless one, or ``None``.
+        norms: what follows; those of a linear layer are of dimension 1, but ``of_tokens`` of the last one.
+        act: a module, the name of a parameterless one, or ``None``.
         consumer: the packed layer that reads the words; ``None`` for no words.
         keep: whether the stream is wanted.
         in_place: the shortcut's memory takes the stream.
@@ -135,7 +142,7 @@ class BlockStep(Step):
 
     streams = joins = True
 
-    def __init__(self, layer: PackedLayer, tiles: int, norms: list[nn.Module], has_shortcut: bool,
+    def __init__(self, layer: PackedLayer, tiles: int, norms: list[nn.Module], of_tokens: bool, has_shortcut: bool,
                  act: nn.Module | str | None, consumer: PackedLayer | None, keep: bool, in_place: bool):
         super().__init__()
         self.tiles, self.act, self.keep, self.in_place = tiles, act if isinstance(act, str) else None, keep, in_place
@@ -144,7 +151,7 @@ class BlockStep(Step):
         self.consumers = UnownedModules([] if consumer is None else [consumer])
         self.pack, self.has_shortcut = consumer is not None, has_shortcut
         self.is_conv = self.owns = isinstance(layer, PackedConv2d)
-        self.wants_flat = not self.is_conv and (any(norms) or channels_first(act))
+        self.wants_flat = not self.is_conv and ((any(norms) and not of_tokens) or channels_first(act))
         self.channels = layer._fan() * getattr(layer, 'groups', 1)
         self.options = {}  # of the public functions
         self.said = False
@@ -283,7 +290,7 @@ class BlockStep(Step):
     def on_values(self, x, shortcut):
         if shortcut is not None:
             shortcut = shortcut.to(self.stream)
-            shortcut = shortcut.clone(memory_format=torch.channels_last) if shortcut.dim() == 4 else shortcut.clone()
+            shortcut = shortcut.clone(memory_format=torch.channels_last if self.is_conv else torch.contiguous_format)
         out = self(signs_of(self.held[0], x), shortcut)
         return out if self.pack and self.keep else (out, None) if self.pack else (None, out)
 
