@@ -21,6 +21,8 @@ GEOMETRIES = (  # kernel, stride, padding, dilation, groups, pad_value
     (3, 1, 1, 1, 1, 0), (3, 2, 1, 1, 1, 0), (1, 1, 0, 1, 1, 0), (3, 1, 1, 1, 1, 1), (3, 1, 1, 1, 1, -1), (3, 1, 2, 2, 1, 0),
     (5, 1, 2, 1, 1, 0), (3, 1, 1, 1, 2, 0))
 PAIRS = [(channels, GEOMETRIES[0]) for channels in CHANNELS] + [(CHANNELS[0], geometry) for geometry in GEOMETRIES[1:]]
+REAL_LAYERS = (  # channels, outputs, kernel, stride, groups
+    (3, 64, 7, 2, 1), (64, 64, 3, 1, 1), (256, 48, 1, 1, 1), (96, 96, 3, 2, 96), (128, 128, 3, 1, 32))
 SMALL = 1, 6, 7
 HEADS, HEAD_DIM = 4, 64
 BLOCKS = (('prelu', torch.float16, True, 1), ('prelu', torch.bfloat16, True, 4), ('hardtanh', torch.float32, True, 1),
@@ -91,13 +93,36 @@ def sequences(device: torch.device, small: bool) -> Iterator[tuple[str, dict]]:
     yield 'pack_normalized', dict(x=x, mean=x.mean(-1), std=x.std(-1), threshold=normal(200), flip=normal(200) < 0)
 
 
+def real_layers(device: torch.device, size: tuple[int, int, int]) -> Iterator[tuple[str, dict]]:
+    """Convolutions in int8: an image, a wide one, rows, a depthwise and a grouped one, each with both kinds of results."""
+    draw = torch.Generator(device).manual_seed(0)
+    batch, height, width = size
+
+    def byte(dtype, *shape):
+        ends = torch.iinfo(dtype)
+        return torch.randint(ends.min, ends.max + 1, shape, generator=draw, device=device, dtype=dtype)
+
+    for channels, outputs, kernel, stride, groups in REAL_LAYERS:
+        call = dict(x=byte(torch.uint8, batch, channels, height, width), x_zero=byte(torch.uint8, channels),
+                    weight=byte(torch.int8, outputs, channels // groups, kernel, kernel), stride=stride,
+                    padding=kernel // 2, groups=groups)
+        vectors = torch.randn(4, outputs, generator=draw, device=device)
+        epilogue = bk.Epilogue(1e-4 * vectors[0], vectors[1], 'prelu', slope=vectors[2], threshold=vectors[3])
+        coding = bk.Quantization(torch.full((1,), 0.02, device=device), byte(torch.uint8, 1))
+        yield 'int8_conv2d', call | dict(epilogue=epilogue, dtype=torch.float16, pack=True)
+        yield 'int8_conv2d', call | dict(epilogue=epilogue._replace(act='relu', slope=None), out=coding)
+        image = torch.randn(batch, channels, height, width, generator=draw, device=device)
+        yield 'quantize', dict(x=image, scale=coding.scale, zero_point=coding.zero_point)
+
+
 def rows(device: torch.device, backend: str, small: bool, dry: bool = False) -> Rows:
     """Small calls with a reference on the CPU, so that nothing but the backend runs on the device; the others on the device.
 
     Dry: nothing is compared, for no launch takes place.
     """
     home = torch.device('cpu') if small else device
-    for op, call in chain(small_cases(home) if small else cases(home), sequences(home, small)):
+    for op, call in chain(small_cases(home) if small else cases(home), sequences(home, small),
+                          real_layers(home, SMALL if small else SIZES[1])):
         yield dict(backend=backend, op=op, case=_name(call)), partial(compare, op, call, backend, device, dry)
 
 

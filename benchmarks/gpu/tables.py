@@ -107,4 +107,6 @@ def _operators() -> Iterator[tuple[str, str, dict]]:
     yield '`downsample2d`', 'downsample2d', dict(x=image, weight=torch.ones(64, 64), bias=vector, pool=2)
     yield '`stem2d`', 'stem2d', dict(x=image, weight=torch.ones(64, 64, 3, 3), geometry=Stem2dGeometry(64, 64, 3),
                                      epilogue=epilogue, dtype=torch.float32, pack=True)
-    yield '`int8_conv2d`, `int8_linear`, `quantize`', 'quantize', dict(x=image)
+    quantized, zero = image.to(torch.uint8), torch.zeros(1, dtype=torch.uint8)
+    yield '`int8_conv2d`, `int8_linear`, `int8_pooled2d`', 'int8_conv2d', dict(x=quantized, x_zero=zero)
+    yield '`quantize`', 'quantize', dict(x=image)

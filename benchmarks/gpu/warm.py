@@ -38,7 +38,8 @@ def calls(architecture: str, backend: str) -> Iterator[tuple[str, Callable]]:
     """What is called, by name, and what makes the call and its tensors."""
     cpu = torch.device('cpu')
     sizes = [exactness.SMALL] if architecture == 'sm_90' else exactness.SIZES[1:2]  # else: tall tiles
-    for op, call in chain(exactness.cases(cpu, sizes), exactness.sequences(cpu, True), exactness.sequences(cpu, False)):
+    for op, call in chain(exactness.cases(cpu, sizes), exactness.sequences(cpu, True), exactness.sequences(cpu, False),
+                          exactness.real_layers(cpu, exactness.SMALL)):
         yield op, partial(partial, exactness.outcome, op, call, None, backend)
     settings = list(convolutions.plan())
     first = settings[:convolutions.RESNET18 * len(convolutions.FIRST)]

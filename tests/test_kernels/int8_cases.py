@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bnn_kernels import checks
 from bnn_kernels.epilogue import ACTS, Epilogue
-from bnn_kernels.geometry import Int8Conv2dGeometry
+from bnn_kernels.geometry import Int8Conv2dGeometry, Pool2dGeometry
 
 from . import cases
 
@@ -72,3 +72,29 @@ def convolutions(draw, channels=CHANNELS, outputs=OUTPUTS, image=10, transposed=
                 geometry=geometry, epilogue=epilogue, shortcut=shortcut,
                 out_scale=torch.from_numpy(random.uniform(0.001, 0.05, 1).astype(np.float32)) if coded else None,
                 out_zero=drawn(random, dtype, 1) if coded else None, dtype=dtype, pack=pack, keep=keep)
+
+
+def pooled(call: dict, seed: int) -> dict:
+    """The arguments of int8_pooled2d for a convolution that is large enough."""
+    random = np.random.default_rng(seed)
+    call = {name: value for name, value in call.items() if name not in ('shortcut', 'keep')}
+    window = tuple(int(random.integers(1, min(4, side) + 1)) for side in call['geometry'].size(call['x'].shape[2:]))
+    stride, padding = (tuple(int(random.integers(low, high + 1)) for low, high in pairs) for pairs in (
+        [(1, 3)] * 2, [(0, k // 2) for k in window]))
+    call['window'] = Pool2dGeometry('max', window, stride, padding)
+    call['epilogue'] = call['epilogue']._replace(out_groups=1)
+    call['pack'] &= call['epilogue'].width == call['geometry'].outputs
+    return call
+
+
+@st.composite
+def quantizations(draw):
+    """Arguments of quantize, of any number of dimensions and memory format: halves, both ends, no numbers."""
+    random, shape = np.random.default_rng(draw(st.integers(0, 2**32 - 1))), draw(st.lists(st.integers(0, 5), max_size=4))
+    known = [-np.inf, np.nan, np.inf, -0.0, 0.25, 0.5, 0.75, 1e9, -1e-40, *random.normal(size=9) * 30]
+    x = torch.from_numpy(np.asarray(random.choice(known, shape))).to(draw(st.sampled_from(cases.STREAMS)))
+    if draw(st.booleans()):
+        x = torch.stack([x, x], -1)[..., 0]
+    if x.dim() == 4 and draw(st.booleans()):
+        x = x.contiguous(memory_format=torch.channels_last)
+    return dict(x=x, scale=torch.tensor([draw(st.sampled_from([0.5, 0.3]))]), zero_point=drawn(random, draw(KINDS), 1))

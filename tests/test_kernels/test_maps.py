@@ -15,7 +15,7 @@ from bnn_kernels.cpu.backend import Cpu
 from bnn_kernels.reference import Reference
 
 from . import cases
-from .int8_cases import convolutions
+from .int8_cases import convolutions, pooled
 
 pytestmark = pytest.mark.sanitize
 CPU, REFERENCE = Cpu(), Reference()
@@ -84,14 +84,7 @@ def test_windows_are_those_of_torch():
 @cases.examples(200)
 @given(call=convolutions(), seed=st.integers(0, 2**31))
 def test_the_largest_sums_of_a_convolution(call, seed):
-    rng = random.Random(seed)
-    call = {name: value for name, value in call.items() if name not in ('shortcut', 'keep')}
-    size = call['geometry'].size(call['x'].shape[2:])
-    window = tuple(rng.randint(1, min(4, side)) for side in size)
-    stride, padding = (rng.randint(1, 3), rng.randint(1, 3)), tuple(rng.randint(0, k // 2) for k in window)
-    call['window'] = Pool2dGeometry('max', window, stride, padding)
-    call['epilogue'] = call['epilogue']._replace(out_groups=1)
-    call['pack'] &= call['epilogue'].width == call['geometry'].outputs
+    call = pooled(call, seed)
     words, stream = REFERENCE.int8_pooled2d(**call)
     for isa in ISAS:
         with engine.set_isa(isa):

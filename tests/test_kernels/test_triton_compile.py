@@ -10,7 +10,7 @@ pytest.importorskip('triton')
 from benchmarks.gpu import profile
 from bnn_kernels import Epilogue, Recurrence
 from bnn_kernels.attention import Planes
-from bnn_kernels.geometry import Conv2dGeometry, Stem2dGeometry
+from bnn_kernels.geometry import Conv2dGeometry, Int8Conv2dGeometry, Pool2dGeometry, Stem2dGeometry
 from bnn_kernels.triton.bitplane import Bitplane
 from bnn_kernels.triton.offline import Launch, compiling_for
 from bnn_kernels.triton.popcount import Popcount
@@ -37,6 +37,17 @@ def block(channels: int, outputs: int, dtype=torch.float16, replicas: int = 1, s
 def sign(channels: int, outputs: int, out_groups: int = 1, **changes):
     threshold = torch.zeros(outputs, dtype=torch.int32)
     return convolution(channels, outputs, **changes) | dict(threshold=threshold, flip=threshold.bool(), out_groups=out_groups)
+
+
+def int8(channels: int, outputs: int, kernel: int, dtype=torch.uint8, **numbers):
+    """Bytes behind it and a ReLU, or floats and words behind an RPReLU."""
+    weight = torch.zeros(outputs, channels // numbers.get('groups', 1), kernel, kernel, dtype=torch.int8)
+    vector, one, zero = torch.zeros(outputs), torch.ones(1), torch.zeros(1, dtype=torch.uint8)
+    coded = dtype == torch.uint8
+    epilogue = Epilogue(vector, vector, 'relu') if coded else Epilogue(vector, vector, 'prelu', vector, vector, vector, vector)
+    return dict(x=torch.zeros(2, channels, 33, 34, dtype=torch.uint8), x_zero=zero, weight=weight, epilogue=epilogue,
+                geometry=Int8Conv2dGeometry.of(weight.shape, padding=kernel // 2, **numbers), shortcut=None, dtype=dtype,
+                out_scale=one if coded else None, out_zero=zero if coded else None, pack=not coded, keep=True)
 
 
 X = torch.zeros(2, 64, 9, 8, dtype=torch.float16)
@@ -72,6 +83,13 @@ CALLS |= {
     'stem': ('stem2d', dict(x=torch.zeros(2, 3, 33, 34), weight=torch.zeros(64, 3, 7, 7),
                             geometry=Stem2dGeometry(3, 64, 7, 2, 3, 3, 2, 1), epilogue=block(64, 64)['epilogue'],
                             dtype=torch.float16, pack=True)),
+    'int8-stem': ('int8_pooled2d', {name: value for name, value in int8(3, 64, 7, stride=2).items() if name not in (
+        'shortcut', 'keep')} | dict(window=Pool2dGeometry('max', (3, 3), (2, 2), (1, 1)))),
+    'int8-64': ('int8_conv2d', int8(64, 64, 3)),
+    'int8-512': ('int8_conv2d', int8(512, 512, 3, torch.float16)),
+    'int8-depthwise': ('int8_conv2d', int8(96, 96, 3, groups=96)),
+    'int8-grouped': ('int8_conv2d', int8(128, 128, 3, groups=32)),
+    'quantize': ('quantize', dict(x=X, scale=torch.ones(1), zero_point=torch.zeros(1, dtype=torch.uint8))),
     'lstm-soft': ('binary_lstm', LSTM),
     'lstm-binary': ('binary_lstm', LSTM | dict(recurrence=BINARY, lengths=None,
                                                cell=torch.zeros(2, 20, 512, dtype=torch.int8), x=LSTM['x'].float())),
@@ -93,8 +111,11 @@ CASES = [
     ('popcount', 'sm_80', 'downsample'), ('bitplane', 'sm_90', 'downsample'), ('popcount', 'gfx942', 'downsample'),
     *[('popcount', architecture, 'stem') for architecture in ('sm_80', 'sm_89', 'sm_90', 'gfx942')],
     *[('popcount', architecture, call) for architecture, calls in {
-        'sm_80': ['lstm-soft', 'attention-planes'], 'sm_89': ['lstm-binary', 'attention-bool'],
-        'sm_90': ['lstm-soft', 'attention-planes', 'normalized'], 'gfx942': ['lstm-soft', 'attention-planes'],
+        'sm_80': ['lstm-soft', 'attention-planes', 'int8-64', 'int8-512', 'int8-stem', 'int8-grouped'],
+        'sm_89': ['lstm-binary', 'attention-bool', 'int8-64', 'int8-512', 'int8-stem', 'int8-depthwise'],
+        'sm_90': ['lstm-soft', 'attention-planes', 'normalized', 'int8-64', 'int8-512', 'int8-stem', 'int8-depthwise',
+                  'int8-grouped', 'quantize'],
+        'gfx942': ['lstm-soft', 'attention-planes', 'int8-512', 'int8-stem', 'quantize'],
     }.items() for call in calls],
 ]
 
@@ -112,7 +133,7 @@ def launches(backend: str, architecture: str, op: str, **call) -> list[Launch]:
 @pytest.mark.parametrize(('backend', 'architecture', 'call'), CASES)
 def test_compiles_without_spills(backend, architecture, call):
     noted = launches(backend, architecture, CALLS[call][0], **CALLS[call][1])
-    assert len(noted) == {'block-grouped': 2, 'lstm-soft': 2, 'lstm-binary': 2}.get(call, 1)  # an LSTM: one per step
+    assert len(noted) == (2 if call in ('block-grouped', 'int8-stem', 'lstm-soft', 'lstm-binary') else 1)  # LSTM: per step
     for kernel in {launch.kernel for launch in noted}:
         compiled = kernel.compiled
         if architecture.startswith('sm_'):
@@ -139,10 +160,14 @@ def test_compiles_without_spills(backend, architecture, call):
     ('bitplane', 'sm_90', r'wgmma\.mma_async\.sync\.aligned\.m64n64k32\.s32\.s8\.s8', 8),
     ('popcount', 'sm_80', r'popc\.b32', 16),  # two words, 32 x 32 on 4 warps
     ('bitplane', 'gfx942', 'v_mfma_i32', 32),
+    ('int8', 'sm_80', r'mma\.sync\.aligned\.m16n8k32\S*s8\.s8', 16),  # 64 x 64 x 64 bytes on 4 warps
+    ('int8', 'sm_90', r'wgmma\.mma_async\.sync\.aligned\.m64n64k32\.s32\.s8\.s8', 2),
+    ('int8', 'gfx942', 'v_mfma_i32', 12),
     ('popcount', 'gfx942', 'v_bcnt_u32_b32', 8),
 ])
 def test_the_matrix_and_popcount_units_are_used(backend, architecture, instruction, expected):
-    noted, = launches(backend, architecture, CALLS['sign-64'][0], **CALLS['sign-64'][1])
+    call = CALLS['int8-64' if backend == 'int8' else 'sign-64']
+    noted, = launches('bitplane' if backend == 'int8' else backend, architecture, call[0], **call[1])
     compiled = noted.kernel.compiled
     assert len(re.findall(instruction, compiled['ptx' if 'ptx' in compiled else 'amdgcn'])) == expected
 

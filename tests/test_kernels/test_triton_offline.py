@@ -28,7 +28,8 @@ from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
 ARCHITECTURES = 'sm_80', 'sm_89', 'sm_90'
 CASES = [(f'{place} {op}', op, call) for place, (op, call) in enumerate(
-    chain(exactness.cases(torch.device('cpu'), [exactness.SMALL]), exactness.sequences(torch.device('cpu'), True)))]
+    chain(exactness.cases(torch.device('cpu'), [exactness.SMALL]), exactness.sequences(torch.device('cpu'), True),
+          exactness.real_layers(torch.device('cpu'), exactness.SMALL)))]
 
 
 @pytest.fixture
@@ -53,8 +54,8 @@ def test_no_argument_of_a_kernel_is_a_word_of_triton():
     words = {*refused, *inspect.signature(JITFunction.run).parameters, *CUDAOptions.__dataclass_fields__,
              *HIPOptions.__dataclass_fields__, 'backend', 'options', 'specialize_impl'}  # the last three: of Triton's binder
     named = {kernel.__name__: kernel.arg_names for kernel in kernels()}
-    assert {'convolve', 'finish_apart', 'pack_signs', 'lstm_step', 'attend', 'pack_normalized', 'conv_mma',
-            'conv_wgmma'} <= set(named)
+    assert {'convolve', 'convolve_int8', 'quantize', 'finish_apart', 'pack_signs', 'lstm_step', 'attend', 'pack_normalized',
+            'conv_mma', 'conv_wgmma'} <= set(named)
     assert {name: words & set(arguments) for name, arguments in named.items() if words & set(arguments)} == {}
 
 
@@ -115,6 +116,26 @@ def test_packed_models_prepare_and_compile_once(backend, fused, made):
             launches.append(gpu.launches[counts[2]:])
     assert counts == (len(made), len(gpu.kernels), 2 * len(launches[0]))
     assert [launch.kernel for launch in launches[2]] == [launch.kernel for launch in launches[0]]
+
+
+@torch.no_grad()
+def test_real_layers_in_int8_run_as_on_the_cpu(made):
+    """A stem whose largest sums are taken, a depthwise and a 1x1 layer: one launch each, two where sums are pooled."""
+    layers = [nn.Conv2d(3, 64, 7, 2, 3), nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(64), nn.ReLU(),
+              nn.Conv2d(64, 64, 3, 1, 1, groups=64), nn.ReLU(), nn.Conv2d(64, 40, 1),
+              BinaryConv2d(40, 64, 3, padding=1, bias=False)]
+    model, image = bnn_plugins.pack_(nn.Sequential(*layers).eval()), torch.randn(2, 3, 33, 40)
+    bnn_plugins.quantize_rest_(model, [image])
+    bnn_plugins.fuse_(model)
+    with compiling_for('sm_90') as gpu, preferred('triton-bitplane'):
+        for _ in range(2):
+            counts = len(made), len(gpu.kernels)
+            with dispatch.recorded() as ran:
+                model(image)
+    assert {op for op, name in ran.items() if name != 'triton-bitplane'} == {'to_planes'}  # a copy, by torch on a GPU
+    assert (len(made), len(gpu.kernels)) == counts
+    assert [one.kernel.metadata.name for one in gpu.launches[len(gpu.launches) // 2:]] == [
+        'quantize', 'convolve_int8', 'finish_apart', 'convolve_int8', 'convolve_int8', 'convolve']
 
 
 def test_one_compiled_kernel_whatever_the_address():

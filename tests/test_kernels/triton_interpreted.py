@@ -16,6 +16,8 @@ from bnn_kernels import dispatch
 from bnn_kernels.reference import Reference
 
 from . import cases, oracle, test_stem
+from .int8_cases import convolutions as int8_convolutions
+from .int8_cases import pooled, quantizations
 from .test_fused import STREAMS, epilogues
 from .test_ops import CHANNELS, FLOATS, Net, pairs
 
@@ -237,11 +239,13 @@ def test_words_that_cross_tiles(outputs, groups, replicas, out_groups):
 once = pytest.mark.skipif(BACKEND != 'triton-popcount', reason='both backends have the same kernels')
 
 
-def agree_with_the_reference(op, call) -> None:
+def agree_with_the_reference(op, call, image=torch.contiguous_format) -> None:
+    """`image`: memory format of four dimensions that are no words."""
     results, expected = dispatch.bind(op, {}, call)(**call), getattr(Reference(), op)(**call)
     assert bk.last_backend() == BACKEND
     for pair in zip(results, expected, strict=True) if isinstance(expected, tuple) else [(results, expected)]:
-        assert cases.same(*pair)
+        is_image = pair[1].dim() == 4 and pair[1].dtype != torch.int32
+        assert cases.same(*pair, image if is_image else torch.contiguous_format)
 
 
 @once
@@ -263,6 +267,29 @@ def test_binary_attention(call):
 @given(call=cases.normalized())
 def test_pack_normalized(call):
     agree_with_the_reference('pack_normalized', call)
+
+
+# --- int8 ----------------------------------------------------------------------------------------------------
+
+@once
+@examples(60)
+@given(call=st.one_of(int8_convolutions(image=4), int8_convolutions(transposed=True, image=3)))
+def test_int8_conv2d(call):
+    agree_with_the_reference('int8_conv2d', call, torch.channels_last)
+
+
+@once
+@examples(30)
+@given(call=int8_convolutions(image=5), seed=st.integers(0, 2**31))
+def test_int8_pooled2d(call, seed):
+    agree_with_the_reference('int8_pooled2d', pooled(call, seed), torch.channels_last)
+
+
+@once
+@examples(40)
+@given(call=quantizations())
+def test_quantize(call):
+    agree_with_the_reference('quantize', call, torch.channels_last)
 
 
 def test_statistics_are_left_to_others():

@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from ..dispatch import Backend
 from ..epilogue import Epilogue
-from ..geometry import Conv2dGeometry, Stem2dGeometry, linear_geometry
+from ..geometry import Conv2dGeometry, Pool2dGeometry, Stem2dGeometry, linear_geometry
 from ..layout import words_per_group
 from .device import architecture, capability, holds, is_there, on
 from .downsample import downsample
+from .int8 import Int8Operators
 from .launch import (
     ALIGNMENT,
     ELEMENTS,
@@ -23,6 +24,7 @@ from .launch import (
     block_call,
     convolution,
     extent,
+    finishing,
     limit,
     operator,
     packing,
@@ -30,15 +32,15 @@ from .launch import (
     words_shape,
 )
 from .sequence import SequenceOperators
-from .stem import finish_stem
 from .tables import tile
 from .versions import INTERPRETED
 
+INT8_CAPABILITY = 8, 0  # of Triton's int8 products
 NO_STATISTICS = ('the Triton backends run an LSTM tile by tile and leave the statistics over all units of a gate (eps) to '
                  'other backends')
 
 
-class TritonBackend(Planned, SequenceOperators, Backend):
+class TritonBackend(Planned, Int8Operators, SequenceOperators, Backend):
     """Base of the backends: a subclass adds `name`, `kernel` and the least CUDA compute capability it runs on."""
 
     kernel: Callable
@@ -56,18 +58,19 @@ class TritonBackend(Planned, SequenceOperators, Backend):
             return False, NO_STATISTICS
         if not able:
             return able, reason
-        return self.runs_on(next(call[name] for name in ('x', 'x_words', 'q_words') if name in call).device)
+        device = next(call[name] for name in ('x', 'x_words', 'q_words') if name in call).device
+        return self.runs_on(device, INT8_CAPABILITY if op in ('int8_conv2d', 'int8_pooled2d') else (0, 0))
 
-    def runs_on(self, device: torch.device) -> tuple[bool, str]:
-        """(True, '') or (False, reason) for tensors on `device`."""
+    def runs_on(self, device: torch.device, least: tuple[int, int] = (0, 0)) -> tuple[bool, str]:
+        """(True, '') or (False, reason) for tensors on `device`, and an operator that needs a capability of `least`."""
         if INTERPRETED:
             reason = f'{self.name} is interpreted (TRITON_INTERPRET=1) and takes CPU tensors, got {device}'
             return (True, '') if device.type == 'cpu' else (False, reason)
         if not holds(device):
             return False, f'{self.name} takes CUDA tensors, got {device}'
-        have = capability(device)
-        if have is not None and have < self.least_capability:
-            least, have = ('.'.join(map(str, numbers)) for numbers in (self.least_capability, have))
+        have, least = capability(device), max(least, self.least_capability)
+        if have is not None and have < least:
+            least, have = ('.'.join(map(str, numbers)) for numbers in (least, have))
             return False, f'{self.name} needs compute capability {least}, {device} has {have}'
         return True, ''
 
@@ -162,16 +165,10 @@ class TritonBackend(Planned, SequenceOperators, Backend):
                pack: bool) -> Callable[..., tuple[Tensor, Tensor]]:
         (height, width), size = geometry.sizes(x.shape[2:])
         batch, channels, groups = len(x), epilogue.width, epilogue.out_groups
-        pixels, words = batch * size[0] * size[1], groups * words_per_group(channels, groups)
-        limit(max(pixels, batch * height * width))
-        tiles, options = split(tile('finish', architecture(x.device), channels))
-        pairs = {f'{name}_{axis}': pair[place] for place, axis in enumerate('HW') for name, pair in dict(
-            WINDOW=geometry.window, STRIDE=geometry.window_stride, PADDING=geometry.window_padding).items()}
-        numbers = dict(pixels=pixels, height=height, width=width, out_height=size[0], out_width=size[1],
-                       OUTPUTS=geometry.outputs, REPLICAS=channels // geometry.outputs, OUT_GROUPS=groups, **pairs,
-                       ACT=epilogue.act, ELEMENT=ELEMENTS[dtype])
-        programs = -(-pixels // tiles['BLOCK_M']) * -(-32 * words // tiles['BLOCK_N'])
-        launch = Launch(finish_stem, programs, numbers | tiles, **options, enable_fp_fusion=False)
+        window = Pool2dGeometry('max', geometry.window, geometry.window_stride, geometry.window_padding)
+        launch = finishing(architecture(x.device), (batch, height, width), geometry.outputs, channels, groups, epilogue.act,
+                           dtype, window)
+        words = groups * words_per_group(channels, groups)
         words_extent = extent((batch, *size, words) if pack else (0,))
         stream_extent = extent((batch, channels, *size), torch.channels_last)
 
@@ -179,16 +176,23 @@ class TritonBackend(Planned, SequenceOperators, Backend):
                  pack: bool) -> tuple[Tensor, Tensor]:
             words = x.new_empty_strided(*words_extent, dtype=torch.int32)
             stream = x.new_empty_strided(*stream_extent, dtype=dtype)
-            if programs:
+            if batch:
                 with torch.autocast(x.device.type, enabled=False):  # channels-last in, so that sums come so
                     image = x.detach().to(torch.float32, memory_format=torch.channels_last)
                     sums = F.conv2d(image, weight.detach(), None, geometry.stride, geometry.padding)
                 scale, bias, _, gamma, slope, zeta, threshold, _ = epilogue
                 with on(x.device):
-                    launch(aligned(sums, torch.channels_last), words if pack else None, stream,
-                           *map(aligned, (scale, bias, gamma, slope, zeta, threshold)))
+                    launch(None, None, aligned(sums, torch.channels_last), words if pack else None, stream, None,
+                           *map(aligned, (scale, bias, gamma, slope, zeta, threshold)), None)
             return words, stream
         return call
 
-    def _convolution(self, *arguments) -> Callable[[Tensor, Tensor, Results], None]:
-        return convolution(type(self).kernel, self.name.removeprefix('triton-'), *arguments)
+    def _convolution(self, x_words: Tensor, *arguments) -> Callable[[Tensor, Tensor, Results], None]:
+        """What fills the results of convolutions of words like `x_words`."""
+        name = self.name.removeprefix('triton-')
+        run = convolution(type(self).kernel, name, x_words.shape[:3], x_words.device, *arguments)
+        view = torch.int8 if name == 'bitplane' else torch.int32
+
+        def call(x_words: Tensor, w_words: Tensor, results: Results) -> None:
+            run((aligned(x_words).view(view), aligned(w_words).view(view)), results)
+        return call

@@ -1,5 +1,5 @@
 """What follows the accumulators of a tile, the same for every Triton kernel: int32 sums, or integer thresholds, or the float
-epilogue of `bnn_kernels.epilogue`; then the signs, packed into words.
+epilogue of `bnn_kernels.epilogue`; then the signs, packed into words, and the stream, as it is or in eight bits.
 
 A tile is `acc`, int32 [M, N]: M output pixels and N neighbouring accumulators. Kernels compile with enable_fp_fusion=False: a
 multiplication and the addition behind it are rounded one by one, as the contract asks.
@@ -9,6 +9,8 @@ A pointer to int16 stands for the bits of bfloat16: the Triton interpreter cuts 
 
 import triton
 import triton.language as tl
+
+from .geometry import pixel_of
 
 
 @triton.jit
@@ -32,11 +34,25 @@ def encode(v, ELEMENT: tl.constexpr):
 
 
 @triton.jit
+def eight_bits(v, inverse, zero, ELEMENT: tl.constexpr):
+    """Float32 to uint8 or int8: the last line of `bnn_kernels.int8_reference`, for pointers to 1 / scale and zero point."""
+    zero_point = tl.load(zero).to(tl.int32)
+    v = v * tl.load(inverse)
+    low, high = (-128 if tl.int8 == ELEMENT else 0) - zero_point, (127 if tl.int8 == ELEMENT else 255) - zero_point
+    v = tl.where(v > low.to(tl.float32), v, low.to(tl.float32))
+    v = tl.where(v < high.to(tl.float32), v, high.to(tl.float32))
+    # 3 * 2**22 has steps of 1, and so has what is added to it: the sum rounds halves to even, and its bits count.
+    steps = (v + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+    return (steps + zero_point).to(ELEMENT)
+
+
+@triton.jit
 def float_bits(acc, pixel, real_pixel, channel, real_channel, scale, bias, shortcut, gamma, slope, zeta, threshold, out,
-               CHANNELS: tl.constexpr, ACT: tl.constexpr, ELEMENT: tl.constexpr):
+               out_inverse, out_zero, CHANNELS: tl.constexpr, ACT: tl.constexpr, ELEMENT: tl.constexpr):
     """The float epilogue of one tile: stores the stream in `out` where there is one and returns the bits, bool [M, N].
 
-    `pixel` [M] and `channel` [N] are places in `out` and the shortcut, [pixels, CHANNELS] in memory.
+    `pixel` [M] and `channel` [N] are places in `out` and the shortcut, [pixels, CHANNELS] in memory. The stream comes in eight
+    bits where `out_inverse` is no None.
     """
     real = real_pixel[:, None] & real_channel[None, :]
     place = pixel.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
@@ -54,13 +70,17 @@ def float_bits(acc, pixel, real_pixel, channel, real_channel, scale, bias, short
         v = tl.where(v < 0, 0.0, v)  # NaN stays NaN, as in hardtanh
     elif ACT == 'hardtanh':
         v = tl.where(v < -1, -1.0, tl.where(v > 1, 1.0, v))
-    element = encode(v, ELEMENT)
+    if out_inverse is not None:
+        element = eight_bits(v, out_inverse, out_zero, ELEMENT)
+    else:
+        element = encode(v, ELEMENT)
+        v = decode(element)
     if out is not None:
         tl.store(out + place, element, mask=real)
     level = 0.0
     if threshold is not None:
         level = _row(threshold, channel, real_channel)
-    return (decode(element) >= level) & real_channel[None, :]
+    return (v >= level) & real_channel[None, :]
 
 
 @triton.jit
@@ -82,7 +102,7 @@ def packed(bits, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 @triton.jit
 def finish(acc, pixel, real_pixel, first, count, sums, words, out, shortcut, scale, bias, gamma, slope, zeta, threshold,
            flip, OUTPUTS: tl.constexpr, REPLICAS: tl.constexpr, ACT: tl.constexpr, ELEMENT: tl.constexpr,
-           BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+           BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, out_inverse=None, out_zero=None):
     """Everything behind the accumulators `first` ... `first + count` of OUTPUTS; see `launch.Results` for the pointers.
 
     Words are whole: `first`, and OUTPUTS where there are replicas, are multiples of 32 (`launch.words_fit`).
@@ -96,7 +116,7 @@ def finish(acc, pixel, real_pixel, first, count, sums, words, out, shortcut, sca
             start = replica * OUTPUTS + first
             if scale is not None:
                 bits = float_bits(acc, pixel, real_pixel, start + lane, lane < count, scale, bias, shortcut, gamma, slope,
-                                  zeta, threshold, out, REPLICAS * OUTPUTS, ACT, ELEMENT)
+                                  zeta, threshold, out, out_inverse, out_zero, REPLICAS * OUTPUTS, ACT, ELEMENT)
             else:
                 bits = sign_bits(acc, start + lane, lane < count, threshold, flip)
             if words is not None:
@@ -106,13 +126,22 @@ def finish(acc, pixel, real_pixel, first, count, sums, words, out, shortcut, sca
                          mask=real_pixel[:, None] & (word * 32 < count)[None, :])
 
 
-@triton.jit(do_not_specialize=['pixels'])
-def finish_apart(sums, words, out, shortcut, scale, bias, gamma, slope, zeta, threshold, flip, pixels,
-                 OUTPUTS: tl.constexpr, REPLICAS: tl.constexpr, OUT_GROUPS: tl.constexpr, ACT: tl.constexpr,
+@triton.jit(do_not_specialize=['pixels', 'height', 'width', 'out_height', 'out_width'])
+def finish_apart(out_inverse, out_zero, sums, words, out, shortcut, scale, bias, gamma, slope, zeta, threshold, flip, pixels,
+                 height, width, out_height, out_width, OUTPUTS: tl.constexpr, REPLICAS: tl.constexpr,
+                 OUT_GROUPS: tl.constexpr, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, STRIDE_H: tl.constexpr,
+                 STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr, ACT: tl.constexpr,
                  ELEMENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """`finish` from stored sums [pixels, OUTPUTS], for channels whose words do not lie in one tile of a convolution."""
+    """`finish` from the largest of stored sums, BLOCK_M pixels behind a pooling and BLOCK_N bits of their words.
+
+    Also for channels whose words do not lie in one tile of a convolution: the windows are then 1 x 1.
+
+    Args:
+        sums: int32 or float32 [images, height, width, OUTPUTS]; what is outside does not count.
+    """
     PER_GROUP: tl.constexpr = REPLICAS * OUTPUTS // OUT_GROUPS
     WORDS: tl.constexpr = (PER_GROUP + 31) // 32
+    LEAST: tl.constexpr = -2**31 if sums.dtype.element_ty == tl.int32 else float('-inf')
     tiles = tl.cdiv(OUT_GROUPS * WORDS * 32, BLOCK_N)
     pixel = tl.program_id(0) // tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     start = tl.program_id(0) % tiles * BLOCK_N
@@ -121,16 +150,24 @@ def finish_apart(sums, words, out, shortcut, scale, bias, gamma, slope, zeta, th
     channel = group * PER_GROUP + within
     real_channel = (within < PER_GROUP) & (group < OUT_GROUPS)
     real_pixel = pixel < pixels
-    acc = tl.load(sums + pixel.to(tl.int64)[:, None] * OUTPUTS + (channel % OUTPUTS)[None, :],
-                  mask=real_pixel[:, None] & real_channel[None, :], other=0)
+    image, row, column = pixel_of(pixel, out_height, out_width)
+    acc = tl.full((BLOCK_M, BLOCK_N), LEAST, sums.dtype.element_ty)
+    for tap in range(WINDOW_H * WINDOW_W):
+        y, x = row * STRIDE_H - PADDING_H + tap // WINDOW_W, column * STRIDE_W - PADDING_W + tap % WINDOW_W
+        inside = real_pixel & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        source = (image.to(tl.int64) * height + y) * width + x
+        value = tl.load(sums + source[:, None] * OUTPUTS + (channel % OUTPUTS)[None, :],
+                        mask=inside[:, None] & real_channel[None, :], other=LEAST)
+        acc = tl.maximum(acc, value, propagate_nan=tl.PropagateNan.ALL)
     if scale is not None:
         bits = float_bits(acc, pixel, real_pixel, channel, real_channel, scale, bias, shortcut, gamma, slope, zeta, threshold,
-                          out, REPLICAS * OUTPUTS, ACT, ELEMENT)
+                          out, out_inverse, out_zero, REPLICAS * OUTPUTS, ACT, ELEMENT)
     else:
         bits = sign_bits(acc, channel, real_channel, threshold, flip)
-    word = start // 32 + tl.arange(0, BLOCK_N // 32)
-    tl.store(words + pixel.to(tl.int64)[:, None] * (OUT_GROUPS * WORDS) + word[None, :], packed(bits, BLOCK_M, BLOCK_N),
-             mask=real_pixel[:, None] & (word < OUT_GROUPS * WORDS)[None, :])
+    if words is not None:
+        word = start // 32 + tl.arange(0, BLOCK_N // 32)
+        tl.store(words + pixel.to(tl.int64)[:, None] * (OUT_GROUPS * WORDS) + word[None, :], packed(bits, BLOCK_M, BLOCK_N),
+                 mask=real_pixel[:, None] & (word < OUT_GROUPS * WORDS)[None, :])
 
 
 @triton.jit

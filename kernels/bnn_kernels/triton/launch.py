@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial, wraps
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..epilogue import Epilogue
-from ..geometry import Conv2dGeometry, Pair
+from ..geometry import Conv2dGeometry, Pool2dGeometry
 from ..layout import words_per_group
 from . import epilogue as epilogues
 from . import pack
@@ -24,7 +25,10 @@ ELEMENTS = {
     torch.float32: tl.float32,
     torch.float16: tl.float16,
     torch.bfloat16: tl.int16 if INTERPRETED else tl.bfloat16,  # see epilogue.py
+    torch.uint8: tl.uint8,
+    torch.int8: tl.int8,
 }
+NO_CODING = None, None  # 1 / scale and zero point of a stream in eight bits
 
 
 def operator(plan: Callable[..., Callable]) -> Callable:
@@ -112,39 +116,42 @@ class Results(NamedTuple):
     flip: Tensor | None = None
 
 
-def convolution(kernel: Callable, name: str, x_words: Tensor, geometry: Conv2dGeometry, channels: int, out_groups: int = 1,
-                act: str = 'identity', dtype: torch.dtype = torch.float32) -> Callable[[Tensor, Tensor, Results], None]:
-    """What runs `kernel` for words like `x_words`: takes them, the packed weight and the results.
+def convolution(kernel: Callable, name: str, images: Sequence[int], device: torch.device, geometry: Conv2dGeometry,
+                channels: int, out_groups: int = 1, act: str = 'identity', dtype: torch.dtype = torch.float32,
+                window: Pool2dGeometry | None = None) -> Callable[..., None]:
+    """What runs `kernel` on images: takes its operands, the results, and in which eight bits the stream is stored.
 
     Args:
-        kernel, name: the kernel and its section in tables.toml. Words come as int8 where `name` is 'bitplane'.
+        kernel, name: the kernel and its section in tables.toml.
+        images: how many, height and width.
         channels: P, output channels behind the epilogue, which runs apart where words cross the tiles of the kernel.
+        window: of the sums, the largest is taken.
     """
-    batch, height, width, _ = x_words.shape
-    size = geometry.size((height, width))
-    count_pixels(x_words, size)
-    pixels = batch * size[0] * size[1]
+    batch, *image = images
+    size = geometry.size(image)
+    pixels = batch * prod(size)
+    limit(max(pixels, batch * prod(image)))
     if pixels == 0:
-        return lambda x_words, w_words, results: None
-    device, arch = x_words.device, architecture(x_words.device)
+        return lambda operands, results, coding=NO_CODING: None
+    arch = architecture(device)
     replicas = channels // geometry.outputs
     constants, options = _constants(name, arch, geometry, replicas, act, ELEMENTS[dtype])
-    tiles = geometry.groups * -(-geometry.group_outputs // constants['BLOCK_N'])
-    numbers = dict(pixels=pixels, height=height, width=width, out_height=size[0], out_width=size[1])
+    groups = 1 if constants['ONE_TERM'] else geometry.groups  # that a tile keeps to
+    tiles = groups * -(-geometry.outputs // groups // constants['BLOCK_N'])
+    numbers = dict(pixels=pixels, height=image[0], width=image[1], out_height=size[0], out_width=size[1])
     launch = Launch(kernel, tiles * -(-pixels // constants['BLOCK_M']), numbers | constants, **options)
-    fit = words_fit(geometry, replicas, out_groups)
-    finish = None if fit else _finish_apart(arch, pixels, geometry.outputs, replicas, channels, out_groups, act, dtype)
-    view = torch.int8 if name == 'bitplane' else torch.int32
+    fit = window is None and words_fit(groups, geometry.outputs, replicas, out_groups)
+    finish = None if fit else finishing(arch, (batch, *size), geometry.outputs, channels, out_groups, act, dtype,
+                                        window or Pool2dGeometry('max'))
 
-    def run(x_words: Tensor, w_words: Tensor, results: Results) -> None:
-        x_words, w_words = aligned(x_words).view(view), aligned(w_words).view(view)
+    def run(operands: tuple[Tensor, ...], results: Results, coding: tuple[Tensor | None, Tensor | None] = NO_CODING) -> None:
         with on(device):
-            if results.words is None or fit:
-                launch(x_words, w_words, *results)
+            if fit or (results.words is None and window is None):
+                launch(*operands, *results)
             else:
-                sums = x_words.new_empty((pixels, geometry.outputs), dtype=torch.int32)
-                launch(x_words, w_words, *Results(sums=sums))
-                finish(sums, *results[1:])
+                sums = operands[0].new_empty((pixels, geometry.outputs), dtype=torch.int32)
+                launch(*operands, *Results(sums=sums))
+                finish(*coding, sums, *results[1:])
     return run
 
 
@@ -176,15 +183,10 @@ def block_call(x_words: Tensor, geometry: Conv2dGeometry, epilogue: Epilogue, dt
     return call
 
 
-def count_pixels(x_words: Tensor, size: Pair) -> None:
-    """Raises ValueError where the pixels of the input, or of the output, are too many to be counted in int32."""
-    limit(max(x_words.shape[0] * size[0] * size[1], x_words.shape[:3].numel()))
-
-
-def words_fit(geometry: Conv2dGeometry, replicas: int, out_groups: int) -> bool:
+def words_fit(groups: int, outputs: int, replicas: int, out_groups: int) -> bool:
     """Whether every word of the result lies in one tile of a kernel: no word crosses a group or a replica."""
-    whole = (geometry.groups == 1 or geometry.group_outputs % 32 == 0) and (replicas == 1 or geometry.outputs % 32 == 0)
-    return whole and (out_groups == 1 or geometry.outputs * replicas // out_groups % 32 == 0)
+    whole = (groups == 1 or outputs // groups % 32 == 0) and (replicas == 1 or outputs % 32 == 0)
+    return whole and (out_groups == 1 or outputs * replicas // out_groups % 32 == 0)
 
 
 def packing(x: Tensor, threshold: Tensor | None, groups: int) -> Callable[[Tensor, Tensor | None], Tensor]:
@@ -221,11 +223,10 @@ def _constants(name: str, arch: str, geometry: Conv2dGeometry, replicas: int, ac
     tiles, options = split(tile(name, arch, geometry.group_outputs))
     if name == 'bitplane':
         tiles['ASM'] = arch.startswith('sm_')
-    pairs = {f'{field.upper()}_{axis}': getattr(geometry, field)[place]
-             for field in ('kernel', 'stride', 'padding', 'dilation') for place, axis in enumerate('HW')}
-    return dict(CHANNELS=geometry.group_channels, OUTPUTS=geometry.outputs, GROUPS=geometry.groups, **pairs,
-                PAD_VALUE=geometry.pad_value, TRANSPOSED=geometry.transposed, REPLICAS=replicas, ACT=act, ELEMENT=element,
-                **tiles), dict(options, enable_fp_fusion=False)
+    return dict(CHANNELS=geometry.group_channels, OUTPUTS=geometry.outputs, GROUPS=geometry.groups,
+                **axes(geometry, 'kernel', 'stride', 'padding', 'dilation'), PAD_VALUE=geometry.pad_value,
+                TRANSPOSED=geometry.transposed, ONE_TERM=name == 'int8' and geometry.group_channels == 1 < geometry.groups,
+                REPLICAS=replicas, ACT=act, ELEMENT=element, **tiles), dict(options, enable_fp_fusion=False)
 
 
 def split(tiles: dict[str, int]) -> tuple[dict, dict]:
@@ -234,12 +235,25 @@ def split(tiles: dict[str, int]) -> tuple[dict, dict]:
             {name: value for name, value in tiles.items() if not name.isupper()})
 
 
-def _finish_apart(arch: str, pixels: int, outputs: int, replicas: int, channels: int, out_groups: int, act: str,
-                  dtype: torch.dtype) -> Launch:
+def finishing(arch: str, images: Sequence[int], outputs: int, channels: int, out_groups: int, act: str, dtype: torch.dtype,
+              window: Pool2dGeometry) -> Launch:
+    """`finish_apart` of sums: how many images, height and width."""
+    batch, height, width = images
+    out_height, out_width = window.shape((1, 1, height, width))[2:]
+    pixels = batch * out_height * out_width
+    limit(max(pixels, batch * height * width))
     tiles, options = split(tile('finish', arch, outputs))
-    programs = -(-pixels // tiles['BLOCK_M']) * -(-out_groups * -(-channels // out_groups // 32) * 32 // tiles['BLOCK_N'])
-    numbers = dict(pixels=pixels, OUTPUTS=outputs, REPLICAS=replicas, OUT_GROUPS=out_groups, ACT=act, ELEMENT=ELEMENTS[dtype])
+    programs = -(-pixels // tiles['BLOCK_M']) * -(-out_groups * words_per_group(channels, out_groups) * 32 // tiles['BLOCK_N'])
+    numbers = dict(pixels=pixels, height=height, width=width, out_height=out_height, out_width=out_width, OUTPUTS=outputs,
+                   REPLICAS=channels // outputs, OUT_GROUPS=out_groups, **axes(window, 'window', 'stride', 'padding'), ACT=act,
+                   ELEMENT=ELEMENTS[dtype])
     return Launch(epilogues.finish_apart, programs, numbers | tiles, **options, enable_fp_fusion=False)
+
+
+def axes(geometry: Conv2dGeometry | Pool2dGeometry, *fields: str) -> dict[str, int]:
+    """Pairs of a geometry by the names that kernels have for both numbers."""
+    return {f'{field.upper()}_{axis}': getattr(geometry, field)[place]
+            for field in fields for place, axis in enumerate('HW')}
 
 
 def bits(value: Any) -> Any:
