@@ -105,7 +105,7 @@ void fuse(const Fused& f, const Sum* tile, int64_t stride, int64_t pixel, int64_
     if constexpr (DTYPE != UINT8) each([&](int v) { x[v] = store<S, DTYPE>(stream, to + v * S::lanes, x[v]); });
     else if (stream) each([&](int v) { codes.store(stream, to + v * S::lanes, x[v]); });
     if (!word) continue;
-    if constexpr (S::lanes == 16) {  // half a word per vector, from the mask register to memory
+    if constexpr (S::lanes == 16 && VECTORS > 1) {  // half a word per vector, from the mask register to memory
       each([&](int v) {
         const uint16_t half = static_cast<uint16_t>(S::mask_ge(x[v], threshold[v]));
         std::memcpy(reinterpret_cast<char*>(word) + v * sizeof(half), &half, sizeof(half));
@@ -119,6 +119,15 @@ void fuse(const Fused& f, const Sum* tile, int64_t stride, int64_t pixel, int64_
   }
 }
 
+// Less than a word of channels, as wide as it goes.
+template <class S, int64_t ACT, int64_t DTYPE, int64_t SHORTCUT, class Sum>
+void fuse_rest(const Fused& f, const Sum* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int64_t count,
+               int bit) {
+  for (; count >= S::lanes; tile += S::lanes, channel += S::lanes, count -= S::lanes, bit += S::lanes)
+    fuse<S, 1, ACT, DTYPE, SHORTCUT>(f, tile, stride, pixel, pixels, channel, bit);
+  if constexpr (S::lanes > 1) fuse_rest<typename S::Rest, ACT, DTYPE, SHORTCUT>(f, tile, stride, pixel, pixels, channel, count, bit);
+}
+
 template <class S, int64_t ACT, int64_t DTYPE, int64_t SHORTCUT, class Sum>
 void fuse_all(const Fused& f, const Sum* tile, int64_t stride, int64_t pixel, int64_t pixels, int64_t channel, int64_t count) {
   int64_t i = 0;
@@ -127,8 +136,7 @@ void fuse_all(const Fused& f, const Sum* tile, int64_t stride, int64_t pixel, in
       fuse<S, 2 * WORD_BITS / S::lanes, ACT, DTYPE, SHORTCUT>(f, tile + i, stride, pixel, pixels, channel + i, 0);
   for (; i + WORD_BITS <= count; i += WORD_BITS)
     fuse<S, WORD_BITS / S::lanes, ACT, DTYPE, SHORTCUT>(f, tile + i, stride, pixel, pixels, channel + i, 0);
-  for (int bit = 0; i < count; i++, bit++)
-    fuse<Scalar, 1, ACT, DTYPE, SHORTCUT>(f, tile + i, stride, pixel, pixels, channel + i, bit);
+  fuse_rest<S, ACT, DTYPE, SHORTCUT>(f, tile + i, stride, pixel, pixels, channel + i, count - i, 0);
 }
 
 template <class S, int64_t ACT, int64_t DTYPE>

@@ -5,10 +5,13 @@
 
 #include <cstdint>
 
+#include "simd_portable.hpp"
+
 namespace bnn {
 namespace {
 
 struct Avx2 {
+  using Rest = Portable;  // for fewer numbers
   static constexpr int lanes = 8;
   static constexpr int pixels = 6, panels = 1;  // of a tile of the downsample
   using Float = __m256;

@@ -5,10 +5,13 @@
 
 #include <cstdint>
 
+#include "simd_avx2.hpp"
+
 namespace bnn {
 namespace {
 
 struct Avx512 {
+  using Rest = Avx2;  // for fewer numbers
   static constexpr int lanes = 16;
   static constexpr int pixels = 6, panels = 4;
   using Float = __m512;

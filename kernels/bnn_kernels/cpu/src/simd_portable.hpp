@@ -77,6 +77,7 @@ struct Scalar {
 
 // 128-bit vectors of GCC and clang: SSE2, NEON, or whatever the target has.
 struct Portable {
+  using Rest = Scalar;  // for fewer numbers
   static constexpr int lanes = 4;
   static constexpr int pixels = 2, panels = 1;  // of a tile of the downsample
   typedef float Float __attribute__((vector_size(16)));
