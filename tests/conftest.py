@@ -32,6 +32,13 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=['engine', 'torch'])
+def rules(request, monkeypatch):
+    """Rules on lists of tensors run in the engine, if it is there, and by torch's operators."""
+    if request.param == 'torch':
+        monkeypatch.setattr('bnn_kernels.updates.available', lambda: False)
+
+
 def global_instances() -> list[type]:
     """Classes of mmengine whose instances a Runner leaves behind, to be found by their names."""
     kinds = []

@@ -15,8 +15,8 @@ from torch import nn
 
 from bnn_plugins.analysis.machine import machine_facts
 from bnn_plugins.binarize import TrainingUpdates, sign
-from bnn_plugins.engine import Bop, adaptive_clip_grad_
-from bnn_plugins.engine.clipping import factors, unit_norm
+from bnn_plugins.engine import Bop
+from bnn_plugins.engine.clipping import AdaptiveClipping, factors, unit_norm
 from bnn_plugins.layers import BinaryLinear
 
 RESULTS = Path(__file__).parent / 'results/updates.csv'
@@ -62,7 +62,7 @@ def cases(layers: int) -> dict[str, tuple[Callable, Callable]]:
     parameters = list(model.parameters())
     for p in parameters:
         p.grad = torch.randn_like(p)
-    found['adaptive gradient clipping'] = (lambda: clip_one_by_one(model), lambda: adaptive_clip_grad_(parameters))
+    found['adaptive gradient clipping'] = (lambda: clip_one_by_one(model), AdaptiveClipping(parameters))
     optimizer = Bop([dict(params=parameters, latent=True)])
     momenta = [torch.zeros_like(p) for p in parameters]
     found['Bop'] = (lambda: flip_one_by_one(model, momenta), optimizer.step)

@@ -8,12 +8,22 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
+from bnn_kernels.updates import Tensors, clip_
+
 from .weights import WeightBinarizer
 
 
 def gathered(weight: Tensor) -> Tensor:
     """The whole weight, where torch's ``fully_shard`` has spread it over processes; by all of them together."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def latents(modules: list[Any], name: str) -> Callable[[], list[Tensor]]:
+    """A function: this attribute of all modules now, their weight or a view of it."""
+    if all(getattr(module, name) is module.weight for module in modules):
+        parameters = [module._parameters for module in modules]  # where nn.Module looks for an attribute last
+        return lambda: [found['weight'] for found in parameters]
+    return lambda: [getattr(module, name) for module in modules]
 
 
 class TrainingUpdates:
@@ -32,23 +42,26 @@ class TrainingUpdates:
     def __init__(self, model: nn.Module):
         self.model = model
         self.scheduled: list[Callable[[float], None]] = []
-        self.clipped: dict[float, list[Any]] = defaultdict(list)
-        self.after_steps: dict[type[WeightBinarizer], list[tuple[WeightBinarizer, Any]]] = defaultdict(list)
         self.epochs: list[tuple[WeightBinarizer, Any]] = []
+        clipped: dict[float, list[Any]] = defaultdict(list)
+        counted: dict[type[WeightBinarizer], list[Any]] = defaultdict(list)
         module: Any
         for module in model.modules():
             if hasattr(module, 'set_progress'):
                 self.scheduled.append(module.set_progress)
             if (limit := getattr(module, 'latent_clip', None)) is not None:
-                self.clipped[limit].append(module)
+                clipped[limit].append(module)
             binarizer = getattr(module, 'weight_binarizer', None)
             if binarizer is None:
                 continue
             kind: type[WeightBinarizer] = type(binarizer)
             if kind.after_step is not WeightBinarizer.after_step:
-                self.after_steps[kind].append((binarizer, module))
+                counted[kind].append(module)
             if kind.start_epoch is not WeightBinarizer.start_epoch:
                 self.epochs.append((binarizer, module))
+        self.clipped = [(limit, latents(modules, 'weight'), Tensors()) for limit, modules in clipped.items()]
+        self.after_steps = [(kind.after_steps([module.weight_binarizer for module in modules]), latents(modules, 'filters'))
+                            for kind, modules in counted.items()]
 
     def __bool__(self) -> bool:
         return bool(self.scheduled or self.clipped or self.after_steps or self.epochs)
@@ -63,8 +76,11 @@ class TrainingUpdates:
     @torch.no_grad()
     def clip_latents(self) -> None:
         """See :func:`clip_latents_`."""
-        for limit, modules in self.clipped.items():
-            weights = [module._parameters['weight'] for module in modules]  # nn.Module looks for an attribute there last
+        for limit, weights_now, places in self.clipped:
+            weights = weights_now()
+            if places.update(weights):
+                clip_(places, limit)
+                continue
             torch._foreach_clamp_min_(weights, -limit)  # pyright: ignore[reportPrivateImportUsage]
             torch._foreach_clamp_max_(weights, limit)  # pyright: ignore[reportPrivateImportUsage]
 
@@ -72,8 +88,9 @@ class TrainingUpdates:
         """See :func:`after_step_`."""
         if clip:
             self.clip_latents()
-        for kind, found in self.after_steps.items():
-            kind.after_steps([binarizer for binarizer, _ in found], [gathered(module.filters) for _, module in found])
+        for update, weights_now in self.after_steps:
+            weights = weights_now()
+            update([gathered(weight) for weight in weights] if DTensor in map(type, weights) else weights)
 
     def start_epoch(self) -> None:
         """See :func:`start_epoch_`. Several processes share the work, each takes every n-th layer."""

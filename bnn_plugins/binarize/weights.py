@@ -7,7 +7,7 @@ exact. Below, ``g = dL/dW_b`` and ``dW`` is the gradient that the latent weight 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from bnn_kernels.updates import Tensors, count_flips_
 
 from .activations import round_ste
 from .bunches import bunches, flat, memory, shapes, units
@@ -65,10 +67,12 @@ class WeightBinarizer(nn.Module):
         """Called with the whole weight after each optimizer step, see :func:`bnn_plugins.binarize.after_step_`."""
 
     @classmethod
-    def after_steps(cls, binarizers: Sequence['WeightBinarizer'], weights: Sequence[Tensor]) -> None:
-        """:meth:`after_step` of several binarizers of this class."""
-        for binarizer, weight in zip(binarizers, weights, strict=True):
-            binarizer.after_step(weight)
+    def after_steps(cls, binarizers: Sequence['WeightBinarizer']) -> Callable[[Sequence[Tensor]], None]:
+        """:meth:`after_step` of several binarizers of this class, as a function of their weights."""
+        def update(weights: Sequence[Tensor]) -> None:
+            for binarizer, weight in zip(binarizers, weights, strict=True):
+                binarizer.after_step(weight)
+        return update
 
     def start_epoch(self, weight: Tensor) -> None:
         """Called with the whole weight before each epoch, see :func:`bnn_plugins.binarize.start_epoch_`. It may change
@@ -403,24 +407,36 @@ class ReBNNWeight(WeightBinarizer):
         self.register_buffer('last', torch.zeros(out_channels, fan_in, dtype=torch.int8))
 
     def after_step(self, weight: Tensor) -> None:
-        self.after_steps([self], [weight])
+        self.after_steps([self])([weight])
 
     @classmethod
-    @torch.no_grad()
-    def after_steps(cls, binarizers: Sequence['ReBNNWeight'], weights: Sequence[Tensor]) -> None:
-        for part, sizes in bunches(shapes(weights)):  # buffers by their dict: nn.Module looks for an attribute there last
-            kept: list[Any] = [binarizer._buffers['last'] for binarizer in binarizers[part]]
-            flips: list[Any] = [binarizer._buffers['flips'] for binarizer in binarizers[part]]
-            filters = units(sizes, flips[0].device, flips[0].dtype)
-            last, parts = memory(shapes(kept), kept[0].device, kept[0].dtype)
-            signs = sign(flat(weights[part])).to(last.dtype)
-            filters.values.copy_(filters.reduce((signs == -flat(kept)).to(flips[0].dtype), 'mean'))
-            last.copy_(signs)
-            torch._foreach_copy_(flips, filters.vectors)  # pyright: ignore[reportPrivateImportUsage, reportArgumentType]
-            torch._foreach_copy_(kept, parts)  # pyright: ignore[reportPrivateImportUsage]
+    def after_steps(cls, binarizers: Sequence['ReBNNWeight']) -> Callable[[Sequence[Tensor]], None]:
+        lists = filters, last, shares = Tensors(), Tensors(torch.int8), Tensors()
+        buffers = [binarizer._buffers for binarizer in binarizers]  # where nn.Module looks for an attribute last
+
+        @torch.no_grad()
+        def update(weights: Sequence[Tensor]) -> None:
+            now: Any = weights, [found['last'] for found in buffers], [found['flips'] for found in buffers]
+            if all(places.update(tensors) for places, tensors in zip(lists, now, strict=True)):
+                count_flips_(filters, last, shares)
+            else:
+                count_flips(*now)
+        return update
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return _Resilient.apply(weight, self.alpha.abs(), self.flips, self.parts)
+
+
+def count_flips(weights: Sequence[Tensor], kept: Sequence[Tensor], shares: Sequence[Tensor]) -> None:
+    """:func:`bnn_kernels.updates.count_flips_`, by torch's operators: on any device, in any dtype."""
+    for part, sizes in bunches(shapes(weights)):
+        filters = units(sizes, shares[0].device, shares[0].dtype)
+        last, parts = memory(shapes(kept[part]), kept[0].device, kept[0].dtype)
+        signs = sign(flat(weights[part])).to(last.dtype)
+        filters.values.copy_(filters.reduce((signs == -flat(kept[part])).to(shares[0].dtype), 'mean'))
+        last.copy_(signs)
+        torch._foreach_copy_(shares[part], filters.vectors)  # pyright: ignore[reportPrivateImportUsage, reportArgumentType]
+        torch._foreach_copy_(kept[part], parts)  # pyright: ignore[reportPrivateImportUsage, reportArgumentType]
 
 
 class BNextWeight(WeightBinarizer):

@@ -1,8 +1,12 @@
 """Bop: an optimizer of weights that are -1 and +1 themselves."""
 
+from operator import is_
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from bnn_kernels.updates import Tensors, flip_
 
 from ..binarize import sign
 from ..binarize.bunches import Shapes, bunches, flat, memory, shapes, split_as
@@ -44,6 +48,7 @@ class Bop(torch.optim.Adam):
             for weight, _ in self._binary():
                 weight.copy_(sign(weight))
         self._binary_now, self._joined = False, {}
+        self._kept: dict[int, Kept] = {}
 
     def _binary(self) -> list[tuple[Tensor, dict]]:
         return [(weight, group) for group in self.param_groups if group.get('latent') for weight in group['params']]
@@ -55,10 +60,9 @@ class Bop(torch.optim.Adam):
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
-        for group in groups:
-            weights = [weight for weight in group['params'] if group.get('latent') and weight.grad is not None]
-            if weights:
-                self._flip(weights, group)
+        for index, group in enumerate(groups):
+            if group.get('latent'):
+                self._flip(group, self._kept.setdefault(index, Kept()))
         self.param_groups = [group for group in groups if not group.get('latent')]
         try:
             super().step()
@@ -66,15 +70,23 @@ class Bop(torch.optim.Adam):
             self.param_groups = groups
         return loss
 
-    def _flip(self, weights: list[Tensor], group: dict) -> None:
+    def _flip(self, group: dict, kept: 'Kept') -> None:
         if not self._binary_now:  # a checkpoint may have been loaded since
             self._binary_now = True
             for weight, _ in self._binary():
                 weight.copy_(sign(weight))
-        for weight in [weight for weight in weights if isinstance(weight, DTensor)]:
-            momentum = self._state(weight)['momentum'].lerp_(weight.grad, group['gamma'])
-            weight.mul_(1 - 2 * (weight * momentum > group['threshold']).to(weight.dtype))
-        weights = [weight for weight in weights if not isinstance(weight, DTensor)]
+        weights, gradients = group['params'], [weight.grad for weight in group['params']]
+        if any(gradient is None for gradient in gradients) or DTensor in map(type, gradients):
+            for weight in [weight for weight in weights if isinstance(weight.grad, DTensor)]:
+                momentum = self._state(weight)['momentum'].lerp_(weight.grad, group['gamma'])
+                weight.mul_(1 - 2 * (weight * momentum > group['threshold']).to(weight.dtype))
+            weights = [weight for weight in weights if not isinstance(weight.grad, DTensor | None)]
+            gradients = [weight.grad for weight in weights]
+        if kept.state is not self.state or len(kept.states) != len(weights) or not all(map(is_, weights, kept.weights)):
+            kept.state, kept.weights, kept.states = self.state, weights, [self._state(weight) for weight in weights]
+        momenta = [state['momentum'] for state in kept.states]
+        if kept.places[0].update(weights) and kept.places[1].update(gradients, moving=True) and kept.places[2].update(momenta):
+            return flip_(*kept.places, group['gamma'], group['threshold'])
         for part, sizes in bunches(shapes(weights)):
             momentum = self._momentum(weights[part], sizes)
             momentum.lerp_(flat([weight.grad for weight in weights[part]]), group['gamma'])
@@ -99,3 +111,13 @@ class Bop(torch.optim.Adam):
                 state['momentum'] = part
             self._joined[weights[0]] = joined, parts
         return joined
+
+
+class Kept:
+    """Of a group, between steps: the states of its weights, and where weights, gradients and momenta are."""
+
+    def __init__(self):
+        self.state: dict | None = None  # of the optimizer; a checkpoint brings another one
+        self.weights: list[Tensor] = []
+        self.states: list[dict] = []
+        self.places = Tensors(), Tensors(), Tensors()

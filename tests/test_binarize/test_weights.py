@@ -257,7 +257,7 @@ def test_unknown_scale():
 class TestReBNN:
     """The flip ratio is that of the last optimizer step, counted filter by filter."""
 
-    def test_flips_are_counted(self):
+    def test_flips_are_counted(self, rules):
         binarizer = build_method('rebnn').weight(layer(3, 4))
         w = torch.tensor([[1.0, -1, 2, 0], [1, 1, 1, 1], [-1, -1, 0.5, -0.5]])
         assert binarizer.flips.tolist() == [0, 0, 0]

@@ -20,7 +20,7 @@ def wrapper(model, **kwargs):
                                            optimizer=dict(type='bnn_plugins.Bop', **kwargs)))
 
 
-def test_algorithm():
+def test_algorithm(rules):
     """m = (1 - gamma) m + gamma g; flip where |m| > threshold and sign(m) = sign(w)."""
     weight = nn.Parameter(torch.randn(4, 6))
     optimizer = Bop([dict(params=[weight], latent=True)], threshold=0.02, gamma=0.3)
@@ -94,6 +94,7 @@ def test_resume():
     saved = copy.deepcopy([model.state_dict(), optim.state_dict()])
     steps(model, optim, range(3, 6))
     again, optim2 = build()
+    steps(again, optim2, [9])  # what it keeps of its own state is gone with the state
     again.load_state_dict(saved[0])
     optim2.load_state_dict(saved[1])
     steps(again, optim2, range(3, 6))

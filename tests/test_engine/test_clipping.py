@@ -12,7 +12,7 @@ from .test_hooks import Model, runner
 
 
 @pytest.mark.parametrize('shape', [(5, 4, 3, 3), (6, 7), (8,), ()])
-def test_formula(shape):
+def test_formula(shape, rules):
     weight = nn.Parameter(torch.randn(shape))
     if len(shape) > 1:
         weight.data[0] = 0  # a unit below eps

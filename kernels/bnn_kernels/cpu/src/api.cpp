@@ -14,6 +14,7 @@
 #include "products.hpp"
 #include "sequence.hpp"
 #include "training.hpp"
+#include "updates.hpp"
 
 #define BNN_API extern "C" __attribute__((visibility("default")))
 
@@ -56,7 +57,7 @@ class Stopwatch {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 15; }
+BNN_API int64_t bnn_version() { return 16; }
 
 // "Name:<bytes> field:<offset> ..." of a struct that Python fills in, empty for another name; valid until the thread asks again.
 BNN_API const char* bnn_struct_layout(const char* name) {
@@ -137,6 +138,27 @@ BNN_TRAINING(norm_backward, NormBackward)
 BNN_TRAINING(sign_backward, SignBackward)
 BNN_TRAINING(unpack_signs, Signs2Float)
 BNN_TRAINING(sign_products, SignProducts)
+
+// What follows the backward pass, for lists of tensors.
+BNN_API const char* bnn_clip(int64_t threads, int64_t count, const int64_t* units, const int64_t* lengths, float* const* x,
+                             double limit) {
+  return guarded([&] { bnn::clip({threads, count, units, lengths}, x, limit); });
+}
+
+BNN_API const char* bnn_count_flips(int64_t threads, int64_t count, const int64_t* units, const int64_t* lengths,
+                                    const float* const* x, int8_t* const* last, float* const* shares) {
+  return guarded([&] { bnn::count_flips({threads, count, units, lengths}, x, last, shares); });
+}
+
+BNN_API const char* bnn_flip(int64_t threads, int64_t count, const int64_t* units, const int64_t* lengths, float* const* x,
+                             const float* const* grad, float* const* momentum, double gamma, double threshold) {
+  return guarded([&] { bnn::flip({threads, count, units, lengths}, x, grad, momentum, gamma, threshold); });
+}
+
+BNN_API const char* bnn_clip_units(int64_t threads, int64_t count, const int64_t* units, const int64_t* lengths,
+                                   const float* const* x, float* const* grad, double ratio, double eps) {
+  return guarded([&] { bnn::clip_units({threads, count, units, lengths}, x, grad, ratio, eps); });
+}
 
 // Multiply-accumulates per second of one core, 1-bit and float32; 0 where the instruction set has no measurement.
 BNN_API void bnn_ceilings(int64_t isa, double* rates) {
