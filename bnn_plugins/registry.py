@@ -22,8 +22,9 @@ SCOPE = 'bnn_plugins'
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=[
     'bnn_plugins.models', 'bnn_plugins.integrations.mmengine',
-    *([f'bnn_plugins.integrations.mmdet.{name}_detector' for name in ('clip', 'distilled')] if find_spec('mmdet') else [])])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['bnn_plugins.engine'])
+    *(['bnn_plugins.integrations.mmdet.clip_detector'] if find_spec('mmdet') else [])])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=[
+    'bnn_plugins.engine', *(['bnn_plugins.integrations.mmdet.teacher_hook'] if find_spec('mmdet') else [])])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry('optimizer wrapper constructor', parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, scope=SCOPE,
                                       locations=['bnn_plugins.engine'])
 OPTIMIZERS = Registry('optimizer', parent=MMENGINE_OPTIMIZERS, scope=SCOPE, locations=['bnn_plugins.engine'])

@@ -1,6 +1,6 @@
-"""Train, evaluate, pack and evaluate again: a grid of detector configs and seeds, one CSV row per run.
+"""Train, evaluate, pack and evaluate again: grids of detector configs, recipes and seeds, one CSV row per run.
 
-Finished trainings are not repeated, interrupted ones resume. ``python -m benchmarks.detection.run --help``.
+Finished trainings are not repeated, interrupted ones resume: ``python -m benchmarks.detection.run raccoon --threads 1``.
 """
 
 import argparse
@@ -12,11 +12,12 @@ import torch
 
 from bnn_plugins.analysis import processor
 from bnn_plugins.integrations.mmengine import pack_checkpoint
-from bnn_plugins.integrations.mmengine.run import load_config, test, train
+from bnn_plugins.integrations.mmengine.run import latest_checkpoint, load_config, test, train
 
 from ..rows import write_row
+from .grids import GRIDS, Entry
 
-CONFIGS = ('configs/detection/retinanet_bnn-r18_fpn_bccd.py', 'configs/detection/retinanet_r18_fpn_bccd.py')
+ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / 'results'
 
 
@@ -25,6 +26,7 @@ class Row:
     """One run.
 
     Attributes:
+        config, recipes: names of files in ``configs/detection`` and ``configs/_base_/recipes``.
         val_map50, test_map50: of the last checkpoint, in [0, 1]; no checkpoint was selected on either split.
         packed_map50: of the packed file on the test split; '' for a float model.
         bytes_float, bytes_packed: of all parameters and buffers; of the file.
@@ -32,6 +34,7 @@ class Row:
     """
 
     config: str
+    recipes: str
     method: str
     seed: int
     epochs: int
@@ -53,47 +56,86 @@ def map50(metrics: dict[str, float]) -> float:
     return metrics['pascal_voc/mAP'] if 'pascal_voc/mAP' in metrics else metrics['coco/bbox_mAP_50']
 
 
-def run(config: str, seed: int, work_dir: Path, threads: int, epochs: int | None = None) -> Row:
-    """Train (or resume, or skip) and evaluate one config with one seed; ``epochs``: another length than the config's."""
+def scheduled(cfg, epochs: int) -> dict:
+    """Options that make the training, with all of its steps, ``epochs`` long."""
+    steps = cfg.get('steps') or ()
+    prefixes = [f'steps.{number}.' for number in range(len(steps))] or ['']
+    options = {}
+    for number, prefix in enumerate(prefixes):
+        length = epochs // len(prefixes) + (number < epochs % len(prefixes))
+        options |= {f'{prefix}train_cfg.max_epochs': length, f'{prefix}train_cfg.val_interval': length,
+                    f'{prefix}param_scheduler.1.T_max': length}
+    return options
+
+
+def write_config(entry: Entry, seed: int, epochs: int | None, work_dir: Path) -> Path:
+    """A config of the recipes on top of the entry's, with the float detector of the same seed as ``float_twin``."""
+    bases = [f'configs/detection/{entry.config}.py', *(f'configs/_base_/recipes/{name}.py' for name in entry.recipes)]
+    text = f'_base_ = {[str(ROOT / base) for base in bases]}\n'
+    if entry.twin:
+        checkpoint = Path(latest_checkpoint(folder(work_dir, Entry(entry.twin), seed, epochs))).resolve()
+        text += f"float_twin = dict(config='{ROOT}/configs/detection/{entry.twin}.py', checkpoint={str(checkpoint)!r})\n"
+    path = folder(work_dir, entry, seed, epochs) / 'config.py'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def folder(work_dir: Path, entry: Entry, seed: int, epochs: int | None) -> Path:
+    return work_dir / '-'.join([entry.config, *entry.recipes, *([str(epochs)] if epochs else []), str(seed)])
+
+
+def run(entry: Entry, seed: int, work_dir: Path, threads: int, epochs: int | None = None) -> Row:
+    """Train (or resume, or skip) and evaluate one entry with one seed; ``epochs``: another length than the config's."""
     torch.set_num_threads(threads)
+    config = str(write_config(entry, seed, epochs, work_dir))
+    work_dir = folder(work_dir, entry, seed, epochs)
     options = {'randomness.seed': seed}
-    if epochs is not None:
-        options |= {'train_cfg.max_epochs': epochs, 'param_scheduler.1.T_max': epochs}
-    cfg = load_config(config, str(work_dir), options)
-    epochs = cfg.train_cfg.max_epochs
-    checkpoint = work_dir / f'epoch_{epochs}.pth'
-    if not checkpoint.exists():
+    length = epochs * entry.times if epochs else None
+    if length:
+        options |= scheduled(load_config(config), length)
+    cfg = load_config(config, cfg_options=options)
+    folders = [work_dir / f'step{number + 1}' for number in range(len(cfg.get('steps') or ()))] or [work_dir]
+    lengths = [step.train_cfg.max_epochs for step in cfg.get('steps') or ()] or [cfg.train_cfg.max_epochs]
+    checkpoints = [path / f'epoch_{count}.pth' for path, count in zip(folders, lengths, strict=True)]
+    if not checkpoints[-1].exists():
         train(config, str(work_dir), resume='auto', cfg_options=options)
-    content = torch.load(checkpoint, map_location='cpu', weights_only=False)
-    seconds = sum(content['message_hub']['log_scalars']['train/time'].data[0])
-    method = cfg.get('method', 'float')
+    seconds = sum(sum(read(path)['message_hub']['log_scalars']['train/time'].data[0]) for path in checkpoints)
+    checkpoint, method = str(checkpoints[-1]), cfg.get('method', 'float')
     validate = {'test_dataloader': cfg.val_dataloader}
-    val = map50(test(config, str(checkpoint), str(work_dir / 'val'), cfg_options=validate))
-    latent = map50(test(config, str(checkpoint), str(work_dir / 'test')))
+    val = map50(test(config, checkpoint, str(work_dir / 'val'), cfg_options=validate))
+    latent = map50(test(config, checkpoint, str(work_dir / 'test')))
     packed, size = '', ''
     if method != 'float':
-        file = pack_checkpoint(config, str(checkpoint), str(work_dir / 'packed.safetensors'))
+        file = pack_checkpoint(config, checkpoint, str(work_dir / 'packed.safetensors'))
         packed, size = map50(test(config, str(file), str(work_dir / 'packed'))), file.stat().st_size
-    weights = sum(value.nbytes for value in content['state_dict'].values())
-    return Row(Path(config).stem, str(method), seed, epochs, val, latent, packed, weights, size, round(seconds / 60, 1),
-               threads, processor(), torch.__version__, version('onedl-mmdetection'), version('bnn_plugins'))
+    weights = sum(value.nbytes for value in read(checkpoint)['state_dict'].values())
+    return Row(entry.config, '+'.join(entry.recipes), method if isinstance(method, str) else method['type'], seed, sum(lengths),
+               val, latent, packed, weights, size, round(seconds / 60, 1), threads, processor(), torch.__version__,
+               version('onedl-mmdetection'), version('bnn_plugins'))
+
+
+def read(checkpoint: str | Path) -> dict:
+    return torch.load(checkpoint, map_location='cpu', weights_only=False)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--configs', nargs='+', default=CONFIGS, help='default: the BCCD RetinaNet and its float twin')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--work-dir', default='work_dirs/bccd', help='one folder <config>-<seed> per run')
-    parser.add_argument('--out', default=str(RESULTS / 'bccd.csv'))
-    parser.add_argument('--epochs', type=int, help='default: those of the config')
+    parser.add_argument('grid', choices=GRIDS, help='see grids.py')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
+    parser.add_argument('--work-dir', help='default work_dirs/<grid>: one folder per run')
+    parser.add_argument('--out', help='default results/<grid>.csv')
+    parser.add_argument('--epochs', type=int, help='default: those of the grid')
     parser.add_argument('--threads', type=int, default=1)
     args = parser.parse_args()
 
+    entries, epochs = GRIDS[args.grid]
     for seed in args.seeds:
-        for config in args.configs:
-            row = run(config, seed, Path(args.work_dir) / f'{Path(config).stem}-{seed}', args.threads, args.epochs)
-            write_row(Path(args.out), asdict(row), ['config', 'seed'], lambda r: (r['config'], int(r['seed'])))
-            print(f'{row.config} seed {seed}: test mAP@0.5 {row.test_map50}, packed {row.packed_map50}')
+        for entry in entries:
+            row = run(entry, seed, Path(args.work_dir or f'work_dirs/{args.grid}'), args.threads, args.epochs or epochs)
+            write_row(Path(args.out or RESULTS / f'{args.grid}.csv'), asdict(row), ['config', 'recipes', 'epochs', 'seed'],
+                      lambda r: (r['config'], r['recipes'], int(r['epochs']), int(r['seed'])))
+            print(f'{row.config} {row.recipes} seed {seed}: test mAP@0.5 {row.test_map50}, packed {row.packed_map50}')
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from ...deploy import fuse_, load_packed_
 from ...engine import BinaryTrainingHook, ResumeHook, UnreadableImagesHook
 from ...engine.processes import from_first, share_file
 from .launch import distribute_, join_processes
+from .recipes import apply_recipes_, spell_out_
 
 EXPERIMENTS = itertools.count(1)
 CHECKPOINT = re.compile(r'(best_.+_)?(epoch|iter)_\d+\.pth')
@@ -43,7 +44,7 @@ def read_config(config: str) -> Config:
 
 
 def load_config(config: str, work_dir: str | None = None, cfg_options: dict | None = None, launcher: str = 'none') -> Config:
-    """:func:`read_config` with overrides.
+    """:func:`read_config` with overrides and the config's recipes, see :func:`.apply_recipes_`.
 
     ``work_dir`` is, in this order, the argument, the file's, or ``work_dirs/<name of the file>``.
     """
@@ -51,6 +52,7 @@ def load_config(config: str, work_dir: str | None = None, cfg_options: dict | No
     cfg.launcher = launcher
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
+    apply_recipes_(cfg)
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
@@ -91,6 +93,7 @@ def train_steps(cfg: Config, resume: str | None, amp: bool, auto_scale_lr: bool)
     before = None
     for number, overrides in enumerate(cfg.pop('steps'), start=1):
         step = copy.deepcopy(cfg)
+        spell_out_(step, overrides)
         step.merge_from_dict(overrides)
         step.work_dir = str(Path(cfg.work_dir) / f'step{number}')
         started = resume is not None and from_first(lambda folder=step.work_dir: latest_checkpoint(folder)) is not None
@@ -117,8 +120,8 @@ def train_config(cfg: Config, resume: str | None, amp: bool, auto_scale_lr: bool
         # mmengine counts the images of a batch, not those of an optimizer step.
         cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
     if resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else resume
+        newest = from_first(lambda: latest_checkpoint(cfg.work_dir)) if resume == 'auto' else resume
+        cfg.resume, cfg.load_from = newest is not None, newest or cfg.get('load_from')
     runner = build_runner(cfg)
     runner.register_hook(UnreadableImagesHook())
     built = isinstance(runner.model, nn.Module)  # FlexibleRunner builds it later

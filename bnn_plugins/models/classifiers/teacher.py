@@ -32,7 +32,7 @@ class Taps:
             self.modules.append(modules[name])
 
     def __enter__(self) -> 'Taps':
-        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self._seen: dict[str, tuple] = {}
         self._handles = [module.register_forward_hook(self._keep(name))
                          for name, module in zip(self.layers, self.modules, strict=True)]
         return self
@@ -43,13 +43,17 @@ class Taps:
 
     def _keep(self, name: str):
         def hook(module, inputs, output):
-            self._seen[name] = inputs[0] if inputs else None, output[-1] if isinstance(output, tuple) else output
+            self._seen[name] = inputs[0] if inputs else None, output
         return hook
+
+    def seen(self, name: str) -> tuple:
+        """Input and output of one of the layers."""
+        return self._seen[name]
 
     def take(self) -> tuple[tuple[Tensor, ...], tuple[tuple[nn.Module, Tensor], ...]]:
         """The outputs, and the modules with their inputs, in the order of the names; they are forgotten."""
         seen = [self._seen.pop(name) for name in self.layers]
-        return (tuple(output for _, output in seen),
+        return (tuple(output[-1] if isinstance(output, tuple) else output for _, output in seen),
                 tuple((module, x) for module, (x, _) in zip(self.modules, seen, strict=True)))
 
 

@@ -17,11 +17,19 @@ class Outputs(NamedTuple):
         features: of some of its layers, maps ``[N, C, H, W]`` or, of a Transformer, tokens ``[N, ..., C]`` and attention
             scores ``[N, heads, tokens, tokens]``.
         layers: these layers and what they have read.
+        scores: of a detector: classification maps before the sigmoid, ``[N, A * K, H, W]`` of each level.
+        deltas: regression maps ``[N, A * 4, H, W]``.
+        proposals: boxes ``[n, 4]`` of each image that it proposes, in pixels of the input.
+        strides: of the levels, in pixels.
     """
 
     logits: Tensor | None
     features: tuple[Tensor, ...] = ()
     layers: tuple[tuple[nn.Module, Tensor], ...] = ()
+    scores: tuple[Tensor, ...] = ()
+    deltas: tuple[Tensor, ...] = ()
+    proposals: tuple[Tensor, ...] = ()
+    strides: tuple[int, ...] = ()
 
 
 class DistillationLoss(nn.Module):
