@@ -74,7 +74,8 @@ def write_config(entry: Entry, seed: int, epochs: int | None, work_dir: Path) ->
     text = f'_base_ = {[str(ROOT / base) for base in bases]}\n'
     if entry.twin:
         checkpoint = Path(latest_checkpoint(folder(work_dir, Entry(entry.twin), seed, epochs))).resolve()
-        text += f"float_twin = dict(config='{ROOT}/configs/detection/{entry.twin}.py', checkpoint={str(checkpoint)!r})\n"
+        twin = dict(config=f'{ROOT}/configs/detection/{entry.twin}.py', checkpoint=str(checkpoint))
+        text += f'float_twin = {twin}\n'
     path = folder(work_dir, entry, seed, epochs) / 'config.py'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -82,7 +83,8 @@ def write_config(entry: Entry, seed: int, epochs: int | None, work_dir: Path) ->
 
 
 def folder(work_dir: Path, entry: Entry, seed: int, epochs: int | None) -> Path:
-    return work_dir / '-'.join([entry.config, *entry.recipes, *([str(epochs)] if epochs else []), str(seed)])
+    return work_dir / '-'.join([entry.config, *entry.recipes, *([str(epochs * entry.times)] if epochs else []),
+                                str(seed)])
 
 
 def run(entry: Entry, seed: int, work_dir: Path, threads: int, epochs: int | None = None) -> Row:
@@ -110,9 +112,10 @@ def run(entry: Entry, seed: int, work_dir: Path, threads: int, epochs: int | Non
         file = pack_checkpoint(config, checkpoint, str(work_dir / 'packed.safetensors'))
         packed, size = map50(test(config, str(file), str(work_dir / 'packed'))), file.stat().st_size
     weights = sum(value.nbytes for value in read(checkpoint)['state_dict'].values())
-    return Row(entry.config, '+'.join(entry.recipes), method if isinstance(method, str) else method['type'], seed, sum(lengths),
-               val, latent, packed, weights, size, round(seconds / 60, 1), threads, processor(), torch.__version__,
-               version('onedl-mmdetection'), version('bnn_plugins'))
+    method = method if isinstance(method, str) else method['type']
+    return Row(entry.config, '+'.join(entry.recipes), method, seed, sum(lengths), val, latent, packed, weights, size,
+               round(seconds / 60, 1), threads, processor(), torch.__version__, version('onedl-mmdetection'),
+               version('bnn_plugins'))
 
 
 def read(checkpoint: str | Path) -> dict:
@@ -121,7 +124,8 @@ def read(checkpoint: str | Path) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('grid', choices=GRIDS, help='see grids.py')
+    parser.add_argument('grid', nargs='?', default='bccd', choices=GRIDS, help='see grids.py')
+    parser.add_argument('--configs', nargs='+', help='names in configs/detection, instead of the entries of the grid')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
     parser.add_argument('--work-dir', help='default work_dirs/<grid>: one folder per run')
     parser.add_argument('--out', help='default results/<grid>.csv')
@@ -130,6 +134,8 @@ def main():
     args = parser.parse_args()
 
     entries, epochs = GRIDS[args.grid]
+    if args.configs:
+        entries = [Entry(Path(name).stem) for name in args.configs]
     for seed in args.seeds:
         for entry in entries:
             row = run(entry, seed, Path(args.work_dir or f'work_dirs/{args.grid}'), args.threads, args.epochs or epochs)

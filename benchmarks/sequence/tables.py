@@ -51,7 +51,8 @@ def detectors(names: tuple[str, ...]) -> str:
     rows = [row for row in read_rows(RESULTS / 'detectors.csv') if row['config'] in names]
     rows.sort(key=lambda row: names.index(row['config']))
     if not rows:
-        return 'No results yet: `python -m benchmarks.detection.run --out benchmarks/sequence/results/detectors.csv`.\n'
+        return ('No results yet: `python -m benchmarks.detection.run --configs ... --out '
+                'benchmarks/sequence/results/detectors.csv`.\n')
     lines = ['| config | epochs | val mAP@0.5 (%) | test mAP@0.5 (%) | packed (%) | MB packed | minutes |',
              '|---|---|---|---|---|---|---|']
     for row in rows:

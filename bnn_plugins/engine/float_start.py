@@ -15,9 +15,9 @@ from ..registry import HOOKS
 class FloatStartHook(Hook):
     """Start from a trained float model of the same architecture: its weights become latents, name by name.
 
-    Thresholds, scales and other parameters that only binary layers have start as always. Loading is mmengine's (``load_from``),
-    so averages of weights begin with these, too; this hook names the file and refuses a model that has not received it. A run
-    that is resumed, or has a ``load_from`` of its own (the second of two steps), is left alone.
+    Thresholds, scales and other parameters that only binary layers have start as always. Loading is mmengine's, so averages of
+    weights begin with these, too; the hook refuses a model that has not received them. A run that is resumed, or has a
+    ``load_from`` of its own (the second of two steps), is left alone.
 
     Args:
         checkpoint: of the float model; default ``float_twin.checkpoint`` of the config.
@@ -27,35 +27,28 @@ class FloatStartHook(Hook):
         ValueError: without a checkpoint; for convolutions and linear layers whose weights are not in it.
     """
 
+    priority = 'VERY_HIGH'  # the other hooks find the weights in place
+
     def __init__(self, checkpoint: str | None = None, skip: Sequence[str] = ()):
-        self.checkpoint, self.skip, self.starts = checkpoint, tuple(skip), False
-        self.values: dict | None = None
-
-    def before_run(self, runner) -> None:
-        checkpoint = self.checkpoint or runner.cfg.get('float_twin', {}).get('checkpoint')
-        if not checkpoint:
-            raise ValueError("FloatStartHook needs float_twin=dict(checkpoint='...') in the config: a trained float model")
-        self.starts = not runner._resume and runner._load_from is None
-        if self.starts:
-            runner._load_from = checkpoint
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:  # mmengine calls it before it fills the model
-        if self.starts:
-            self.values = defaultdict(list)
-            for value in checkpoint.get('state_dict', checkpoint).values():
-                self.values[value.shape].append(value)
+        self.checkpoint, self.skip = checkpoint, tuple(skip)
 
     def before_train(self, runner) -> None:
-        if not self.starts:
+        source = self.checkpoint or runner.cfg.get('float_twin', {}).get('checkpoint')
+        if not source:
+            raise ValueError("FloatStartHook needs float_twin=dict(checkpoint='...') in the config: a trained float model")
+        if runner._resume or runner._load_from:
             return
+        checkpoint = runner.load_checkpoint(source)
+        values = defaultdict(list)
+        for value in checkpoint.get('state_dict', checkpoint).values():
+            values[value.shape].append(value)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         layers = {name: module.weight for name, module in model.named_modules()
                   if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)) and not name.startswith(self.skip)}
         missing = [name for name, weight in layers.items()
-                   if not any(torch.equal(weight.detach().cpu(), value.cpu()) for value in self.values[weight.shape])]
+                   if not any(torch.equal(weight.detach().cpu(), value.cpu()) for value in values[weight.shape])]
         if missing:
             raise ValueError(f'{len(missing)} of {len(layers)} layers found no weights of their name and shape in '
-                             f'{runner._load_from}, first {missing[0]!r}: give the checkpoint of a float model of the same '
+                             f'{source}, first {missing[0]!r}: give the checkpoint of a float model of the same '
                              'architecture, or skip=[...] with layers that shall start anew')
-        self.values = None
-        runner.logger.info(f'{len(layers)} layers start with the weights of {runner._load_from}')
+        runner.logger.info(f'{len(layers)} layers start with the weights of {source}')

@@ -44,8 +44,8 @@ class BinaryTrainingHook(Hook):
     def before_train(self, runner) -> None:
         left = [key for key in runner.cfg if key == 'steps' or key.startswith('recipe_')]
         if left:
-            raise ValueError(f'{", ".join(left)} of the config are for bnn train (tools/train.py, bnn_plugins.train); this Runner '
-                             'would ignore them')
+            raise ValueError(f'{", ".join(left)} of the config are for bnn train (tools/train.py, bnn_plugins.train); this '
+                             'Runner would ignore them')
         if self.gradients is not None:
             set_training_path(gradients=self.gradients)
         self._found = None

@@ -19,10 +19,14 @@ PROPOSALS = dict(nms_pre=200, score_thr=0.1, min_bbox_size=4, nms=dict(type='nms
 
 @HOOKS.register_module()
 class TeacherHook(Hook):
-    """Adds to the losses of a detector those between it and a trained float one, for any detector of mmdet with a dense head.
+    """Adds to the losses of a detector those between it and a trained float one.
 
-    The teacher is built when the training begins and is no part of the model: checkpoints, evaluation and packed files are those
-    of the detector alone. It reads the same normalised images.
+    For the detectors of mmdet that have a dense head. The teacher is built when the training begins and is no part of the
+    model: checkpoints, evaluation and packed files are those of the detector alone. It reads the same normalised images.
+
+    Example:
+        >>> default_hooks = dict(teacher=dict(type='bnn_plugins.TeacherHook',
+        ...                                   losses=dict(response=dict(type='bnn_plugins.ResponseLoss'))))
 
     Args:
         losses (dict[str, dict]): configs by name, ``dict(lws=dict(type='bnn_plugins.LayerwiseLoss'))``; each is

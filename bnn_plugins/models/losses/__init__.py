@@ -7,4 +7,5 @@ from .layerwise import LayerwiseLoss
 from .relations import DMD, AttnScoreMSE, HiddenMSE
 
 __all__ = ['DMD', 'AttentionLoss', 'AttnScoreMSE', 'CrossEntropy', 'DistillationLoss', 'DistributionLoss', 'FeatureLoss',
-           'HiddenMSE', 'InstanceEntropyLoss', 'KnowledgeDistillation', 'LayerwiseLoss', 'Outputs', 'ResponseLoss', 'SquaredHinge']
+           'HiddenMSE', 'InstanceEntropyLoss', 'KnowledgeDistillation', 'LayerwiseLoss', 'Outputs', 'ResponseLoss',
+           'SquaredHinge']
