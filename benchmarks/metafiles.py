@@ -26,7 +26,7 @@ COLLECTIONS = {
 }
 # Words of a config's name -> paper; the first that is in the name counts.
 PAPERS = {
-    'bidet': '2003.03963', 'bidiffsr': '2406.05723', 'bidm': '2412.05926', 'binarydm': '2404.05662',
+    'bidet': '2003.03963', 'idadet': '2210.03477', 'bidiffsr': '2406.05723', 'bidm': '2412.05926', 'binarydm': '2404.05662',
     'thresholds': '2503.23709', 'es': '2503.23709', 'rep': '2207.09049', 'binaryvit': '2306.16678', 'bit': '2205.13016',
     'bnext': '2211.12933', 'adambnn': '2106.11309', 'reactnet': '2003.03488', 'real2binary': '2003.11535',
     'rebnn': '2302.00956', 'recu': '2103.12369', 'rbnn': '2009.13055', 'irnet': '1909.10788', 'bireal': '1808.00278',

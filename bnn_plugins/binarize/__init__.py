@@ -25,6 +25,7 @@ from .schedule import (
     set_progress,
     start_epoch_,
 )
+from .searched import SearchedWeight
 from .weights import (
     BNextWeight,
     DoReFaWeight,
@@ -44,7 +45,7 @@ __all__ = [
     'ActivationBinarizer', 'BNextWeight', 'BinaryInput', 'CenteredSign', 'CenteredSignWeight', 'DataDrivenGain',
     'DoReFaActivation', 'DoReFaWeight', 'ElasticActivation', 'Estimator', 'FloatActivation', 'FloatWeight', 'IRNetWeight',
     'InputSpec', 'LayerSpec', 'Method', 'ProbabilityBinarizer', 'RBNNWeight', 'RSign', 'RankOneGain', 'ReBNNWeight',
-    'ReCUWeight', 'Registry', 'ScaledStandardWeight', 'SignActivation', 'SignWeight', 'StochasticSignWeight',
+    'ReCUWeight', 'Registry', 'ScaledStandardWeight', 'SearchedWeight', 'SignActivation', 'SignWeight', 'StochasticSignWeight',
     'TrainingUpdates', 'WeightBinarizer', 'XNORWeight', 'after_step_', 'build_estimator', 'build_method', 'build_probability',
     'check_keys', 'clip_latents_', 'follows_training', 'list_estimators', 'list_methods', 'list_probabilities',
     'quantize_gradient', 'register_estimator', 'register_method', 'register_probability', 'set_parts', 'set_progress', 'sign',

@@ -14,6 +14,7 @@ from .bases import BasisWeight, LSQActivation
 from .elastic import CenteredSignWeight, ElasticActivation
 from .gains import DataDrivenGain, RankOneGain, SpatialGain
 from .lookup import Registry
+from .searched import SearchedWeight
 from .weights import (
     BNextWeight,
     DoReFaWeight,
@@ -233,6 +234,15 @@ def rebnn(estimator='approx_sign') -> Method:
     """ReBNN, arXiv 2302.00956: ReActNet with a learned scale and a reconstruction loss whose weight follows the
     share of flipped signs."""
     return Method(_rsign(estimator), lambda layer: ReBNNWeight(layer.out_channels, layer.fan_in), act='rprelu')
+
+
+@register_method('lwsdet')
+def lwsdet(estimator='approx_sign') -> Method:
+    """LWS-Det, CVPR 2021: each weight is searched for as in DARTS, arXiv 1806.09055, and the scale is learned.
+
+    What supervises the search, layer by layer, is :class:`bnn_plugins.models.losses.LayerwiseLoss`.
+    """
+    return Method(_sign(estimator), lambda layer: SearchedWeight(layer.out_channels, layer.fan_in), act='prelu')
 
 
 @register_method('real2binary')

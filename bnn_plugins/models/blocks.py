@@ -23,16 +23,18 @@ class BinaryConvModule(BaseModule):
         pad_value (int): 0, -1 or 1.
         norm_cfg (dict | None): norm after the convolution; without one the convolution has a bias.
         act (str): ``'auto'`` (the method's own) or a name of :func:`bnn_plugins.layers.build_act`.
+        expand (dict | None): expanding-and-shrinking inside of the convolution (``style='drop_in'``), ``dict(tau=2)``.
 
     Shape: ``[N, in_channels, H, W]`` -> ``[N, out_channels, H', W']``.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, *,
-                 method: str | dict = 'reactnet', pad_value: int = 0, norm_cfg: dict | None = None, act: str = 'auto'):
+                 method: str | dict = 'reactnet', pad_value: int = 0, norm_cfg: dict | None = None, act: str = 'auto',
+                 expand: dict | None = None):
         super().__init__()
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
         self.conv = BinaryConv2d(in_channels, out_channels, kernel_size, stride, padding, bias=norm_cfg is None,
-                                 method=method, pad_value=pad_value)
+                                 method=method, pad_value=pad_value, expand=expand and dict(expand, style='drop_in'))
         self.norm_name = None
         if norm_cfg is not None:
             self.norm_name, norm = build_norm_layer(norm_cfg, out_channels)

@@ -176,6 +176,14 @@ def rebnn(w, g, alpha, flips):
     return b, a, dw, dict(alpha=da * np.sign(alpha))
 
 
+def lwsdet(w, g, alpha):
+    """The gradient of the expected choice between -1 and +1 under the softmax of two scores, whose difference is w."""
+    scores = np.exp(np.stack([np.zeros_like(w), w]))
+    minus, plus = scores / scores.sum(0)
+    return sign(w), np.abs(alpha), along(np.abs(alpha), w) * g * 2 * plus * minus, dict(
+        alpha=(g * sign(w)).sum(filter_axes(w)) * np.sign(alpha))
+
+
 def bnext(w, g, progress=0.0, until=0.3):
     """clip(W / T, -1, 1), T from 1 to 1e-7 until the given share of the training, then the sign."""
     if progress >= until:
@@ -228,7 +236,7 @@ def per_row(reduce, w):
 WEIGHTS = {'binaryconnect': sign_weight, 'binarynet': sign_weight, 'xnor': xnor, 'xnorpp': clipped_sign, 'dorefa': dorefa,
            'bireal': hard_binary, 'irnet': irnet, 'rbnn': rbnn, 'recu': recu, 'reactnet': hard_binary, 'bidm': hard_binary,
            'adambnn': hard_binary,
-           'rebnn': rebnn, 'real2binary': clipped_sign, 'bnext': bnext, 'bnfree': bnfree,
+           'rebnn': rebnn, 'lwsdet': lwsdet, 'real2binary': clipped_sign, 'bnext': bnext, 'bnfree': bnfree,
            'binaryvit': centred_rows, 'bit': centred_layer, 'binarydm': two_bases}
 
 
@@ -290,6 +298,7 @@ ACTIVATIONS = {'binaryconnect': float_activation, 'binarynet': clipped_activatio
                'xnorpp': clipped_activation, 'dorefa': dorefa_activation, 'bireal': approx_activation, 'irnet': ede_activation,
                'rbnn': rbnn_activation, 'recu': recu_activation, 'reactnet': approx_activation, 'bidm': approx_activation,
                'adambnn': approx_activation,
-               'rebnn': approx_activation, 'real2binary': clipped_activation, 'bnext': wide_clipped_activation,
+               'rebnn': approx_activation, 'lwsdet': approx_activation,
+               'real2binary': clipped_activation, 'bnext': wide_clipped_activation,
                'bnfree': approx_activation, 'binaryvit': approx_activation, 'bit': clipped_activation,
                'binarydm': lsq_activation}

@@ -14,7 +14,8 @@ RECIPES = {'binaryconnect': ('relu', 1.0), 'binarynet': ('hardtanh', 1.0), 'xnor
            'dorefa': ('identity', None), 'bireal': ('identity', None), 'irnet': ('hardtanh', None),
            'rbnn': ('hardtanh', None), 'recu': ('hardtanh', None), 'reactnet': ('rprelu', None), 'bidm': ('rprelu', None),
            'adambnn': ('rprelu', None),
-           'rebnn': ('rprelu', None), 'real2binary': ('prelu', 1.0), 'bnext': ('prelu', 1.5), 'bnfree': ('rprelu', None),
+           'rebnn': ('rprelu', None), 'lwsdet': ('prelu', None),
+           'real2binary': ('prelu', 1.0), 'bnext': ('prelu', 1.5), 'bnfree': ('rprelu', None),
            'binaryvit': ('rprelu', None), 'bit': ('rprelu', None), 'binarydm': ('identity', None)}
 
 

@@ -12,7 +12,7 @@ from bnn_plugins.binarize import list_methods
 from bnn_plugins.engine import Bop
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
-COMPUTED = ['xnor', 'irnet', 'rbnn', 'recu', 'rebnn', 'bnext', 'bnfree', 'binarydm', 'binaryvit', 'bit']
+COMPUTED = ['xnor', 'irnet', 'rbnn', 'recu', 'rebnn', 'lwsdet', 'bnext', 'bnfree', 'binarydm', 'binaryvit', 'bit']
 
 
 def wrapper(model, **kwargs):

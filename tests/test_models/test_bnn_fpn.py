@@ -144,3 +144,13 @@ def test_state_dict_round_trip():
     feats = features()
     for a, b in zip(model.eval()(feats), other.eval()(feats), strict=True):
         assert torch.equal(a, b)
+
+
+def test_expansion_keeps_widths_and_weights():
+    """Mutation: expand is not passed on."""
+    wide, base = neck(expand=dict(tau=2)), neck()
+    feats = features()
+    assert [out.shape for out in wide(feats)] == [out.shape for out in base(feats)]
+    for one, other in zip(wide.fpn_convs, base.fpn_convs, strict=True):
+        assert one.conv.weight.numel() == other.conv.weight.numel()
+        assert one.conv.weight.shape[1] == 2 * other.conv.weight.shape[1]

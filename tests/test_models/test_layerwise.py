@@ -27,22 +27,25 @@ def sign(x):
     return np.where(x >= 0, 1.0, -1.0)
 
 
-@pytest.mark.parametrize('stride', [1, 2])
-def test_formula(stride):
-    student = BinaryConv2d(3, 4, 3, stride, 1, bias=False, method='reactnet').double()
+@pytest.mark.parametrize(('stride', 'method'), [(1, 'reactnet'), (2, 'reactnet'), (1, 'lwsdet')])
+def test_formula(stride, method):
+    student = BinaryConv2d(3, 4, 3, stride, 1, bias=False, method=method).double()
     teacher = nn.Conv2d(3, 4, 3, stride, 1, bias=False).double()
-    nn.init.normal_(student.activation.shift)
+    learned = student.activation.shift if method == 'reactnet' else student.weight_binarizer.alpha
+    nn.init.normal_(learned)
     x, y = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 5, 4, dtype=torch.float64)
-    w, shift = student.weight.detach().numpy(), student.activation.shift.detach().numpy()
+    w, values = student.weight.detach().numpy(), learned.detach().numpy()
+    shift, alpha = (values, np.abs(w).mean((1, 2, 3))) if method == 'reactnet' else (np.zeros(3), np.abs(values))
     cosines, products = angles_and_products(sign(x.detach().numpy() + shift[:, None, None]), sign(w), stride)
-    products = products * np.abs(w).mean((1, 2, 3))[:, None, None]
+    products = products * alpha[:, None, None]
     real_cosines, real_products = angles_and_products(y.numpy(), teacher.weight.detach().numpy(), stride)
-    loss = LayerwiseLoss(angle=3.0, amplitude=2.0, weight=0.5)
+    loss = LayerwiseLoss(angle=3.0, amplitude=2.0, reconstruction=4.0, weight=0.5)
     out = loss(Outputs(None, (), ((student, x),)), Outputs(None, (), ((teacher, y),)))
-    expected = 0.5 * (3 * ((cosines - real_cosines)**2).mean() + 2 * ((products - real_products)**2).mean())
+    expected = 0.5 * (3 * ((cosines - real_cosines)**2).mean() + 2 * ((products - real_products)**2).mean()
+                      + 4 * ((alpha[:, None, None, None] * sign(w) - teacher.weight.detach().numpy())**2).mean())
     np.testing.assert_allclose(out.item(), expected, rtol=1e-10)
     out.backward()
-    assert all(t.grad.any() for t in (x, student.weight, student.activation.shift))
+    assert all(t.grad.any() for t in (x, student.weight, learned))
 
 
 def test_a_mean_over_layers():

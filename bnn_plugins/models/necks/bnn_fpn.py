@@ -19,6 +19,7 @@ class BNNFPN(FPN):
         act (str): non-linearity after each convolution; default ``'identity'``: heads expect unbounded features of both
             signs, as mmdet's FPN without ``act_cfg`` gives them.
         pad_value (int): 0, -1 or 1.
+        expand (dict | None): expanding-and-shrinking inside of each convolution, ``dict(tau=2)``; widths stay.
         norm_cfg (dict): defaults to batch norm: sums of signs need one.
         other arguments: as in ``mmdet.FPN``, but for ``conv_cfg`` and ``act_cfg``, which must stay None, and for
             ``relu_before_extra_convs``, which does nothing: behind a ReLU all signs are +1.
@@ -28,8 +29,8 @@ class BNNFPN(FPN):
     """
 
     def __init__(self, in_channels: list[int], out_channels: int, num_outs: int, method: str | dict = 'reactnet',
-                 act: str = 'identity', pad_value: int = 0, norm_cfg: dict | None = None, conv_cfg: dict | None = None,
-                 act_cfg: dict | None = None, init_cfg: dict | list | None = None, **kwargs):
+                 act: str = 'identity', pad_value: int = 0, expand: dict | None = None, norm_cfg: dict | None = None,
+                 conv_cfg: dict | None = None, act_cfg: dict | None = None, init_cfg: dict | list | None = None, **kwargs):
         check_keys('argument of BNNFPN', kwargs, inspect.signature(FPN).parameters)
         if conv_cfg is not None or act_cfg is not None:
             raise ValueError('BNNFPN makes its own binary convolutions: use method= and act=, not conv_cfg= and act_cfg=')
@@ -37,7 +38,7 @@ class BNNFPN(FPN):
                          init_cfg=init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform'), **kwargs)
         self.relu_before_extra_convs = False
         norm_cfg = norm_cfg or dict(type='BN', requires_grad=True)
-        common = dict(method=method, pad_value=pad_value, act=act)
+        common = dict(method=method, pad_value=pad_value, act=act, expand=expand)
         # FPN has decided how many convolutions there are and their shapes; only the kind changes.
         for convs, norm in ((self.lateral_convs, None if self.no_norm_on_lateral else norm_cfg), (self.fpn_convs, norm_cfg)):
             for index, module in enumerate(convs):

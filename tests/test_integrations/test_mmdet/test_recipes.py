@@ -15,7 +15,8 @@ from bnn_plugins.integrations.mmengine.recipes import apply_recipes_
 from bnn_plugins.integrations.mmengine.run import load_config, train
 from bnn_plugins.registry import MODELS
 
-from ..conftest import REPOSITORY, on_digits
+from ..conftest import REPOSITORY
+from .conftest import on_cells
 
 TEACHERS = ('teacher_response', 'teacher_features', 'teacher_lws', 'teacher_ida')
 RECIPES = ('float_start', *TEACHERS, 'long_warmup')
@@ -23,31 +24,31 @@ CONFIGS = REPOSITORY / 'configs'
 LOSSES = [f'loss_{name.removeprefix("teacher_")}' for name in TEACHERS]
 
 
-def options(digits, **more) -> dict:
-    return on_digits(digits, **{'train_cfg.max_epochs': 1, 'train_dataloader.dataset.indices': 16, 'val_cfg': None,
-                                'train_dataloader.num_workers': 0, 'val_dataloader': None, 'val_evaluator': None, **more})
+def options(cells, **more) -> dict:
+    return on_cells(cells, **{'model.backbone.base_channels': 8, 'model.neck.in_channels': [8, 16, 32, 64],
+                              'model.neck.out_channels': 16, 'model.bbox_head.in_channels': 16,
+                              'model.bbox_head.feat_channels': 16, **more})
 
 
 @pytest.fixture(scope='module')
-def twin(digits, tmp_path_factory) -> dict:
+def twin(cells, tmp_path_factory) -> dict:
     """A float detector after two iterations."""
     work = tmp_path_factory.mktemp('float')
-    runner = train(str(CONFIGS / 'detection/retinanet_r18_fpn_digits.py'), str(work), cfg_options=options(digits))
+    runner = train(str(CONFIGS / 'detection/retinanet_r18_fpn_bccd.py'), str(work), cfg_options=options(cells))
     runner.cfg.dump(work / 'config.py')
     return dict(config=str(work / 'config.py'), checkpoint=str(work / 'epoch_1.pth'))
 
 
-def write(path, twin: dict, recipes, base: str = 'retinanet_bnn-r18_fpn_digits', text: str = '') -> str:
+def write(path, twin: dict, recipes, base: str = 'retinanet_bnn-r18_fpn_bccd', text: str = '') -> str:
     bases = [f'{CONFIGS}/detection/{base}.py', *(f'{CONFIGS}/_base_/recipes/{name}.py' for name in recipes)]
     path.write_text(f'_base_ = {bases}\nfloat_twin = {twin}\n{text}')
     return str(path)
 
 
-@pytest.mark.nightly
-def test_all_recipes_at_once(digits, twin, tmp_path):
+def test_all_recipes_at_once(cells, twin, tmp_path):
     config = write(tmp_path / 'config.py', twin, ('two_steps', *RECIPES))
     first, second = (f'steps.{step}.train_cfg.max_epochs' for step in (0, 1))
-    settings = options(digits, **{first: 1, second: 2})
+    settings = options(cells, **{first: 1, second: 2})
     runner = train(config, str(tmp_path), cfg_options=settings)
     scalars = runner.message_hub.log_scalars
     assert all(len(scalars[f'train/{name}'].data[0]) for name in LOSSES)
@@ -70,11 +71,11 @@ def test_all_recipes_at_once(digits, twin, tmp_path):
     assert all(torch.equal(value, again[name]) for name, value in final.items())
 
 
-def test_float_start_gives_latents_name_by_name(digits, twin, tmp_path):
+def test_float_start_gives_latents_name_by_name(cells, twin, tmp_path):
     """Mutations: without the check, a detector of another width trains from random weights; with ``--resume`` and nothing to
     resume, it starts without them."""
     config = write(tmp_path / 'config.py', twin, ('float_start',))
-    settings = options(digits, **{'optim_wrapper.optimizer.lr': 0.0, 'param_scheduler': []})
+    settings = options(cells, **{'optim_wrapper.optimizer.lr': 0.0, 'param_scheduler': []})
     runner = train(config, str(tmp_path / 'run'), resume='auto', cfg_options=settings)
     weights, trained = torch.load(twin['checkpoint'], weights_only=False)['state_dict'], runner.model.state_dict()
     for name in ('backbone.layer2.0.conv1.weight', 'neck.fpn_convs.0.conv.weight', 'bbox_head.retina_cls.weight'):
@@ -83,7 +84,7 @@ def test_float_start_gives_latents_name_by_name(digits, twin, tmp_path):
     assert torch.equal(trained[shortcut.format(1)], weights[shortcut.format(0)])
 
     settings |= {'model.bbox_head.anchor_generator.ratios': [1.0]}
-    with pytest.raises(ValueError, match=r"2 of 32 layers found no weights .* first 'bbox_head.retina_cls'"):
+    with pytest.raises(ValueError, match=r"2 of 33 layers found no weights .* first 'bbox_head.retina_cls'"):
         train(config, str(tmp_path / 'other'), cfg_options=settings)
     config = write(tmp_path / 'skip.py', twin, (), text="default_hooks = dict(float_start=dict("
                    "type='bnn_plugins.FloatStartHook', skip=['bbox_head.retina_cls', 'bbox_head.retina_reg']))")
