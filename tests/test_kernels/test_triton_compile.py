@@ -67,16 +67,21 @@ CALLS = {
     'pack-channels-last': ('pack_activations', dict(x=X.bfloat16().contiguous(memory_format=torch.channels_last),
                                                     threshold=None, groups=2)),
 }
-LSTM = dict(x=torch.zeros(2, 20, 2, 4 * 512, dtype=torch.int32), w_words=torch.zeros(2, 4 * 512, 16, dtype=torch.int32),
-            recurrence=Recurrence(*torch.zeros(3, 2, 4 * 512), torch.zeros(2, 512)),
-            h_words=torch.zeros(2, 20, 16, dtype=torch.int32), cell=torch.zeros(2, 20, 512),
-            lengths=torch.zeros(20, dtype=torch.int64), pack=True, keep=True)
+def lstm(units: int, **changes):
+    words, vectors = units // 32, torch.zeros(3, 2, 4 * units)
+    return dict(x=torch.zeros(2, 20, 2, 4 * units, dtype=torch.int32), cell=torch.zeros(2, 20, units),
+                w_words=torch.zeros(2, 4 * units, words, dtype=torch.int32), pack=True, keep=True,
+                recurrence=Recurrence(*vectors, torch.zeros(2, units)), lengths=torch.zeros(20, dtype=torch.int64),
+                h_words=torch.zeros(2, 20, words, dtype=torch.int32)) | changes
+
+
 ATTENTION = dict(q_words=torch.zeros(2, 50, 3, 2, dtype=torch.int32), k_words=torch.zeros(2, 50, 3, 2, dtype=torch.int32),
                  v_words=torch.zeros(2, 3, 64, 2, dtype=torch.int32), head_dim=64, mask_words=None,
                  planes=Planes(('bool',), torch.zeros(1, 3, dtype=torch.float64)))
 PLANES = dict(mask_words=torch.zeros(2, 1, 2, dtype=torch.int32),
               planes=Planes(('elastic', 'max_relative'), torch.zeros(2, 3, dtype=torch.float64),
                             torch.zeros(1, 65, dtype=torch.int32), torch.zeros(2, 3)))
+LSTM = lstm(512)
 BINARY = LSTM['recurrence']._replace(gates='binary', candidate='sign', readout='cell', feedback='and')
 CALLS |= {
     'downsample': ('downsample2d', dict(x=X, weight=torch.zeros(128, 64), bias=torch.zeros(128), pool=2)),
@@ -91,6 +96,9 @@ CALLS |= {
     'int8-grouped': ('int8_conv2d', int8(128, 128, 3, groups=32)),
     'quantize': ('quantize', dict(x=X, scale=torch.ones(1), zero_point=torch.zeros(1, dtype=torch.uint8))),
     'lstm-soft': ('binary_lstm', LSTM),
+    'lstm-64': ('binary_lstm', lstm(64)),
+    'lstm-128': ('binary_lstm', lstm(128)),
+    'lstm-256': ('binary_lstm', lstm(256)),
     'lstm-binary': ('binary_lstm', LSTM | dict(recurrence=BINARY, lengths=None,
                                                cell=torch.zeros(2, 20, 512, dtype=torch.int8), x=LSTM['x'].float())),
     'attention-bool': ('binary_attention', ATTENTION),
@@ -111,11 +119,11 @@ CASES = [
     ('popcount', 'sm_80', 'downsample'), ('bitplane', 'sm_90', 'downsample'), ('popcount', 'gfx942', 'downsample'),
     *[('popcount', architecture, 'stem') for architecture in ('sm_80', 'sm_89', 'sm_90', 'gfx942')],
     *[('popcount', architecture, call) for architecture, calls in {
-        'sm_80': ['lstm-soft', 'attention-planes', 'int8-64', 'int8-512', 'int8-stem', 'int8-grouped'],
-        'sm_89': ['lstm-binary', 'attention-bool', 'int8-64', 'int8-512', 'int8-stem', 'int8-depthwise'],
-        'sm_90': ['lstm-soft', 'attention-planes', 'normalized', 'int8-64', 'int8-512', 'int8-stem', 'int8-depthwise',
-                  'int8-grouped', 'quantize'],
-        'gfx942': ['lstm-soft', 'attention-planes', 'int8-512', 'int8-stem', 'quantize'],
+        'sm_80': ['lstm-soft', 'lstm-64', 'attention-planes', 'int8-64', 'int8-512', 'int8-stem', 'int8-grouped'],
+        'sm_89': ['lstm-binary', 'lstm-128', 'attention-bool', 'int8-64', 'int8-512', 'int8-stem', 'int8-depthwise'],
+        'sm_90': ['lstm-soft', 'lstm-128', 'lstm-256', 'attention-planes', 'normalized', 'int8-64', 'int8-512', 'int8-stem',
+                  'int8-depthwise', 'int8-grouped', 'quantize'],
+        'gfx942': ['lstm-soft', 'lstm-256', 'attention-planes', 'int8-512', 'int8-stem', 'quantize'],
     }.items() for call in calls],
 ]
 
@@ -181,6 +189,19 @@ def test_words_across_tiles_take_a_second_kernel():
     for call in 'block-64', 'block-replicas', 'sign-256':
         noted, = launches('bitplane', 'sm_90', CALLS[call][0], **CALLS[call][1])
         assert noted.arguments['sums'] is None
+
+
+def test_steps_of_one_launch_wait_for_each_other():
+    """A thread reads bits that others have stored: a barrier lies between a step's last store and the next step."""
+    noted, = launches('popcount', 'sm_90', 'binary_lstm', **lstm(128))
+    assert noted.arguments['count'] == 2
+    assert noted.grid == (2 * 20 // 4, 1, 1)
+    machine = profile.disassembled(noted.kernel.compiled['cubin'])
+    names = [i.name for i in machine.instructions]
+    stores, barriers = ([place for place, name in enumerate(names) if name.startswith(what)] for what in ('STG', 'BAR.SYNC'))
+    back = max(place for place, i in enumerate(machine.instructions) if i.name == 'BRA' and any(
+        int(target, 16) < machine.instructions[stores[0]].address for target in re.findall('0x([0-9a-f]+)', i.operands)))
+    assert any(max(store for store in stores if store < back) < barrier < back for barrier in barriers)
 
 
 def test_in_place_needs_no_copy():

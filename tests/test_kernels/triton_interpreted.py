@@ -249,7 +249,7 @@ def agree_with_the_reference(op, call, image=torch.contiguous_format) -> None:
 
 
 @once
-@examples(12)
+@examples(20)
 @given(call=cases.lstms(st.sampled_from([1, 5, 31, 32, 33, 70]), steps=3, batch=3, statistics=False))
 def test_binary_lstm(call):
     agree_with_the_reference('binary_lstm', call)

@@ -16,7 +16,7 @@ from .tables import tile
 
 
 class SequenceOperators:
-    """What the Triton backends add to their convolutions; each is one launch, an LSTM one per step."""
+    """What the Triton backends add to their convolutions; each is one launch, an LSTM of many units one per step."""
 
     @operator
     def pack_normalized(self, x: Tensor, mean: Tensor, std: Tensor, threshold: Tensor,
@@ -46,13 +46,15 @@ class SequenceOperators:
         units, words, device = cell.shape[-1], h_words.shape[-1], x.device
         limit(steps * batch * directions)
         tiles, options = split(tile('lstm', architecture(device), units))
-        programs = directions * -(-batch // tiles['BLOCK_M']) * -(-units // tiles['BLOCK_N'])
+        columns = -(-units // tiles['BLOCK_N'])
+        count = max(steps, 1) if columns == 1 else 1  # of a launch
+        programs = directions * -(-batch // tiles['BLOCK_M']) * columns
         numbers = dict(
-            steps=steps, batch=batch, directions=directions, UNITS=units, OUTPUTS=w_words.shape[1] // 4, INPUTS=width // 4,
-            GATES=recurrence.gates, SIGN_CANDIDATE=recurrence.candidate == 'sign',
+            count=count, steps=steps, batch=batch, directions=directions, UNITS=units, OUTPUTS=w_words.shape[1] // 4,
+            INPUTS=width // 4, GATES=recurrence.gates, SIGN_CANDIDATE=recurrence.candidate == 'sign',
             CELL_READOUT=recurrence.readout == 'cell', AND_FEEDBACK=recurrence.feedback == 'and',
             INTEGER_CELL=cell.dtype == torch.int8)
-        launch = Launch(sequence_kernels.lstm_step, programs, numbers | tiles, **options, enable_fp_fusion=False)
+        launch = Launch(sequence_kernels.lstm, programs, numbers | tiles, **options, enable_fp_fusion=False)
 
         def call(x: Tensor, w_words: Tensor, recurrence: Recurrence, h_words: Tensor, cell: Tensor, lengths: Tensor | None,
                  pack: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -64,9 +66,10 @@ class SequenceOperators:
             scale, scale_x, bias, threshold = recurrence[:4]
             tensors = [aligned(t) for t in (x, w_words, scale, scale_x, bias, threshold, lengths)]
             with on(device):
-                for step in range(steps if batch else 0):
+                for step in range(0, steps if batch else 0, count):
                     launch(*tensors, before, after, state, h if keep else None, bits if pack else None, step)
-                    before, after = after, before
+                    if count % 2:
+                        before, after = after, before
             return h, bits, before, state.to(cell.dtype)
         return call
 

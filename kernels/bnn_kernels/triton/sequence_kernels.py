@@ -1,4 +1,4 @@
-"""Recurrent networks and attention in plain Triton: a step of an LSTM, a block of queries, normalized packing.
+"""Recurrent networks and attention in plain Triton: steps of an LSTM, a block of queries, normalized packing.
 
 The arithmetic is that of `bnn_kernels.recurrence` and `bnn_kernels.attention`, compiled without contraction.
 """
@@ -57,38 +57,46 @@ def tanh(x):
 
 
 @triton.jit
-def pre_activation(GATE: tl.constexpr, x_rows, before_rows, w, scale, scale_x, bias, unit, real_row, real_unit,
-                   UNITS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, BLOCK_M: tl.constexpr,
-                   BLOCK_N: tl.constexpr):
-    """z of one gate, float32 [BLOCK_M, BLOCK_N]; pointers start at the direction."""
-    WORDS: tl.constexpr = (UNITS + 31) // 32
-    w_rows = w + (GATE * OUTPUTS + unit % OUTPUTS) * WORDS
-    differ = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    for word in range(WORDS):
-        h = tl.load(before_rows + word, mask=real_row, other=0)
-        differ += popcount(h[:, None] ^ tl.load(w_rows + word, mask=real_unit, other=0)[None, :])
-    zh = (UNITS - 2 * differ).to(tl.float32)
-    zx = tl.load(x_rows[:, None] + (GATE * INPUTS + unit % INPUTS)[None, :], mask=real_row[:, None] & real_unit[None, :],
-                 other=0).to(tl.float32)
-    at = GATE * UNITS + unit
+def differing(before_rows, w_rows, gate, runs, real_unit, WORDS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Hidden bits that differ from the weights of the gates i, f, g, o, int32 [BLOCK_M, BLOCK_N] each. `gate`: its words."""
+    UNROLL: tl.constexpr = 8 if WORDS % 8 == 0 else 4 if WORDS % 4 == 0 else 2 if WORDS % 2 == 0 else 1
+    i = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    f, g, o = i, i, i
+    for first in range(0, WORDS, UNROLL):
+        for offset in tl.static_range(UNROLL):
+            word = first + offset
+            bits = tl.load(before_rows + word, mask=runs, other=0)[:, None]
+            i += popcount(bits ^ tl.load(w_rows + word, mask=real_unit, other=0)[None, :])
+            f += popcount(bits ^ tl.load(w_rows + gate + word, mask=real_unit, other=0)[None, :])
+            g += popcount(bits ^ tl.load(w_rows + 2 * gate + word, mask=real_unit, other=0)[None, :])
+            o += popcount(bits ^ tl.load(w_rows + 3 * gate + word, mask=real_unit, other=0)[None, :])
+    return i, f, g, o
+
+
+@triton.jit
+def pre_activation(zx, differ, scale, scale_x, bias, at, real_unit, UNITS: tl.constexpr):
+    """z of one gate, whose vectors begin `at` the pointers."""
+    zx = zx.to(tl.float32)
     if scale_x is not None:
         zx = zx * tl.load(scale_x + at, mask=real_unit, other=0)[None, :]
     if bias is not None:
         zx = zx + tl.load(bias + at, mask=real_unit, other=0)[None, :]
-    return zx + zh * tl.load(scale + at, mask=real_unit, other=0)[None, :]
+    return zx + (UNITS - 2 * differ).to(tl.float32) * tl.load(scale + at, mask=real_unit, other=0)[None, :]
 
 
-@triton.jit(do_not_specialize=['step', 'steps', 'batch', 'directions'])
-def lstm_step(x, w, scale, scale_x, bias, threshold, lengths, before, after, cell, h, words, step, steps, batch, directions,
-              UNITS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, GATES: tl.constexpr,
-              SIGN_CANDIDATE: tl.constexpr, CELL_READOUT: tl.constexpr, AND_FEEDBACK: tl.constexpr,
-              INTEGER_CELL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """BLOCK_M sequences and BLOCK_N units of one direction, one step.
+@triton.jit(do_not_specialize=['first', 'count', 'steps', 'batch', 'directions'])
+def lstm(x, w, scale, scale_x, bias, threshold, lengths, before, after, cell, h, words, first, count, steps, batch, directions,
+         UNITS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, GATES: tl.constexpr, SIGN_CANDIDATE: tl.constexpr,
+         CELL_READOUT: tl.constexpr, AND_FEEDBACK: tl.constexpr, INTEGER_CELL: tl.constexpr, BLOCK_M: tl.constexpr,
+         BLOCK_N: tl.constexpr):
+    """BLOCK_M sequences and BLOCK_N units of one direction, `count` steps from `first` on: more than one where BLOCK_N holds
+    all units, for a step reads the bits of all.
 
     Args:
         x: int32 or float32 [steps, batch, directions, 4, INPUTS]. w: [directions, 4, OUTPUTS, words].
         scale, scale_x, bias: [directions, 4, UNITS]; threshold: [directions, UNITS]; lengths: [batch]; any but scale None.
-        before, after: hidden bits [directions, batch, words]. cell: float32 [directions, batch, UNITS], in place.
+        before, after: hidden bits [directions, batch, words], which change places at each step.
+        cell: float32 [directions, batch, UNITS], in place.
         h: [steps, batch, directions, UNITS] or None. words: [steps, batch, directions, words] or None.
     """
     WORDS: tl.constexpr = (UNITS + 31) // 32
@@ -100,54 +108,58 @@ def lstm_step(x, w, scale, scale_x, bias, threshold, lengths, before, after, cel
     start = tile % tiles * BLOCK_N
     unit = start + tl.arange(0, BLOCK_N)
     real_row, real_unit = row < batch, unit < UNITS
+    real = real_row[:, None] & real_unit[None, :]
+    word = start // 32 + tl.arange(0, BLOCK_N // 32)
+    there = real_row[:, None] & (word < WORDS)[None, :]
     length = tl.zeros_like(row) + steps
     if lengths is not None:
         length = tl.minimum(tl.maximum(tl.load(lengths + row, mask=real_row, other=0), 0), steps).to(tl.int32)
-    runs = real_row & (step < length)
-    time = tl.where(runs & (direction == 1), length - 1 - step, step)
-    place = (time.to(tl.int64) * batch + row) * directions + direction
     state = direction * batch + row
-    before_rows = before + state * WORDS
-
-    x_rows, w_rows = x + place * (4 * INPUTS), w + direction * (4 * OUTPUTS * WORDS)
-    gates_of = direction * (4 * UNITS)
-    scale_at = scale + gates_of
-    scale_x_at = None if scale_x is None else scale_x + gates_of
-    bias_at = None if bias is None else bias + gates_of
-    z_i = pre_activation(0, x_rows, before_rows, w_rows, scale_at, scale_x_at, bias_at, unit, runs, real_unit, UNITS, OUTPUTS,
-                         INPUTS, BLOCK_M, BLOCK_N)
-    z_f = pre_activation(1, x_rows, before_rows, w_rows, scale_at, scale_x_at, bias_at, unit, runs, real_unit, UNITS, OUTPUTS,
-                         INPUTS, BLOCK_M, BLOCK_N)
-    z_g = pre_activation(2, x_rows, before_rows, w_rows, scale_at, scale_x_at, bias_at, unit, runs, real_unit, UNITS, OUTPUTS,
-                         INPUTS, BLOCK_M, BLOCK_N)
-    z_o = pre_activation(3, x_rows, before_rows, w_rows, scale_at, scale_x_at, bias_at, unit, runs, real_unit, UNITS, OUTPUTS,
-                         INPUTS, BLOCK_M, BLOCK_N)
-    i = sigmoid(z_i) if GATES == 'soft' else tl.where(z_i >= 0, 1.0, 0.0)
-    f = sigmoid(z_f) if GATES == 'soft' else tl.where(z_f >= 0, 1.0, 0.0)
-    g = tl.where(z_g >= 0, 1.0, -1.0) if SIGN_CANDIDATE else tanh(z_g)
-    o = tl.where(z_o >= 0, 1.0, 0.0) if GATES == 'binary' else sigmoid(z_o)
-
-    real = runs[:, None] & real_unit[None, :]
     cells = cell + state[:, None] * UNITS + unit[None, :]
-    c = f * tl.load(cells, mask=real, other=0) + i * g
-    if INTEGER_CELL:
-        c = clamp(c, CELL_LIMIT)
-    tl.store(cells, c, mask=real)
-    value = o * c if CELL_READOUT else o * tanh(c)
+    w_rows = w + (direction * (4 * OUTPUTS) + unit % OUTPUTS) * WORDS
+    at = direction * (4 * UNITS) + unit
     level = tl.zeros_like(unit).to(tl.float32)
     if threshold is not None:
         level = tl.load(threshold + direction * UNITS + unit, mask=real_unit, other=0)
-    bits = (o == 1.0) & (c >= level[None, :]) if AND_FEEDBACK else value >= level[None, :]
-    if h is not None:
-        tl.store(h + place[:, None] * UNITS + unit[None, :], tl.where(real, value, 0.0),
-                 mask=real_row[:, None] & real_unit[None, :])
-    word = start // 32 + tl.arange(0, BLOCK_N // 32)
-    there = real_row[:, None] & (word < WORDS)[None, :]
-    made = packed(bits & real, BLOCK_M, BLOCK_N)
-    if words is not None:
-        tl.store(words + place[:, None] * WORDS + word[None, :], made, mask=there)
-    old = tl.load(before_rows[:, None] + word[None, :], mask=there, other=0)
-    tl.store(after + (state * WORDS)[:, None] + word[None, :], tl.where(runs[:, None], made, old), mask=there)
+
+    c = tl.load(cells, mask=real, other=0)
+    for step in range(first, first + count):
+        runs = real_row & (step < length)
+        run = runs[:, None] & real_unit[None, :]
+        time = tl.where(runs & (direction == 1), length - 1 - step, step)
+        place = (time.to(tl.int64) * batch + row) * directions + direction
+        inputs = x + place[:, None] * (4 * INPUTS) + (unit % INPUTS)[None, :]
+        x_i = tl.load(inputs, mask=run, other=0)  # on their way while bits are counted
+        x_f = tl.load(inputs + INPUTS, mask=run, other=0)
+        x_g = tl.load(inputs + 2 * INPUTS, mask=run, other=0)
+        x_o = tl.load(inputs + 3 * INPUTS, mask=run, other=0)
+        before_rows = before + state * WORDS
+        i, f, g, o = differing(before_rows, w_rows, OUTPUTS * WORDS, runs, real_unit, WORDS, BLOCK_M, BLOCK_N)
+        z_i = pre_activation(x_i, i, scale, scale_x, bias, at, real_unit, UNITS)
+        z_f = pre_activation(x_f, f, scale, scale_x, bias, at + UNITS, real_unit, UNITS)
+        z_g = pre_activation(x_g, g, scale, scale_x, bias, at + 2 * UNITS, real_unit, UNITS)
+        z_o = pre_activation(x_o, o, scale, scale_x, bias, at + 3 * UNITS, real_unit, UNITS)
+        i = sigmoid(z_i) if GATES == 'soft' else tl.where(z_i >= 0, 1.0, 0.0)
+        f = sigmoid(z_f) if GATES == 'soft' else tl.where(z_f >= 0, 1.0, 0.0)
+        g = tl.where(z_g >= 0, 1.0, -1.0) if SIGN_CANDIDATE else tanh(z_g)
+        o = tl.where(z_o >= 0, 1.0, 0.0) if GATES == 'binary' else sigmoid(z_o)
+
+        new = f * c + i * g
+        if INTEGER_CELL:
+            new = clamp(new, CELL_LIMIT)
+        c = tl.where(run, new, c)
+        value = o * c if CELL_READOUT else o * tanh(c)
+        bits = (o == 1.0) & (c >= level[None, :]) if AND_FEEDBACK else value >= level[None, :]
+        if h is not None:
+            tl.store(h + place[:, None] * UNITS + unit[None, :], tl.where(run, value, 0.0), mask=real)
+        made = packed(bits & run, BLOCK_M, BLOCK_N)
+        if words is not None:
+            tl.store(words + place[:, None] * WORDS + word[None, :], made, mask=there)
+        old = tl.load(before_rows[:, None] + word[None, :], mask=there, other=0)
+        tl.store(after + (state * WORDS)[:, None] + word[None, :], tl.where(runs[:, None], made, old), mask=there)
+        tl.debug_barrier()  # other threads read these bits in the next step
+        before, after = after, before
+    tl.store(cells, c, mask=real)
 
 
 @triton.jit
