@@ -15,7 +15,7 @@ import torch
 
 import bnn_kernels as bk
 from bnn_kernels import dispatch
-from bnn_kernels.geometry import Conv2dGeometry
+from bnn_kernels.geometry import Conv2dGeometry, Int8Conv2dGeometry
 from bnn_kernels.triton.offline import Launch, compiling_for
 
 from .exactness import BACKENDS
@@ -33,7 +33,8 @@ class Call(NamedTuple):
 
 
 def calls() -> Iterator[Call]:
-    """A layer of 256 channels at 14 x 14, a linear layer of 512 features, packing, a pooled shortcut of 128 outputs."""
+    """A layer of 256 channels at 14 x 14, a linear layer of 512 features, packing, a pooled shortcut of 128 outputs, a real
+    layer in int8."""
     words, weight = torch.zeros(1, 14, 14, 8, dtype=torch.int32), bk.pack_weight(torch.ones(256, 256, 3, 3))
     conv, vectors = dict(w_words=weight, channels=256, padding=1), torch.ones(6, 256)
     stream = torch.zeros(1, 256, 14, 14, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
@@ -52,6 +53,12 @@ def calls() -> Iterator[Call]:
                dict(x_words=rows))
     yield Call(lambda: bk.pack_activations(image), 'pack_activations', dict(threshold=None, groups=1), dict(x=image))
     yield Call(lambda: bk.downsample2d(stream, **pool), 'downsample2d', pool, dict(x=stream))
+    coded, zero, one = stream.to(torch.uint8), torch.zeros(1, dtype=torch.uint8), torch.ones(1)
+    real, relu = torch.zeros(256, 256, 1, 1, dtype=torch.int8), bk.Epilogue(vectors[0], vectors[1], 'relu')
+    fixed = dict(x_zero=zero, weight=real, geometry=Int8Conv2dGeometry(256, 256, 1), epilogue=relu, shortcut=None,
+                 out_scale=one, out_zero=zero, dtype=torch.uint8, pack=False, keep=True)
+    yield Call(lambda: bk.int8_conv2d(coded, zero, real, relu, out=bk.Quantization(one, zero)), 'int8_conv2d', fixed,
+               dict(x=coded))
 
 
 def measure(architecture: str = 'sm_90') -> Iterator[dict]:

@@ -150,8 +150,9 @@ def bfe(block, op, operands):
 
 @known()
 def prmt(block, op, operands):
-    # LLVM fills vectors of bytes with undefined ones, which nothing depends on.
-    low, high, selector = [block.read(operand, 'u32', anything=True) for operand in operands[1:]]
+    # LLVM fills vectors of bytes with undefined ones. They are random here: what depends on them differs from the reference.
+    low, high = [block.read(operand, 'u32', anything=True) for operand in operands[1:3]]
+    selector = block.read(operands[3], 'u32')
     source = np.stack([low, high], 1).view(np.uint8)
     nibbles = (selector[:, None] >> (4 * np.arange(4, dtype=np.uint32))) & 15
     if (nibbles & 8).any():

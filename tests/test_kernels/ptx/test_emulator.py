@@ -117,6 +117,7 @@ def test_shuffles_exchange_within_a_warp():
     ('wgmma.wait_group.sync.aligned 1;', NotImplementedError, 'wait_group 0 only'),
     ('prmt.b32 %r1, %r0, %r0, 0x8;', NotImplementedError, 'sign mode'),
     ('add.s32 %r1, %r2, 1;', EmulationError, '%r2 is read before anything was written'),
+    ('prmt.b32 %r1, %r0, %r0, %r2;', EmulationError, '%r2 is read before anything was written'),
     ('setp.lt.u32 %p1, %r0, 3; @%p1 bra $end; $end:', EmulationError, 'threads part'),
     ('ld.param.b64 %d1, [p0]; ld.global.b32 %r1, [%d1+128];', EmulationError, 'outside of all tensors'),
     ('ld.param.b64 %d1, [p0]; ld.global.b32 %r1, [%d1+2];', EmulationError, 'no multiple of 4'),
