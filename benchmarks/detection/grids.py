@@ -1,4 +1,4 @@
-"""What is trained beside each other: entries and the epochs of all of them."""
+"""What is trained beside each other."""
 
 from dataclasses import dataclass
 
@@ -20,18 +20,42 @@ class Entry:
     times: int = 1
 
 
-FLOAT, BINARY = 'retinanet_r18-half_fpn_raccoon', 'retinanet_bnn-r18-half_fpn_raccoon'
-RACCOON = [Entry(FLOAT), Entry(BINARY), *(Entry(BINARY, recipes, FLOAT) for recipes in (
-    ('float_start',),
-    ('float_start', 'teacher_response'),
-    ('float_start', 'teacher_features'),
-    ('float_start', 'teacher_lws'),
-    ('float_start', 'teacher_ida'),
-    ('float_start', 'two_steps'),
-    ('long_warmup',),
-    ('two_steps',),
-    ('float_start', 'two_steps', 'teacher_response', 'teacher_features'),
-)), Entry(BINARY, times=2)]
-BCCD = [Entry('retinanet_r18_fpn_bccd'), Entry('retinanet_bnn-r18_fpn_bccd')]
-# entries, and epochs (None: those of each config)
-GRIDS = {'bccd': (BCCD, None), 'raccoon': (RACCOON, 10)}
+@dataclass(frozen=True)
+class Grid:
+    """Entries that have something in common.
+
+    Attributes:
+        entries: in their order; a twin stands before those that name it.
+        epochs: of all of them; ``None``: those of each config.
+        text: what each config has at its end.
+    """
+
+    entries: tuple[Entry, ...]
+    epochs: int | None = None
+    text: str = ''
+
+
+def raccoon() -> Grid:
+    """Recipes for a small set of natural photographs."""
+    real, binary = 'retinanet_r18-half_fpn_raccoon', 'retinanet_bnn-r18-half_fpn_raccoon'
+    recipes = (('float_start',), ('float_start', 'teacher_response'), ('float_start', 'teacher_features'),
+               ('float_start', 'teacher_lws'), ('float_start', 'teacher_ida'), ('float_start', 'two_steps'), ('long_warmup',),
+               ('two_steps',), ('float_start', 'two_steps', 'teacher_response', 'teacher_features'),
+               ('float_start', 'teacher_response', 'teacher_features'))
+    return Grid((Entry(real), Entry(binary), *(Entry(binary, names, real) for names in recipes), Entry(binary, times=2)), 10)
+
+
+def methods() -> Grid:
+    """Methods of the literature on BCCD, half as wide as their configs."""
+    entries = []
+    for detector in ('retinanet', 'faster-rcnn'):
+        twin = f'{detector}_r18_fpn_bccd'
+        entries += [Entry(twin), *(Entry(f'{detector}_{name}_fpn_bccd') for name in (
+            'bnn-r18', 'bnn-r18-es2', 'bidet-r18', 'bidet-r18-es2')),
+            *(Entry(f'{detector}_{name}_fpn_bccd', (), twin) for name in ('lwsdet-r18', 'idadet-r18'))]
+    text = 'model = dict(backbone=dict(base_channels=32), neck=dict(in_channels=[32, 64, 128, 256]))\n'
+    return Grid(tuple(entries), 8, text)
+
+
+GRIDS = {'bccd': Grid((Entry('retinanet_r18_fpn_bccd'), Entry('retinanet_bnn-r18_fpn_bccd'))), 'raccoon': raccoon(),
+         'bccd_methods': methods()}

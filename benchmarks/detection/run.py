@@ -1,24 +1,29 @@
 """Train, evaluate, pack and evaluate again: grids of detector configs, recipes and seeds, one CSV row per run.
 
-Finished trainings are not repeated, interrupted ones resume: ``python -m benchmarks.detection.run raccoon --threads 1``.
+Rows that are there are left alone, finished trainings are not repeated, interrupted ones resume: ``python -m
+benchmarks.detection.run raccoon``.
 """
 
 import argparse
+import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from bnn_plugins.analysis import processor
 from bnn_plugins.integrations.mmengine import pack_checkpoint
 from bnn_plugins.integrations.mmengine.run import latest_checkpoint, load_config, test, train
 
-from ..rows import write_row
-from .grids import GRIDS, Entry
+from ..rows import read_rows, write_row
+from .grids import GRIDS, Entry, Grid
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / 'results'
+KEYS = ('config', 'recipes', 'seed', 'epochs')
 
 
 @dataclass
@@ -30,7 +35,8 @@ class Row:
         val_map50, test_map50: of the last checkpoint, in [0, 1]; no checkpoint was selected on either split.
         packed_map50: of the packed file on the test split; '' for a float model.
         bytes_float, bytes_packed: of all parameters and buffers; of the file.
-        minutes: of the training iterations, without evaluation; threads: of torch in training.
+        minutes: of the training iterations, without evaluation, waiting for other processes included; cpu_minutes: of the
+            processor, which other processes hardly change. threads: of torch in training.
     """
 
     config: str
@@ -44,11 +50,25 @@ class Row:
     bytes_float: int
     bytes_packed: int | str
     minutes: float
+    cpu_minutes: float | str
     threads: int
     processor: str
     torch: str
     mmdet: str
     bnn_plugins: str
+
+
+@HOOKS.register_module()
+class ProcessorTimeHook(Hook):
+    """Processor time of each iteration, in the checkpoint's scalars."""
+
+    priority = 'LOWEST'
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self.start = time.process_time()
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        runner.message_hub.update_scalar('train/cpu', time.process_time() - self.start)
 
 
 def map50(metrics: dict[str, float]) -> float:
@@ -68,14 +88,13 @@ def scheduled(cfg, epochs: int) -> dict:
     return options
 
 
-def write_config(entry: Entry, seed: int, epochs: int | None, work_dir: Path) -> Path:
+def write_config(entry: Entry, seed: int, epochs: int | None, work_dir: Path, text: str) -> Path:
     """A config of the recipes on top of the entry's, with the float detector of the same seed as ``float_twin``."""
     bases = [f'configs/detection/{entry.config}.py', *(f'configs/_base_/recipes/{name}.py' for name in entry.recipes)]
-    text = f'_base_ = {[str(ROOT / base) for base in bases]}\n'
+    text = f'_base_ = {[str(ROOT / base) for base in bases]}\n{text}'
     if entry.twin:
-        checkpoint = Path(latest_checkpoint(folder(work_dir, Entry(entry.twin), seed, epochs))).resolve()
-        twin = dict(config=f'{ROOT}/configs/detection/{entry.twin}.py', checkpoint=str(checkpoint))
-        text += f'float_twin = {twin}\n'
+        twin = folder(work_dir, Entry(entry.twin), seed, epochs).resolve()
+        text += f'float_twin = {dict(config=str(twin / "config.py"), checkpoint=latest_checkpoint(twin))}\n'
     path = folder(work_dir, entry, seed, epochs) / 'config.py'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -87,12 +106,13 @@ def folder(work_dir: Path, entry: Entry, seed: int, epochs: int | None) -> Path:
                                 str(seed)])
 
 
-def run(entry: Entry, seed: int, work_dir: Path, threads: int, epochs: int | None = None) -> Row:
-    """Train (or resume, or skip) and evaluate one entry with one seed; ``epochs``: another length than the config's."""
+def run(entry: Entry, seed: int, work_dir: Path, threads: int, epochs: int | None = None, text: str = '') -> Row:
+    """Train (or resume, or skip) and evaluate one entry with one seed; ``epochs``: another length than the config's;
+    ``text``: more lines of it."""
     torch.set_num_threads(threads)
-    config = str(write_config(entry, seed, epochs, work_dir))
+    config = str(write_config(entry, seed, epochs, work_dir, text))
     work_dir = folder(work_dir, entry, seed, epochs)
-    options = {'randomness.seed': seed}
+    options = {'randomness.seed': seed, 'default_hooks.cpu': dict(type='ProcessorTimeHook')}
     length = epochs * entry.times if epochs else None
     if length:
         options |= scheduled(load_config(config), length)
@@ -102,7 +122,7 @@ def run(entry: Entry, seed: int, work_dir: Path, threads: int, epochs: int | Non
     checkpoints = [path / f'epoch_{count}.pth' for path, count in zip(folders, lengths, strict=True)]
     if not checkpoints[-1].exists():
         train(config, str(work_dir), resume='auto', cfg_options=options)
-    seconds = sum(sum(read(path)['message_hub']['log_scalars']['train/time'].data[0]) for path in checkpoints)
+    minutes, cpu = (total(checkpoints, name) for name in ('train/time', 'train/cpu'))
     checkpoint, method = str(checkpoints[-1]), cfg.get('method', 'float')
     validate = {'test_dataloader': cfg.val_dataloader}
     val = map50(test(config, checkpoint, str(work_dir / 'val'), cfg_options=validate))
@@ -114,8 +134,16 @@ def run(entry: Entry, seed: int, work_dir: Path, threads: int, epochs: int | Non
     weights = sum(value.nbytes for value in read(checkpoint)['state_dict'].values())
     method = method if isinstance(method, str) else method['type']
     return Row(entry.config, '+'.join(entry.recipes), method, seed, sum(lengths), val, latent, packed, weights, size,
-               round(seconds / 60, 1), threads, processor(), torch.__version__, version('onedl-mmdetection'),
+               minutes, cpu, threads, processor(), torch.__version__, version('onedl-mmdetection'),
                version('bnn_plugins'))
+
+
+def total(checkpoints: list[Path], name: str) -> float | str:
+    """Minutes that a scalar, in seconds, adds up to in all steps; '' where it was not kept in each iteration."""
+    scalars = [read(path)['message_hub']['log_scalars'] for path in checkpoints]
+    if any(name not in each or len(each[name].data[0]) < len(each['train/time'].data[0]) for each in scalars):
+        return ''
+    return round(sum(sum(each[name].data[0]) for each in scalars) / 60, 1)
 
 
 def read(checkpoint: str | Path) -> dict:
@@ -133,14 +161,19 @@ def main():
     parser.add_argument('--threads', type=int, default=1)
     args = parser.parse_args()
 
-    entries, epochs = GRIDS[args.grid]
+    grid = GRIDS[args.grid]
     if args.configs:
-        entries = [Entry(Path(name).stem) for name in args.configs]
+        grid = Grid(tuple(Entry(Path(name).stem) for name in args.configs))
+    out = Path(args.out or RESULTS / f'{args.grid}.csv')
     for seed in args.seeds:
-        for entry in entries:
-            row = run(entry, seed, Path(args.work_dir or f'work_dirs/{args.grid}'), args.threads, args.epochs or epochs)
-            write_row(Path(args.out or RESULTS / f'{args.grid}.csv'), asdict(row), ['config', 'recipes', 'epochs', 'seed'],
-                      lambda r: (r['config'], r['recipes'], int(r['epochs']), int(r['seed'])))
+        for entry in grid.entries:
+            length = args.epochs or grid.epochs
+            names = entry.config, '+'.join(entry.recipes), str(seed), *([str(length * entry.times)] if length else [])
+            if any(names == tuple(row[key] for key in KEYS[:len(names)]) for row in read_rows(out)):
+                continue
+            row = run(entry, seed, Path(args.work_dir or f'work_dirs/{args.grid}'), args.threads, length,
+                      grid.text)
+            write_row(out, asdict(row), KEYS, lambda r: (r['config'], r['recipes'], int(r['epochs']), int(r['seed'])))
             print(f'{row.config} {row.recipes} seed {seed}: test mAP@0.5 {row.test_map50}, packed {row.packed_map50}')
 
 
