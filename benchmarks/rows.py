@@ -5,6 +5,7 @@ import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean, stdev
 
 
 @contextmanager
@@ -35,3 +36,11 @@ def write_row(path: Path, row: dict, keys: Sequence[str], order: Callable[[dict[
             writer.writeheader()
             writer.writerows(sorted([*rows, row], key=order))
         part.replace(path)
+
+
+def spread(values: list[str], digits: int = 1, factor: float = 1.0) -> str:
+    """Mean and, for several values, standard deviation; '' where the values are empty."""
+    if '' in values:
+        return ''
+    numbers = [float(value) * factor for value in values]
+    return f'{mean(numbers):.{digits}f}' + (f' ± {stdev(numbers):.{digits}f}' if len(numbers) > 1 else '')

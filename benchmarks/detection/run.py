@@ -17,6 +17,7 @@ from mmengine.registry import HOOKS
 from bnn_plugins.analysis import processor
 from bnn_plugins.integrations.mmengine import pack_checkpoint
 from bnn_plugins.integrations.mmengine.run import latest_checkpoint, load_config, test, train
+from bnn_plugins.integrations.mmengine.summarize import summarize_config
 
 from ..rows import read_rows, write_row
 from .grids import GRIDS, Entry, Grid
@@ -34,6 +35,7 @@ class Row:
         config, recipes: names of files in ``configs/detection`` and ``configs/_base_/recipes``.
         val_map50, test_map50: of the last checkpoint, in [0, 1]; no checkpoint was selected on either split.
         packed_map50: of the packed file on the test split; '' for a float model.
+        mops: 1e6 operations of one test image, FLOPs + BOPs / 64.
         bytes_float, bytes_packed: of all parameters and buffers; of the file.
         minutes: of the training iterations, without evaluation, waiting for other processes included; cpu_minutes: of the
             processor, which other processes hardly change. threads: of torch in training.
@@ -47,6 +49,7 @@ class Row:
     val_map50: float
     test_map50: float
     packed_map50: float | str
+    mops: float | str
     bytes_float: int
     bytes_packed: int | str
     minutes: float
@@ -133,9 +136,15 @@ def run(entry: Entry, seed: int, work_dir: Path, threads: int, epochs: int | Non
         packed, size = map50(test(config, str(file), str(work_dir / 'packed'))), file.stat().st_size
     weights = sum(value.nbytes for value in read(checkpoint)['state_dict'].values())
     method = method if isinstance(method, str) else method['type']
-    return Row(entry.config, '+'.join(entry.recipes), method, seed, sum(lengths), val, latent, packed, weights, size,
-               minutes, cpu, threads, processor(), torch.__version__, version('onedl-mmdetection'),
+    return Row(entry.config, '+'.join(entry.recipes), method, seed, sum(lengths), val, latent, packed, mops(cfg), weights,
+               size, minutes, cpu, threads, processor(), torch.__version__, version('onedl-mmdetection'),
                version('bnn_plugins'))
+
+
+def mops(cfg) -> float:
+    """Of an image as large as the test pipeline makes it."""
+    scale = next(step['scale'] for step in cfg.test_dataloader.dataset.pipeline if 'scale' in step)
+    return round(summarize_config(cfg, scale[::-1])[1].totals.ops / 1e6, 1)
 
 
 def total(checkpoints: list[Path], name: str) -> float | str:

@@ -1,0 +1,64 @@
+"""Tables of detectors."""
+
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+
+from ..rows import read_rows, spread
+from .grids import GRIDS, Entry
+
+RESULTS = Path(__file__).parent / 'results'
+
+
+def bccd() -> str:
+    """One line per config: mAP@0.5 on the test split in percent, bytes, minutes."""
+    groups = defaultdict(list)
+    for row in read_rows(RESULTS / 'bccd.csv'):
+        groups[row['config']].append(row)
+    lines = ['| config | method | seeds | epochs | test mAP@0.5 (%) | packed (%) | MB | MB packed | minutes (threads) |',
+             '|---|---|---|---|---|---|---|---|---|']
+    for config, rows in groups.items():
+        column = {key: [row[key] for row in rows] for key in rows[0]}
+        cells = [config, rows[0]['method'], str(len(rows)), rows[0]['epochs'], spread(column['test_map50'], factor=100),
+                 spread(column['packed_map50'], factor=100), spread(column['bytes_float'][:1], 2, 1e-6),
+                 spread(column['bytes_packed'][:1], 2, 1e-6), f'{spread(column["minutes"])} ({rows[0]["threads"]})']
+        lines.append(f'| {" | ".join(cells)} |')
+    machine = sorted({f'{row["processor"]}, torch {row["torch"]}' for rows in groups.values() for row in rows})
+    return '\n'.join([*lines, '', f'Machine: {"; ".join(machine)}.', ''])
+
+
+def compared(name: str) -> str:
+    """One line per entry of a grid, in its order: accuracy, of the bits too, size, operations, time in times of the twin.
+
+    Processor times are compared within each seed, where both were kept.
+    """
+    rows, grid = read_rows(RESULTS / f'{name}.csv'), GRIDS[name]
+    if not rows:
+        return f'No results yet: `python -m benchmarks.detection.run {name}`.\n'
+    lines = ['| config | recipes | seeds | epochs | test mAP@0.5 (%) | of bits (%) | MB packed | MOPs | time |',
+             '|---|---|---|---|---|---|---|---|---|']
+    twins = [entry for entry in grid.entries if not entry.twin and '_r18' in entry.config]
+    for entry in grid.entries:
+        found = of(rows, entry, grid.epochs)
+        if not found:
+            continue
+        twin = next(twin for twin in twins if twin.config.partition('_')[0] == entry.config.partition('_')[0])
+        real = {row['seed']: row['cpu_minutes'] for row in of(rows, twin, grid.epochs)}
+        times = [str(float(row['cpu_minutes']) / float(real[row['seed']])) for row in found
+                 if row['cpu_minutes'] and real.get(row['seed'])]
+        column = {key: [row[key] for row in found] for key in found[0]}
+        cells = [entry.config, ', '.join(entry.recipes), str(len(found)), found[0]['epochs'],
+                 spread(column['test_map50'], factor=100), spread(column['packed_map50'], factor=100),
+                 spread(column['bytes_packed'][:1], 2, 1e-6), found[-1].get('mops', ''), f'{spread(times)}x' if times else '']
+        lines.append(f'| {" | ".join(cells)} |')
+    machine = sorted({f'{row["processor"]}, torch {row["torch"]}' for row in rows})
+    return '\n'.join([*lines, '', f'Machine: {"; ".join(machine)}; one thread.', ''])
+
+
+def of(rows: list[dict[str, str]], entry: Entry, epochs: int) -> list[dict[str, str]]:
+    """The rows of an entry, one for each seed."""
+    names = entry.config, '+'.join(entry.recipes), str(epochs * entry.times)
+    return [row for row in rows if (row['config'], row['recipes'], row['epochs']) == names]
+
+
+TABLES = {'bccd': bccd, **{name: partial(compared, name) for name in ('raccoon', 'bccd_methods')}}

@@ -1,0 +1,73 @@
+"""Grids of detectors: which configs they make, what they skip, and the table of their rows."""
+
+import sys
+
+import pytest
+
+pytest.importorskip('mmdet')
+
+from mmengine.config import Config
+
+from benchmarks.detection import run, tables
+from benchmarks.detection.grids import GRIDS, Entry, Grid
+from bnn_plugins.integrations.mmengine.run import load_config
+from tests.test_integrations.conftest import REPOSITORY
+
+TWIN, BINARY = 'retinanet_r18-half_fpn_raccoon', 'retinanet_bnn-r18-half_fpn_raccoon'
+
+
+@pytest.mark.parametrize('grid', GRIDS)
+def test_what_entries_name_is_there_and_twins_come_first(grid):
+    before = set()
+    for entry in GRIDS[grid].entries:
+        assert (REPOSITORY / f'configs/detection/{entry.config}.py').is_file()
+        assert all((REPOSITORY / f'configs/_base_/recipes/{name}.py').is_file() for name in entry.recipes)
+        assert not entry.twin or entry.twin in before
+        before.add(entry.config)
+
+
+def test_epochs_are_divided_among_steps():
+    whole = run.scheduled(Config(dict()), 5)
+    assert whole == {'train_cfg.max_epochs': 5, 'train_cfg.val_interval': 5, 'param_scheduler.1.T_max': 5}
+    halves = run.scheduled(Config(dict(steps=[dict(), dict()])), 5)
+    assert [halves[f'steps.{step}.train_cfg.max_epochs'] for step in (0, 1)] == [3, 2]
+
+
+def test_a_config_has_the_recipes_and_the_twin_of_its_seed(tmp_path, monkeypatch):
+    """Mutation: the twin of another seed or length."""
+    monkeypatch.setattr(run, 'latest_checkpoint', lambda path: f'{path}/last.pth')
+    entry = Entry(BINARY, ('float_start', 'two_steps'), TWIN, times=2)
+    path = run.write_config(entry, 3, 7, tmp_path, 'max_per_img = 5\n')
+    cfg = load_config(str(path))
+    twin = tmp_path / f'{TWIN}-7-3'
+    assert cfg.float_twin == dict(config=f'{twin}/config.py', checkpoint=f'{twin}/last.pth')
+    assert cfg.default_hooks.float_start.type == 'bnn_plugins.FloatStartHook'
+    assert len(cfg.steps) == 2
+    assert cfg.max_per_img == 5
+    assert path.parent.name == f'{BINARY}-float_start-two_steps-14-3'
+
+
+def test_rows_that_are_there_are_left_alone(tmp_path, monkeypatch):
+    def row(entry, seed, work_dir, threads, epochs, text):
+        ran.append((entry.config, seed))
+        values = dict.fromkeys(run.Row.__annotations__, 1)
+        return run.Row(**values | dict(config=entry.config, recipes='', seed=seed, epochs=epochs * entry.times))
+    ran, out = [], tmp_path / 'rows.csv'
+    monkeypatch.setattr(run, 'run', row)
+    monkeypatch.setitem(run.GRIDS, 'raccoon', Grid((Entry('a'), Entry('b', times=2)), 3))
+    monkeypatch.setattr(sys, 'argv', ['run', 'raccoon', '--seeds', '0', '--out', str(out)])
+    run.main()
+    run.main()
+    monkeypatch.setattr(sys, 'argv', ['run', 'raccoon', '--seeds', '0', '1', '--out', str(out)])
+    run.main()
+    assert ran == [('a', 0), ('b', 0), ('a', 1), ('b', 1)]
+
+
+def test_times_are_those_beside_the_twin_of_the_same_seed(tmp_path, monkeypatch):
+    """Mutation: the mean of all seeds of the twin in the place of the own one."""
+    monkeypatch.setattr(tables, 'RESULTS', tmp_path)
+    lines = ['config,recipes,seed,epochs,test_map50,packed_map50,bytes_packed,cpu_minutes,processor,torch']
+    lines += [f'{TWIN},,{seed},10,0.5,,,{minutes},cpu,1' for seed, minutes in ((0, 1.0), (1, 4.0))]
+    lines += [f'{BINARY},,{seed},10,0.4,0.4,1000000,{minutes},cpu,1' for seed, minutes in ((0, 2.0), (1, 8.0), (2, 5.0))]
+    (tmp_path / 'raccoon.csv').write_text('\n'.join(lines) + '\n')
+    assert f'| {BINARY} |  | 3 | 10 | 40.0 ± 0.0 | 40.0 ± 0.0 | 1.00 |  | 2.0 ± 0.0x |' in tables.compared('raccoon')
