@@ -30,10 +30,12 @@ USE = {
 
 @pytest.mark.parametrize('name', zoo.names())
 def test_loads_by_name_in_a_new_process(name, tmp_path):
+    """And without a warning that a fused part runs unfused."""
     code = f'import bnn_plugins, torch\nmodel = bnn_plugins.load({name!r})\n{USE[zoo.card(name)["task"]]}'
     result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.strip()
+    assert 'unfused' not in result.stderr
 
 
 @pytest.mark.parametrize('name', zoo.names())

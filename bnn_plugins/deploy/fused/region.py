@@ -7,7 +7,7 @@ from types import CodeType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..packed import PackedLayer
 from . import events
@@ -170,7 +170,8 @@ class FusedForward:
             except Untraceable as error:
                 why = f' ({error.why})'
         if plan is None:
-            self.say_once(key, f'is called with {self.difference(given)}, but was traced without{why}')
+            if not any(isinstance(value, fx.Proxy) for value in bound.values()):  # a trace of what surrounds it goes through
+                self.say_once(key, f'is called with {self.difference(given)}, but was traced without{why}')
         elif plan.program is not None:
             order = list(inspect.signature(self.original).parameters)
             places = [order.index(name) if order.index(name) < len(args) else name for name in plan.inputs]
