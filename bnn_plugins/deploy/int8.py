@@ -1,5 +1,6 @@
 """``quantize_rest_``: the real layers of a model in int8, calibrated on data."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -168,6 +169,8 @@ def obstacle(model: nn.Module, name: str, layer: nn.Module, keep: Sequence[str])
     terms = INT8_CLASSES[type(layer)].rows(layer)[0].numel()
     if terms > INT8_TERMS_LIMIT:
         return f'it sums {terms} products, and int32 holds {INT8_TERMS_LIMIT}'
+    if getattr(layer, 'groups', 1) > 1 and terms == math.prod(layer.kernel_size):
+        return 'it is depthwise: float32 is faster than int8, which multiplies four channels of a group at a time'
     owners = [other for other, module in model.named_modules() if module is not layer
               and any(parameter is layer.weight for parameter in module._parameters.values())]
     return f'its weight is that of {owners[0]}, too' if owners else ''

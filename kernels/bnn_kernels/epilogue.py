@@ -8,6 +8,7 @@ Every operation is IEEE float32 and rounded by itself, without FMA contraction, 
     v = v - gamma[j];  v = v if v > 0 else slope[j] * v;  v = v + zeta[j]       'prelu', gamma and zeta optional
     v = max(v, 0)                                                               'relu'
     v = min(max(v, -1), 1)                                                      'hardtanh'
+    v = v / (1 + exp(-v))                                                       'silu', see `silu`
     stream = v rounded to its dtype
     bit    = float(stream) >= threshold[j]
 """
@@ -19,7 +20,12 @@ from torch import Tensor
 
 from .layout import pack_bits
 
-ACTS = ('identity', 'prelu', 'relu', 'hardtanh')
+ACTS = ('identity', 'prelu', 'relu', 'hardtanh', 'silu')
+# Of `exp`: the ends that its argument is cut to, 1 / log(2), 3 * 2**22, log(2) in two parts of which a whole number up to 127
+# times the first is exact, and the polynomial of Cephes' expf for half of log(2) either way (Moshier, netlib.org/cephes).
+LEAST, MOST, LOG2_E, STEPS_OF_ONE = -87.0, 88.0, 1.44269504088896341, 12582912.0
+LOG_2 = (0.693359375, -2.12194440e-4)
+POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
 
 class Epilogue(NamedTuple):
@@ -30,7 +36,8 @@ class Epilogue(NamedTuple):
 
     Attributes:
         scale, bias: the affine, a scale, a bias and a norm folded into one.
-        act: 'identity', 'relu', 'hardtanh' or 'prelu', with `slope`; RPReLU adds the shifts `gamma` before and `zeta` after.
+        act: 'identity', 'relu', 'hardtanh', 'silu' or 'prelu', with `slope`; RPReLU adds the shifts `gamma` before and `zeta`
+            after.
         threshold: of the next layer's sign; None is 0.
         out_groups: groups of the convolution that reads the words.
     """
@@ -71,7 +78,28 @@ def stream_of(acc: Tensor, epilogue: Epilogue, shortcut: Tensor | None, dtype: t
         v = v.clamp(min=0)
     elif act == 'hardtanh':
         v = v.clamp(-1, 1)
+    elif act == 'silu':
+        v = silu(v)
     return v.to(dtype)
+
+
+def silu(v: Tensor) -> Tensor:
+    """x / (1 + exp(-x)) of float32, within 3 units of the last place of a normal result, in operations that all backends have.
+
+    A number added to 3 * 2**22 is rounded to a whole one, whose bits are the lowest of the sum: shifted, they are added to the
+    exponent of the polynomial.
+    """
+    x = (0.0 - v).clamp(LEAST, MOST)
+    steps = x * LOG2_E + STEPS_OF_ONE
+    whole = steps - STEPS_OF_ONE
+    rest = x - whole * LOG_2[0]
+    rest = rest - whole * LOG_2[1]
+    power = torch.full_like(rest, POLYNOMIAL[0])
+    for factor in POLYNOMIAL[1:]:
+        power = power * rest + factor
+    power = power * (rest * rest) + rest + 1.0
+    power = (power.view(torch.int32) + (steps.view(torch.int32) << 23)).view(torch.float32)
+    return v / (1.0 + power)
 
 
 def words_of(stream: Tensor, epilogue: Epilogue) -> Tensor:

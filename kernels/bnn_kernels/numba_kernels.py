@@ -13,8 +13,13 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-IDENTITY, PRELU, RELU, HARDTANH = range(4)
+from .epilogue import LEAST, LOG2_E, LOG_2, MOST, POLYNOMIAL, STEPS_OF_ONE
+
+IDENTITY, PRELU, RELU, HARDTANH, SILU = range(5)
 BLOCK = 4  # pixels that share the weights
+SILU_LEAST, SILU_MOST, SILU_LOG2_E, SILU_STEPS = map(np.float32, (LEAST, MOST, LOG2_E, STEPS_OF_ONE))
+SILU_HIGH, SILU_LOW = map(np.float32, LOG_2)
+SILU_FACTORS = np.array(POLYNOMIAL, np.float32)
 compiled = njit(cache=True, nogil=True, error_model='numpy')
 
 
@@ -174,6 +179,31 @@ def _activate(act, gamma, slope, zeta, stream, pixel):
             value = stream[pixel, j]
             value = -one if value < -one else value
             stream[pixel, j] = one if value > one else value
+    elif act == SILU:
+        _silu(stream[pixel])
+
+
+@compiled
+def _silu(row):
+    """As in epilogue.py, in place."""
+    steps, power = np.empty_like(row), np.empty_like(row)
+    for j in range(len(row)):
+        x = np.float32(0) - row[j]
+        x = SILU_LEAST if x < SILU_LEAST else x
+        x = SILU_MOST if x > SILU_MOST else x
+        steps[j] = x * SILU_LOG2_E + SILU_STEPS
+        whole = steps[j] - SILU_STEPS
+        rest = x - whole * SILU_HIGH
+        rest = rest - whole * SILU_LOW
+        y = SILU_FACTORS[0]
+        for factor in SILU_FACTORS[1:]:
+            y = y * rest + factor
+        power[j] = y * (rest * rest) + rest + np.float32(1)
+    exponents, bits = steps.view(np.int32), power.view(np.int32)
+    for j in range(len(row)):
+        bits[j] += exponents[j] << 23
+    for j in range(len(row)):
+        row[j] = row[j] / (np.float32(1) + power[j])
 
 
 @compiled

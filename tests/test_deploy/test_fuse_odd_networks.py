@@ -88,6 +88,26 @@ class TestOddNetworks:
         assert equal(run(model, x), expected), report
         return report
 
+    def test_silu_in_every_form(self):
+        class Swish(nn.Module):
+            def forward(self, x):
+                return x * torch.sigmoid(x)
+
+        class Silu(nn.Module):
+            def forward(self, x):
+                return F.silu(x)
+
+        def unit(act):
+            return nn.Sequential(BinaryConv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12), act)
+
+        model = nn.Sequential(unit(Swish()), unit(nn.SiLU(inplace=True)), unit(Silu()), unit(nn.Identity()))
+        model, x = pack_(randomise_(model).eval()), torch.randn(2, 12, 9, 9)
+        expected = run(model, x)
+        report = fuse_(model)
+        assert near(run(model, x), expected)
+        assert [report.rows[f'{i}.0'].split(', sign')[0] for i in range(3)] == [
+            'conv, norm, silu', 'conv, norm, SiLU', 'conv, norm, silu']
+
     def test_several_readers(self):
         report = self.check(Shared('bireal'))
         assert report.rows['first'] == 'conv, sign of left; 1 other reader(s) with other thresholds pack the stream themselves'

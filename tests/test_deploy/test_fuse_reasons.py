@@ -29,7 +29,7 @@ class TestReasons:
         assert rows['1'] == 'conv'
 
     @pytest.mark.parametrize(('after', 'reason'), [
-        (nn.GroupNorm(3, 12), 'GroupNorm 1 stays as it is'), (nn.SiLU(), 'SiLU 1 stays as it is'),
+        (nn.GroupNorm(3, 12), 'GroupNorm 1 stays as it is'), (nn.GELU(), 'GELU 1 stays as it is'),
         (nn.BatchNorm2d(12, track_running_stats=False), 'the norm 1 takes the statistics of the batch'),
         (nn.Hardtanh(-2, 2), 'Hardtanh 1 stays as it is')])
     def test_what_stops_a_chain(self, after, reason):

@@ -29,14 +29,14 @@ def image(*shape: int, seed: int = 0) -> torch.Tensor:
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), BinaryConv2d(16, 16, 3, padding=1, method='xnor'),
-                         nn.BatchNorm2d(16), nn.ConvTranspose2d(16, 8, 2, 2), nn.Conv2d(8, 8, 3, groups=8), nn.Flatten(),
+                         nn.BatchNorm2d(16), nn.ConvTranspose2d(16, 8, 2, 2), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(),
                          nn.Linear(8 * 30 * 30, 10)).eval()
 
 
 LAYERS = [
     (nn.Conv2d(6, 8, 3), image(2, 6, 9, 7)),
     (nn.Conv2d(6, 9, (3, 2), (2, 1), (1, 0), 2, 3, bias=False), image(2, 6, 9, 7)),
-    (nn.Conv2d(6, 6, 2, padding='same', groups=6), image(2, 6, 9, 7)),
+    (nn.Conv2d(8, 6, 2, padding='same', groups=2), image(2, 8, 9, 7)),
     (nn.Conv2d(6, 8, 3, padding=2, padding_mode='reflect'), image(2, 6, 9, 7)),
     (nn.ConvTranspose2d(6, 4, 3, 2, 1, 1, 2), image(2, 6, 5, 4)),
     (nn.Linear(12, 5), image(2, 3, 12)),
@@ -195,9 +195,11 @@ def test_what_stays_float_and_why():
             self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
             self.second.weight = self.first.weight
             self.wide, self.by_name, self.bad = nn.Linear(2**16 + 1, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+            self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
 
         def forward(self, x):
             y = self.asked(x) + self.good(x) + self.computed(x) + self.first(x) + self.second(x) + self.by_name(input=x)
+            y = y + self.depthwise(x.new_zeros(1, 4, 3, 3)).flatten(1)
             outlier = torch.cat([x, torch.full_like(x, 1e6)])
             return y + self.wide(x.new_zeros(1, 2**16 + 1)), self.bad(outlier)[:1] - self.bad.bias
 
@@ -211,6 +213,7 @@ def test_what_stays_float_and_why():
         'idle': 'it was not called', 'asked': 'asked for', 'good': 'int8: weight per channel, input uint8 by minmax',
         'computed': 'its weight is computed', 'first': 'its weight is that of second, too',
         'second': 'its weight is that of first, too', 'wide': 'it sums 65537 products, and int32 holds 65536',
+        'depthwise': 'it is depthwise: float32 is faster than int8, which multiplies four channels of a group at a time',
         'by_name': 'it was not called', 'bad': 'the error is too large'}
     assert [type(module) is Int8Linear for name, module in model.named_modules() if name in ('good', 'bad')] == [True, False]
 

@@ -18,6 +18,7 @@ import bnn_kernels as bk
 from bnn_kernels import cpu
 from bnn_kernels.cpu import engine, lowering
 from bnn_kernels.cpu.backend import Cpu
+from bnn_kernels.epilogue import ACTS, silu
 from bnn_kernels.geometry import Conv2dGeometry
 from bnn_kernels.reference import Reference
 
@@ -131,7 +132,7 @@ def test_downsample2d(call):
         cases.check_downsample(result, call)
 
 
-@pytest.mark.parametrize('act', ['identity', 'relu', 'hardtanh', 'prelu'])
+@pytest.mark.parametrize('act', ACTS)
 @pytest.mark.parametrize('dtype', cases.STREAMS)
 def test_special_floats_pass_the_epilogue(act, dtype):
     """NaN, infinities, subnormal numbers and values that round up to infinity, in whole vectors and behind them."""
@@ -149,6 +150,13 @@ def test_special_floats_pass_the_epilogue(act, dtype):
         assert torch.equal(got_words, words)
         assert torch.equal(got.isnan(), stream.isnan())
         assert torch.equal(got.nan_to_num(7), stream.nan_to_num(7))
+
+
+def test_silu_is_that_of_torch():
+    x = torch.linspace(-87, 88, 200_001)
+    expected = torch.nn.functional.silu(x.double())
+    assert bool(((silu(x).double() - expected).abs() <= 3 * 2**-24 * expected.abs()).all())
+    assert silu(torch.tensor([float('nan')])).isnan()
 
 
 @pytest.mark.parametrize('isa', ISAS)

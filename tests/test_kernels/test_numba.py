@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnn_kernels import Epilogue, dispatch
+from bnn_kernels.epilogue import ACTS
 from bnn_kernels.geometry import Conv2dGeometry
 from bnn_kernels.numba_backend import Numba
 from bnn_kernels.reference import Reference
@@ -92,7 +93,7 @@ def test_in_place_writes_the_given_tensor():
 def test_special_floats_pass_the_epilogue():
     x, w = torch.zeros(1, 1, 6, 1, dtype=torch.int32), torch.zeros(1, 1, 1, 1, dtype=torch.int32)
     shortcut = torch.tensor([float('nan'), float('inf'), -float('inf'), -0.0, 1e-45, -2.0]).reshape(1, 1, 1, 6)
-    for act in 'identity', 'relu', 'hardtanh', 'prelu':
+    for act in ACTS:
         slope = torch.zeros(1) if act == 'prelu' else None
         call = dict(x_words=x, w_words=w, geometry=Conv2dGeometry(1, 1, 1),
                     epilogue=Epilogue(torch.zeros(1), torch.zeros(1), act, slope=slope), shortcut=shortcut,

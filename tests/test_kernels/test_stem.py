@@ -68,6 +68,8 @@ def in_float64(call: dict) -> tuple[torch.Tensor, torch.Tensor]:
         v = v - image('gamma')
         v = torch.where(v > 0, v, image('slope') * v) + image('zeta')
         size = size * image('slope').abs().clamp(min=1) + image('zeta').abs()
+    elif call['act'] == 'silu':
+        v, size = F.silu(v), size * 1.1
     elif call['act'] != 'identity':
         v = v.clamp(0) if call['act'] == 'relu' else v.clamp(-1, 1)
     half = 0 if call['dtype'] == torch.float32 else torch.finfo(call['dtype']).eps

@@ -194,7 +194,7 @@ def test_in_place(data, conv, dtype, pack):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(('act', 'replicas', 'out_groups'), [
-    ('prelu', 4, 2), ('relu', 1, 1), ('hardtanh', 2, 4), ('identity', 3, 1),
+    ('prelu', 4, 2), ('relu', 1, 1), ('hardtanh', 2, 4), ('identity', 3, 1), ('silu', 1, 1),
 ])
 def test_real_values_of_whole_words(dtype, act, replicas, out_groups):
     """Values that must be rounded, not only cut; infinities and NaN; replicas that are packed where they are computed."""

@@ -11,6 +11,7 @@ from ...layers import RPReLU
 from ..packed import PackedLayer
 
 LOPSIDED = "padding='same' with an even kernel pads one side more than the other"
+SILU_SLOPE = 1.1  # its largest
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -105,8 +106,8 @@ def act_kind(act: nn.Module | str | None) -> str | None:
         return act or 'identity'
     if isinstance(act, nn.PReLU | nn.LeakyReLU) or (isinstance(act, RPReLU) and act.channel_dim in (1, -1)):
         return 'prelu'
-    if type(act) is nn.ReLU:
-        return 'relu'
+    if type(act) in (nn.ReLU, nn.SiLU):
+        return 'relu' if type(act) is nn.ReLU else 'silu'
     return 'hardtanh' if type(act) is nn.Hardtanh and (act.min_val, act.max_val) == (-1, 1) else None
 
 
@@ -129,10 +130,11 @@ def channels_first(act: nn.Module | str | None) -> bool:
 def through_act(total: Tensor, act: nn.Module | str | None, channel_dim: int) -> Tensor:
     """The magnitudes behind a non-linearity."""
     shape = (-1, *[1] * (total.dim() - 2)) if channel_dim == 1 else (-1,)
-    _, *vectors = act_vectors(act, total.shape[channel_dim])
+    kind, *vectors = act_vectors(act, total.shape[channel_dim])
     gamma, slope, zeta = (v if v is None else v.to(total.device).double().abs().view(shape) for v in vectors)
     total = total if gamma is None else total + gamma
     total = total if slope is None else total * slope.clamp(min=1)
+    total = total * SILU_SLOPE if kind == 'silu' else total
     return total if zeta is None else total + zeta
 
 

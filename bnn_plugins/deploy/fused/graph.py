@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
 from torch.nn import functional as F
@@ -27,9 +28,9 @@ SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn
 VIEWS = {'view', 'reshape', 'flatten', 'unflatten', 'permute', 'transpose', 'chunk', 'split', 'narrow', 'squeeze', 'unsqueeze',
          'expand', 'expand_as', 'contiguous', 'detach', 'unbind', 'select', 't', 'to', 'float', 'getitem'}
 # Modules and functions whose result has the channels of their input.
-KEEPERS = (*SKIPPED, RPReLU, Tile, nn.PReLU, nn.ReLU, nn.Hardtanh, nn.LeakyReLU, nn.MaxPool2d, nn.AvgPool2d,
+KEEPERS = (*SKIPPED, RPReLU, Tile, nn.PReLU, nn.ReLU, nn.Hardtanh, nn.LeakyReLU, nn.SiLU, nn.MaxPool2d, nn.AvgPool2d,
            nn.AdaptiveAvgPool2d)
-KEEPING = {'add', 'iadd', 'add_', 'sub', 'mul', 'relu', 'hardtanh', 'leaky_relu', 'avg_pool2d', 'max_pool2d',
+KEEPING = {'add', 'iadd', 'add_', 'sub', 'mul', 'relu', 'hardtanh', 'leaky_relu', 'silu', 'avg_pool2d', 'max_pool2d',
            'adaptive_avg_pool2d', 'interpolate', 'contiguous'}
 IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem}
 
@@ -155,6 +156,7 @@ class Tracer(fx.Tracer):
             constants_of(graph)[name] = vars(root)[name]
             delattr(root, name)  # fx leaves it at the module
         skip_nothings(root, graph)
+        write_silu(root, graph)
         return graph
 
     def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args=None) -> tuple[Callable, list]:
@@ -298,6 +300,20 @@ def skip_nothings(root: nn.Module, graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if node.op == 'call_function' and node.target is getattr and not node.users:
             graph.erase_node(node)  # such as x.requires_grad
+
+
+def write_silu(root: nn.Module, graph: fx.Graph) -> None:
+    """``x * sigmoid(x)``, as mmcv's ``Swish`` has it, is one function."""
+    for node in list(graph.nodes):
+        for gate in node.all_input_nodes if node.target in (operator.mul, torch.mul, 'mul') and not node.kwargs else ():
+            is_gate = isinstance(module_of(root, gate), nn.Sigmoid) or gate.target in (torch.sigmoid, F.sigmoid, 'sigmoid')
+            if is_gate and len(gate.users) == 1 and gate.all_input_nodes and set(node.args) == {gate, gate.all_input_nodes[0]}:
+                with graph.inserting_before(node):
+                    whole = graph.call_function(F.silu, tuple(gate.all_input_nodes))
+                node.replace_all_uses_with(whole)
+                graph.erase_node(node)
+                graph.erase_node(gate)
+                break
 
 
 def module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:

@@ -18,7 +18,8 @@ from .graph import module_of, mutates, storage_of
 from .steps import Step
 
 ADDS = (operator.add, operator.iadd, torch.add)
-ACTS = {F.relu: 'relu', torch.relu: 'relu', 'relu': 'relu', 'relu_': 'relu', F.hardtanh: 'hardtanh', torch.tanh: None}
+ACTS = {F.relu: 'relu', torch.relu: 'relu', 'relu': 'relu', 'relu_': 'relu', F.hardtanh: 'hardtanh', F.silu: 'silu',
+        torch.tanh: None}
 
 
 @dataclass(eq=False)

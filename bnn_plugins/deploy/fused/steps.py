@@ -187,4 +187,6 @@ class Tail:
             return x if self.zeta is None else x.add_(self.zeta)
         if self.kind == 'relu':
             return x.relu_()
+        if self.kind == 'silu':
+            return F.silu(x, inplace=True)
         return x.clamp_(-1, 1) if self.kind == 'hardtanh' else x

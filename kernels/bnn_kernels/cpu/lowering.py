@@ -24,7 +24,7 @@ from . import engine
 from .calls import BLOCK2D, CONV2D, CONV2D_SIGN, DOWNSAMPLE, PACK, STEM, Call, Made
 from .engine import DTYPES, ISAS, STREAMS, address, dense, fields, struct
 
-ACTS = {'identity': 0, 'relu': 1, 'hardtanh': 2, 'prelu': 3}  # enum Act of src/engine.hpp
+ACTS = {'identity': 0, 'relu': 1, 'hardtanh': 2, 'prelu': 3, 'silu': 4}  # enum Act of src/engine.hpp
 NO_SHORTCUT = -1
 PANEL = 16
 AVX512, AMX = ISAS.index('avx512'), ISAS.index('amx')

@@ -47,6 +47,25 @@ def eight_bits(v, inverse, zero, ELEMENT: tl.constexpr):
 
 
 @triton.jit
+def silu(v):
+    """As in `bnn_kernels.epilogue`."""
+    x = 0.0 - v
+    x = tl.where(x < -87.0, -87.0, tl.where(x > 88.0, 88.0, x))
+    steps = x * 1.44269504088896341 + 12582912.0
+    whole = steps - 12582912.0
+    rest = x - whole * 0.693359375
+    rest = rest - whole * -2.12194440e-4
+    power = 1.9875691500e-4 * rest + 1.3981999507e-3
+    power = power * rest + 8.3334519073e-3
+    power = power * rest + 4.1665795894e-2
+    power = power * rest + 1.6666665459e-1
+    power = power * rest + 5.0000001201e-1
+    power = power * (rest * rest) + rest + 1.0
+    power = (power.to(tl.int32, bitcast=True) + (steps.to(tl.int32, bitcast=True) << 23)).to(tl.float32, bitcast=True)
+    return tl.div_rn(v, 1.0 + power)
+
+
+@triton.jit
 def float_bits(acc, pixel, real_pixel, channel, real_channel, scale, bias, shortcut, gamma, slope, zeta, threshold, out,
                out_inverse, out_zero, CHANNELS: tl.constexpr, ACT: tl.constexpr, ELEMENT: tl.constexpr):
     """The float epilogue of one tile: stores the stream in `out` where there is one and returns the bits, bool [M, N].
@@ -70,6 +89,8 @@ def float_bits(acc, pixel, real_pixel, channel, real_channel, scale, bias, short
         v = tl.where(v < 0, 0.0, v)  # NaN stays NaN, as in hardtanh
     elif ACT == 'hardtanh':
         v = tl.where(v < -1, -1.0, tl.where(v > 1, 1.0, v))
+    elif ACT == 'silu':
+        v = silu(v)
     if out_inverse is not None:
         element = eight_bits(v, out_inverse, out_zero, ELEMENT)
     else:

@@ -159,6 +159,8 @@ class TensorCore(Planned, Backend):
             width, out_groups = len(call['threshold']), call['out_groups']
         elif op == 'binary_block2d':
             width, out_groups = call['epilogue'].width, call['epilogue'].out_groups
+            if call['epilogue'].act == 'silu':
+                return 'triton-tensorcore has no silu'
         if out_groups > 1 and width // out_groups % 32:
             return (f'triton-tensorcore packs whole words per output group, got {width} channels in {out_groups} groups')
         batch, _, *sizes = geometry.shape(x_words.shape)

@@ -32,7 +32,7 @@ from ..fold import (
 from ..match import Match, Matcher, act_text
 from ..steps import Step, UnownedModules, signs_of
 
-FUNCTIONS = {None: lambda x: x, 'relu': F.relu, 'hardtanh': F.hardtanh}
+FUNCTIONS = {None: lambda x: x, 'relu': F.relu, 'hardtanh': F.hardtanh, 'silu': F.silu}
 
 
 @dataclass(eq=False)
@@ -172,7 +172,8 @@ class BlockStep(Step):
         self._fold_epilogue(scale, bias, self.acts[0], self.consumers[0] if self.consumers else None, layer.weight_bits.device)
         self.width = scale.numel()
         slope = self.epilogue.slope
-        self.by_integers = not (self.keep or self.has_shortcut) and (slope is None or bool((slope >= 0).all()))
+        rises = self.epilogue.act != 'silu' and (slope is None or bool((slope >= 0).all()))
+        self.by_integers = rises and not (self.keep or self.has_shortcut)
         if self.by_integers:
             limit, flip = integer_threshold(self.epilogue, layer.fan_in)
             self._set_constant('limit', limit)

@@ -122,7 +122,7 @@ class Sink {
   ~Sink() = default;
 };
 
-enum Act : int64_t { IDENTITY, RELU, HARDTANH, PRELU };
+enum Act : int64_t { IDENTITY, RELU, HARDTANH, PRELU, SILU };
 enum Dtype : int64_t { NONE = -1, FLOAT32, BFLOAT16, FLOAT16, UINT8, INT8 };
 
 inline int64_t element_bytes(int64_t dtype) { return dtype == FLOAT32 ? 4 : dtype < UINT8 ? 2 : 1; }

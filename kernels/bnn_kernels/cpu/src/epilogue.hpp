@@ -50,6 +50,22 @@ struct Codes {
   }
 };
 
+// x / (1 + exp(-x)), operation by operation as in epilogue.py.
+template <class S>
+typename S::Float silu(typename S::Float v) {
+  const auto set = S::set;
+  const typename S::Float x = S::at_most(88.0F, S::at_least(-87.0F, S::sub(set(0.0F), v)));
+  const typename S::Float steps = S::add(S::mul(x, set(0x1.715476p+0F)), set(0x1.8p+23F));
+  const typename S::Float whole = S::sub(steps, set(0x1.8p+23F));
+  typename S::Float rest = S::sub(x, S::mul(whole, set(0x1.63p-1F)));
+  rest = S::sub(rest, S::mul(whole, set(-0x1.bd0106p-13F)));
+  typename S::Float power = set(0x1.a0d2cep-13F);
+  for (const float factor : {0x1.6e879cp-10F, 0x1.11121p-7F, 0x1.555382p-5F, 0x1.555554p-3F, 0x1p-1F})
+    power = S::add(S::mul(power, rest), set(factor));
+  power = S::add(S::add(S::mul(power, S::mul(rest, rest)), rest), set(1.0F));
+  return S::div(v, S::add(set(1.0F), S::times_power_of_two(power, steps)));
+}
+
 template <class S>
 typename S::Float as_float(const int32_t* sum) { return S::from_int(sum); }
 template <class S>
@@ -101,6 +117,8 @@ void fuse(const Fused& f, const Sum* tile, int64_t stride, int64_t pixel, int64_
       each([&](int v) { x[v] = S::at_least(0.0F, x[v]); });
     } else if constexpr (ACT == HARDTANH) {
       each([&](int v) { x[v] = S::at_most(1.0F, S::at_least(-1.0F, x[v])); });
+    } else if constexpr (ACT == SILU) {
+      each([&](int v) { x[v] = silu<S>(x[v]); });
     }
     if constexpr (DTYPE != UINT8) each([&](int v) { x[v] = store<S, DTYPE>(stream, to + v * S::lanes, x[v]); });
     else if (stream) each([&](int v) { codes.store(stream, to + v * S::lanes, x[v]); });
@@ -159,6 +177,7 @@ Epilogue<Fused> fused(const Fused& f) {
   if (f.act == PRELU) return choose_dtype<S, PRELU>(f.dtype, f.shortcut_dtype);
   if (f.act == RELU) return choose_dtype<S, RELU>(f.dtype, f.shortcut_dtype);
   if (f.act == HARDTANH) return choose_dtype<S, HARDTANH>(f.dtype, f.shortcut_dtype);
+  if (f.act == SILU) return choose_dtype<S, SILU>(f.dtype, f.shortcut_dtype);
   return choose_dtype<S, IDENTITY>(f.dtype, f.shortcut_dtype);
 }
 
@@ -174,6 +193,7 @@ Epilogue<Fused, float> fused_floats(const Fused& f) {
   if (f.act == PRELU) return choose_dtype_of_floats<S, PRELU>(f.dtype);
   if (f.act == RELU) return choose_dtype_of_floats<S, RELU>(f.dtype);
   if (f.act == HARDTANH) return choose_dtype_of_floats<S, HARDTANH>(f.dtype);
+  if (f.act == SILU) return choose_dtype_of_floats<S, SILU>(f.dtype);
   return choose_dtype_of_floats<S, IDENTITY>(f.dtype);
 }
 

@@ -60,6 +60,9 @@ struct Scalar {
   static Float add(Float a, Float b) { return a + b; }
   static Float sub(Float a, Float b) { return a - b; }
   static Float mul(Float a, Float b) { return a * b; }
+  static Float div(Float a, Float b) { return a / b; }
+  // v times 2 to the power of what the lowest bits of `steps` say.
+  static Float times_power_of_two(Float v, Float steps) { return float_of_bits(bits_of_float(v) + (bits_of_float(steps) << 23)); }
   static Float multiply_add(Float a, Float b, Float c) { return a * b + c; }
   static Float positive(Float v, Float otherwise) { return v > 0 ? v : otherwise; }  // NaN takes the other
   static Float scale_unless_positive(Float v, Float factor) { return positive(v, mul(factor, v)); }
@@ -123,6 +126,9 @@ struct Portable {
   static Float add(Float a, Float b) { return a + b; }
   static Float sub(Float a, Float b) { return a - b; }
   static Float mul(Float a, Float b) { return a * b; }
+  static Float div(Float a, Float b) { return a / b; }
+  // v times 2 to the power of what the lowest bits of `steps` say.
+  static Float times_power_of_two(Float v, Float steps) { return (Float)((Word)v + ((Word)steps << 23)); }
   static Float multiply_add(Float a, Float b, Float c) { return a * b + c; }
   static Float positive(Float v, Float otherwise) { return v > 0.0F ? v : otherwise; }
   static Float scale_unless_positive(Float v, Float factor) { return positive(v, mul(factor, v)); }
