@@ -36,7 +36,7 @@ def network() -> nn.Sequential:
 LAYERS = [
     (nn.Conv2d(6, 8, 3), image(2, 6, 9, 7)),
     (nn.Conv2d(6, 9, (3, 2), (2, 1), (1, 0), 2, 3, bias=False), image(2, 6, 9, 7)),
-    (nn.Conv2d(8, 6, 2, padding='same', groups=2), image(2, 8, 9, 7)),
+    (nn.Conv2d(6, 6, 2, padding='same', groups=2), image(2, 6, 9, 7)),
     (nn.Conv2d(6, 8, 3, padding=2, padding_mode='reflect'), image(2, 6, 9, 7)),
     (nn.ConvTranspose2d(6, 4, 3, 2, 1, 1, 2), image(2, 6, 5, 4)),
     (nn.Linear(12, 5), image(2, 3, 12)),
