@@ -39,8 +39,8 @@ def raccoon() -> Grid:
     """Recipes for a small set of natural photographs."""
     real, binary = 'retinanet_r18-half_fpn_raccoon', 'retinanet_bnn-r18-half_fpn_raccoon'
     recipes = (('float_start',), ('float_start', 'teacher_response'), ('float_start', 'teacher_features'),
-               ('float_start', 'teacher_lws'), ('float_start', 'teacher_ida'), ('float_start', 'two_steps'), ('long_warmup',),
-               ('two_steps',), ('float_start', 'two_steps', 'teacher_response', 'teacher_features'),
+               ('float_start', 'two_steps', 'teacher_response', 'teacher_features'), ('float_start', 'teacher_ida'),
+               ('float_start', 'teacher_lws'), ('float_start', 'two_steps'), ('two_steps',), ('long_warmup',),
                ('float_start', 'teacher_response', 'teacher_features'))
     return Grid((Entry(real), Entry(binary), *(Entry(binary, names, real) for names in recipes), Entry(binary, times=2)), 10)
 
