@@ -1,5 +1,6 @@
 """Training, sampling and measuring diffusion models: the real tools on scikit-learn's digits and on folders made here."""
 
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bnn_plugins import pack_
 from bnn_plugins.deploy import PackedLayer
 
 pytest.importorskip('diffusers')
@@ -24,6 +26,8 @@ from bnn_plugins.apps.diffusion import metrics, sample
 from bnn_plugins.apps.diffusion.data import Images, build_dataset, to_uint8
 from bnn_plugins.apps.diffusion.flags import parse_args
 from bnn_plugins.apps.diffusion.train import Trainer, main
+from bnn_plugins.integrations.diffusers.class_pipeline import ClassConditionalPipeline
+from bnn_plugins.integrations.diffusers.loading import load_pipeline
 from bnn_plugins.integrations.diffusers.unet_2d import BinaryUNet2DModel
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +100,8 @@ def test_two_processes_have_equal_weights(tmp_path):
     assert_equal(torch.load(tmp_path / 'rank0'), torch.load(tmp_path / 'rank1'))
 
 
-@pytest.mark.parametrize('config', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('config', [pytest.param(path, marks=pytest.mark.nightly) if 'cifar10' in path.stem else path
+                                    for path in CONFIGS], ids=lambda path: path.stem)
 def test_every_config_trains(config, tmp_path, monkeypatch):
     """Two steps each; the data are small ones of the real layout, whole pictures become crops of 16 pixels."""
     monkeypatch.chdir(tmp_path)
@@ -106,14 +111,61 @@ def test_every_config_trains(config, tmp_path, monkeypatch):
         for index in range(20):
             picture = rng.integers(0, 255, (size, size, 4), dtype=np.uint8)
             Image.fromarray(picture).save(tmp_path / f'data/emoji/png/{size}/{index}.png')
+    if 'cifar10' in config.stem:
+        write_parquet(tmp_path / 'data/cifar10/train.parquet', rng)
     crop = ['--crop', '16'] if config.stem.startswith('sr') else []
     teacher = []
     if 'teacher' in config.read_text():
-        train(tmp_path / 'teacher', '--max_train_steps', 1, config='ddpm_float_digits')
+        twin = 'cifar10' if 'cifar10' in config.stem else 'digits'
+        train(tmp_path / 'teacher', '--max_train_steps', 1, config=f'ddpm_float_{twin}')
         teacher = ['--teacher_model', tmp_path / 'teacher']
     out = train(tmp_path / 'out', '--max_train_steps', 2, *crop, *teacher, '--log_every', 1, config=config.stem)
     assert (out / 'model_index.json').is_file()
     assert list((out / 'samples').glob('*.png'))
+
+
+def write_parquet(path: Path, rng) -> None:
+    """Eight pictures in the schema of the CIFAR-10 of the Hugging Face hub."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    rows = []
+    for _ in range(8):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(file, 'PNG')
+        rows.append(dict(bytes=file.getvalue()))
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table(dict(img=rows, label=list(range(8)))), path)
+
+
+def test_classes(tmp_path, capsys):
+    """Mutations: the labels are not handed to the UNet, all pictures are of the first class."""
+    out = train(tmp_path / 'out', '--max_train_steps', 2, config='ddpm_reactnet-classes_digits')
+    pipe = load_pipeline(out)
+    assert type(pipe) is ClassConditionalPipeline
+    draws = [pipe(torch.tensor([label]), 2, torch.Generator().manual_seed(0), output_type='pt').images for label in (3, 7)]
+    assert not torch.equal(*draws)
+    both = sample.generate(pipe, 2, 2, output_type='np', conditions=torch.tensor([3, 7]))
+    in_turn = sample.generate(pipe, 12, 2, batch_size=12, output_type='np')
+    again = sample.generate(pipe, 12, 2, batch_size=12, output_type='np', conditions=torch.tensor([*range(10), 0, 1]))
+    assert len(both) == 2
+    assert all(np.array_equal(a, b) for a, b in zip(in_turn, again, strict=True))
+    pack_(pipe.unet)
+    packed = pipe(torch.tensor([7]), 2, torch.Generator().manual_seed(0), output_type='pt').images
+    assert torch.equal(packed, draws[1])
+    sample.main([str(out), '--out', str(tmp_path / 'seven.png'), '--num', '3', '--steps', '2', '--classes', '7'])
+    assert '3 pictures by the latent UNet' in capsys.readouterr().out
+    with pytest.raises(ValueError, match='the classes 0 to 9, but got 10 to 10'):
+        sample.main([str(out), '--out', str(tmp_path / 'ten.png'), '--num', '1', '--steps', '2', '--classes', '10'])
+
+
+@pytest.mark.parametrize(('lines', 'sentence'), [
+    ("pipeline = dict(type='DDPMPipeline')", "needs pipeline=.*ClassConditionalPipeline.*, but got 'DDPMPipeline'"),
+    ('model = dict(num_class_embeds=5)', 'the classes 0 to 4, but got 0 to 9')])
+def test_classes_that_do_not_fit(lines, sentence, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(f'_base_ = {str(ROOT / "configs/diffusion/ddpm_reactnet-classes_digits.py")!r}\n{lines}\n')
+    with pytest.raises(ValueError, match=sentence):
+        main([str(config), '--output_dir', str(tmp_path / 'out'), *FAST])
 
 
 def test_twin_is_trained_first(tmp_path):

@@ -35,7 +35,7 @@ class Recorder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.calls = []
+        self.calls, self.config = [], {}
 
     def forward(self, noisy, t):
         self.calls.append((noisy, t, torch.is_grad_enabled()))
@@ -114,7 +114,8 @@ def test_terms_of_the_distillation(tmp_path):
     trainer = trainer_(tmp_path)
     args, prediction, expected = trainer.args, torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8)
     student, teacher = ([torch.randn(4, 6, 8, 8)] for _ in range(2))
-    trainer.teacher = lambda inputs, t: SimpleNamespace(sample=expected)
+    trainer.teacher = Recorder()
+    trainer.teacher.forward = lambda inputs, t: SimpleNamespace(sample=expected)
     trainer.student_features, trainer.teacher_features = (SimpleNamespace(features=f) for f in (student, teacher))
     terms = dict(teacher_weight=(prediction - expected).square().mean(),
                  spd_weight=distill.space_patched_loss(student, teacher),
@@ -123,7 +124,8 @@ def test_terms_of_the_distillation(tmp_path):
     for weights in ((0, 0, 0), (2, 0, 0), (0, 3, 0), (0, 0, 5), (2, 3, 5)):
         vars(args).update(zip(terms, weights, strict=True))
         want = sum(weight * term for weight, term in zip(weights, terms.values(), strict=True))
-        torch.testing.assert_close(trainer.distillation(None, None, prediction), torch.as_tensor(want, dtype=torch.float32))
+        loss = trainer.distillation(None, None, prediction, {})
+        torch.testing.assert_close(loss, torch.as_tensor(want, dtype=torch.float32))
 
 
 def test_latents_thresholds_and_norms_do_not_decay(tmp_path):
@@ -146,6 +148,8 @@ def test_the_weight_of_the_variational_bound():
     scheduler = DDPMScheduler(num_train_timesteps=20, beta_start=0.01, beta_end=0.2)
 
     class OneOff(nn.Module):
+        config = {}
+
         def forward(self, noisy, t):
             return SimpleNamespace(sample=noise_in(noisy, 1.0, t, scheduler) + 1)
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import diffusers
 
 from ...binarize.lookup import unknown
+from ...integrations.diffusers.class_pipeline import ClassConditionalPipeline
 from ...integrations.diffusers.loading import from_config
 from ...integrations.diffusers.sr_pipeline import SuperResolutionPipeline
 from ...integrations.diffusers.unet_2d import BinaryUNet2DModel
 
-OWN = {cls.__name__: cls for cls in (BinaryUNet2DModel, SuperResolutionPipeline)}
+OWN = {cls.__name__: cls for cls in (BinaryUNet2DModel, ClassConditionalPipeline, SuperResolutionPipeline)}
 
 
 def find_class(name: str) -> type:

@@ -22,6 +22,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm.auto import tqdm
 
+from ...integrations.diffusers.class_pipeline import classes_for
 from .data import Images
 
 CONFIDENT = 0.9
@@ -151,6 +152,7 @@ def noise_prediction(unet: nn.Module, scheduler, data: Images, buckets: int = 10
     generator = torch.Generator().manual_seed(seed)
     clean = torch.stack([data[i]['input'] for i in range(len(data))])
     condition = torch.stack([data[i]['condition'] for i in range(len(data))]) if data.conditions is not None else None
+    classes = classes_for(unet, dict(label=data.labels))
     total = scheduler.config.num_train_timesteps
     alphas = scheduler.alphas_cumprod.double()
     errors, bits = [], []
@@ -158,7 +160,7 @@ def noise_prediction(unet: nn.Module, scheduler, data: Images, buckets: int = 10
         t = torch.randint(bucket * total // buckets, (bucket + 1) * total // buckets, (len(clean),), generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
         noisy = scheduler.add_noise(clean, noise, t)
-        out = unet(noisy if condition is None else torch.cat([noisy, condition], 1), t).sample
+        out = unet(noisy if condition is None else torch.cat([noisy, condition], 1), t, **classes).sample
         error = (as_noise(out, noisy, alphas[t].float(), scheduler.config.prediction_type) - noise).square().mean((1, 2, 3))
         before = torch.where(t > 0, alphas[(t - 1).clamp(min=0)], torch.ones((), dtype=torch.float64))
         beta = 1 - alphas[t] / before

@@ -11,6 +11,7 @@ import bnn_kernels
 
 from ... import zoo
 from ...deploy import PackedLayer, pack_
+from ...integrations.diffusers.class_pipeline import ClassConditionalPipeline
 from ...integrations.diffusers.loading import load_pipeline
 from ...integrations.diffusers.sr_pipeline import SuperResolutionPipeline
 from ...layers import BinaryLayer
@@ -30,8 +31,13 @@ def kind_of(unet: torch.nn.Module) -> str:
 
 def generate(pipe: DiffusionPipeline, count: int, steps: int, seed: int = 0, batch_size: int = 64,
              conditions: torch.Tensor | None = None, output_type: str = 'pil') -> list:
-    """``count`` PIL pictures, or arrays ``[H, W, C]`` in [0, 1] (``'np'``); a batch's noise does not depend on the others."""
+    """``count`` PIL pictures, or arrays ``[H, W, C]`` in [0, 1] (``'np'``); a batch's noise does not depend on the others.
+
+    ``conditions``: enlarged pictures, or classes; by default all classes of a class-conditional pipeline in turn.
+    """
     images = []
+    if conditions is None and isinstance(pipe, ClassConditionalPipeline):
+        conditions = torch.arange(count) % pipe.unet.config.num_class_embeds
     pipe.set_progress_bar_config(disable=True)
     for start in track(range(0, count, batch_size), 'sample'):
         size = min(batch_size, count - start)
@@ -52,6 +58,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument('--seed', type=int, default=0, help=' ')
     parser.add_argument('--pack', action='store_true', help='pack the binary layers first')
     parser.add_argument('--save-packed', help='folder to save the packed pipeline in')
+    parser.add_argument('--classes', type=int, nargs='+', help='class-conditional: which classes, in turn (default: all)')
     parser.add_argument('--low', help='super-resolution: folder of small pictures')
     parser.add_argument('--high', help='super-resolution: folder of the same names in full size')
     args = parser.parse_args(argv)
@@ -70,6 +77,10 @@ def main(argv: list[str] | None = None) -> Path:
         pairs = dict(type='sr_folders', low=args.low, high=args.high, limit=args.num)
         data = build_dataset(pairs, pipe.unet.config.sample_size)
         conditions = torch.stack([data[i]['condition'] for i in range(len(data))])
+    if args.classes is not None:
+        if not isinstance(pipe, ClassConditionalPipeline):
+            raise ValueError('--classes is for pipelines that were trained with classes (num_class_embeds)')
+        conditions = torch.tensor(args.classes).repeat(-(-args.num // len(args.classes)))[:args.num]
     start = time.perf_counter()
     images = generate(pipe, args.num if conditions is None else len(conditions), args.steps, args.seed, conditions=conditions)
     kind, seconds = kind_of(pipe.unet), time.perf_counter() - start

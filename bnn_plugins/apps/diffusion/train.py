@@ -26,6 +26,12 @@ from tqdm.auto import tqdm
 from ...binarize import TrainingUpdates, set_parts
 from ...engine.processes import check_restart, from_first
 from ...engine.sharding import shard_, whole_state_
+from ...integrations.diffusers.class_pipeline import (
+    ClassConditionalPipeline,
+    check_labels,
+    classes_for,
+    classes_of,
+)
 from ...integrations.diffusers.distill import BlockFeatures, LowRankMimicking, space_patched_loss
 from ...integrations.diffusers.ema import BNNEMAModel
 from ...layers.parameters import parameter_kinds
@@ -71,6 +77,7 @@ class Trainer(Checkpoints):
         self.data, self.heldout = split(build_dataset(source, args.resolution, args.center_crop), args.holdout)
         unet = build_model(args)
         check_channels(unet, self.data)
+        check_classes(unet, self.data, args.pipeline)
         self.noise_scheduler = build(args.noise_scheduler or dict(type='DDPMScheduler'),
                                      num_train_timesteps=args.ddpm_num_steps, beta_schedule=args.ddpm_beta_schedule,
                                      prediction_type=args.prediction_type)
@@ -232,25 +239,25 @@ class Trainer(Checkpoints):
             noisy = scheduler.add_noise(clean, noise, timesteps)
             return noisy if condition is None else torch.cat([noisy, condition], 1)
 
-        inputs = model_input(t)
+        inputs, classes = model_input(t), classes_for(self.bare_unet, batch)
         connection = getattr(self.bare_unet, 'cross_timestep_connection', None)
         if connection is None:
-            prediction = self.unet(inputs, t).sample
+            prediction = self.unet(inputs, t, **classes).sample
         else:
             with connection.training_step():
                 before = (t + 1).clamp(max=scheduler.config.num_train_timesteps - 1)  # as in sampling
                 with torch.no_grad():
-                    self.unet(model_input(before), before)
-                prediction = self.unet(inputs, t).sample
+                    self.unet(model_input(before), before, **classes)
+                prediction = self.unet(inputs, t, **classes).sample
         target = {'epsilon': lambda: noise, 'sample': lambda: clean,
                   'v_prediction': lambda: scheduler.get_velocity(clean, noise, t)}[scheduler.config.prediction_type]()
         loss = F.mse_loss(prediction.float(), target.float())
-        return loss if self.teacher is None else loss + self.distillation(inputs, t, prediction)
+        return loss if self.teacher is None else loss + self.distillation(inputs, t, prediction, batch)
 
-    def distillation(self, inputs: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+    def distillation(self, inputs: Tensor, t: Tensor, prediction: Tensor, batch: dict[str, Tensor]) -> Tensor:
         args = self.args
         with torch.no_grad():
-            expected = self.teacher(inputs, t).sample
+            expected = self.teacher(inputs, t, **classes_for(self.teacher, batch)).sample
         loss = prediction.new_zeros(())
         if args.teacher_weight:
             loss = loss + args.teacher_weight * F.mse_loss(prediction.float(), expected.float())
@@ -277,7 +284,8 @@ class Trainer(Checkpoints):
             unet.train()
 
     def pipeline(self, unet: ModelMixin):
-        return build(self.args.pipeline or dict(type='DDPMPipeline'), unet=unet, scheduler=self.noise_scheduler)
+        default = dict(type='ClassConditionalPipeline' if classes_of(unet) else 'DDPMPipeline')
+        return build(self.args.pipeline or default, unet=unet, scheduler=self.noise_scheduler)
 
     def save_grid(self, epoch: int) -> None:
         """Each process draws its share: none waits for another one's pictures."""
@@ -288,7 +296,9 @@ class Trainer(Checkpoints):
             pipe.set_progress_bar_config(disable=True)
             options = dict(generator=[torch.Generator().manual_seed(index) for index in mine],
                            num_inference_steps=self.args.ddpm_num_inference_steps)
-            if self.heldout.conditions is None:
+            if isinstance(pipe, ClassConditionalPipeline):
+                images = pipe(torch.tensor(mine) % classes_of(unet), **options).images
+            elif self.heldout.conditions is None:
                 images = pipe(batch_size=share, **options).images
             else:
                 images = pipe(torch.stack([self.heldout[i % len(self.heldout)]['condition'] for i in mine]), **options).images
@@ -323,6 +333,20 @@ def check_channels(unet: ModelMixin, data: Images | LazyImages) -> None:
     if unet.config.in_channels != expected:
         raise ValueError(f'the UNet takes {unet.config.in_channels} channels, the pictures give {expected}: set in_channels '
                          'of the model, or channels of the dataset')
+
+
+def check_classes(unet: ModelMixin, data: Images | LazyImages, pipeline: dict | None) -> None:
+    """Labels are needed for a UNet with ``num_class_embeds``; for another one they are left unread."""
+    if not classes_of(unet):
+        return
+    if 'label' not in data[0]:
+        raise ValueError(f'the UNet has {classes_of(unet)} classes (num_class_embeds), but the pictures have no labels: give '
+                         'one folder for each class, or label_column of the dataset')
+    if isinstance(data, Images):
+        check_labels(data.labels, classes_of(unet))
+    if pipeline is not None and pipeline['type'] != ClassConditionalPipeline.__name__:
+        raise ValueError("a UNet with classes needs pipeline=dict(type='ClassConditionalPipeline'), but got "
+                         f'{pipeline["type"]!r}')
 
 
 def sharding_asked() -> bool:

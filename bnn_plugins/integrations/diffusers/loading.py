@@ -107,8 +107,9 @@ def load_pipeline(folder: str | Path):
     """
     from diffusers import DiffusionPipeline, pipelines
 
+    from .class_pipeline import ClassConditionalPipeline
     from .sr_pipeline import SuperResolutionPipeline
-    own = {SuperResolutionPipeline.__name__: SuperResolutionPipeline}
+    own = {cls.__name__: cls for cls in (ClassConditionalPipeline, SuperResolutionPipeline)}
     index_path = Path(folder) / 'model_index.json'
     if not index_path.is_file():
         raise FileNotFoundError(f'{folder} has no model_index.json: give the folder of a saved pipeline')
