@@ -108,6 +108,27 @@ class TestOddNetworks:
         assert [report.rows[f'{i}.0'].split(', sign')[0] for i in range(3)] == [
             'conv, norm, silu', 'conv, norm, SiLU', 'conv, norm, silu']
 
+    def test_a_method_that_is_given_the_layers(self):
+        """As mmdet's YOLOXHead: the modules of a level are arguments, which a trace cannot follow."""
+        class Head(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.levels = nn.ModuleList(nn.Sequential(
+                    BinaryConv2d(12, 12, 3, padding=1), nn.SyncBatchNorm(12), nn.PReLU(12)) for _ in range(2))
+
+            def forward(self, maps):
+                return tuple(map(self.forward_single, maps, self.levels))
+
+            def forward_single(self, x, level):
+                return level(x)
+
+        head, maps = pack_(randomise_(Head()).eval()), [torch.randn(1, 12, size, size) for size in (8, 5)]
+        with torch.no_grad():
+            expected = head(maps)
+            report = fuse_(head)
+            assert near(head(maps), expected)
+        assert report.rows == {f'levels.{i}.0': 'conv, norm, PReLU' for i in range(2)}
+
     def test_several_readers(self):
         report = self.check(Shared('bireal'))
         assert report.rows['first'] == 'conv, sign of left; 1 other reader(s) with other thresholds pack the stream themselves'

@@ -12,7 +12,8 @@ from ..packed import PackedLayer
 
 LOPSIDED = "padding='same' with an even kernel pads one side more than the other"
 SILU_SLOPE = 1.1  # its largest
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+IMAGE_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+NORMS = (nn.BatchNorm1d, *IMAGE_NORMS)
 
 
 def pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:

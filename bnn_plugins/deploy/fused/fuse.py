@@ -11,7 +11,7 @@ from ..int8_layers import Int8Layer
 from ..packed import PackedLayer
 from . import events
 from .graph import Untraceable, contains
-from .plan import Options
+from .plan import Options, Plan
 from .region import FusedForward
 from .report import FusionReport
 from .steps import Step
@@ -134,10 +134,19 @@ def fuse_region(module: nn.Module, name: str, options: Options, report: FusionRe
         report.rows.update(plan.rows)
         report.stems.update(plan.stems)
         report.rows.update({layer: f'not fused: {why}' for layer, why in plan.refused.items()})
-        for inner in plan.opaque:
+        for inner in (*plan.opaque, *unseen(module, plan)):
             fuse_region(module.get_submodule(inner), f'{name}.{inner}'.lstrip('.'), options, report)
         return
     if reasons:
         report.parts[name] = '; '.join(reasons) + ': its parts are fused one by one'
     for inner, child in module.named_children():
         fuse_region(child, f'{name}.{inner}'.lstrip('.'), options, report)
+
+
+def unseen(module: nn.Module, plan: Plan) -> Iterator[str]:
+    """Children whose layers the traced method does not call: mmdet's heads are given those of each level as arguments."""
+    seen = {id(m) for m in (*plan.called, *(module.get_submodule(name) for name in plan.opaque))}
+    for name, child in module.named_children():
+        inside = [m for m in child.modules() if isinstance(m, PackedLayer | Int8Layer)]
+        if inside and not any(id(m) in seen for m in child.modules()):
+            yield name

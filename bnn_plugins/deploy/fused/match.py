@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ..packed import PackedLayer, PackedLinear, has_hooks
-from .fold import act_kind
+from .fold import IMAGE_NORMS, act_kind
 from .graph import module_of, mutates, storage_of
 from .steps import Step
 
@@ -139,7 +139,7 @@ class Matcher:
     def is_plain_norm(self, node: fx.Node) -> bool:
         """Whether a batch norm in evaluation mode is at ``node``, and free."""
         norm = self.module(node)
-        return isinstance(norm, nn.BatchNorm2d) and not norm.training and norm.running_mean is not None \
+        return isinstance(norm, IMAGE_NORMS) and not norm.training and norm.running_mean is not None \
             and not has_hooks(norm) and node not in self.taken and norm.running_mean.dtype != torch.float64
 
 

@@ -32,6 +32,7 @@ class Plan:
         program: ``None`` where nothing is fused.
         rows, stems, refused: for the report, by the name of the layer in the model.
         opaque: names of modules inside that could not be traced.
+        called: modules that the method calls.
         folded: modules whose tensors the constants are made of.
         channels: the sizes of dimension 1 that the trace has taken for granted, by the place of the input.
         usable: whether the tensors have dtypes that the operators take.
@@ -47,7 +48,7 @@ class Plan:
         else:
             tracer, graph = trace_region(module, (PackedLayer, Int8Layer), method, given)
             inlined, opaque, self.arguments = tracer.inlined, tracer.opaque, tracer.asked()
-        self.opaque = sorted(opaque)
+        self.opaque, self.called = sorted(opaque), inlined
         inputs = [node for node in graph.nodes if node.op == 'placeholder']
         self.channels = [(place, node.meta['channels']) for place, node in enumerate(inputs)
                          if node.meta.get('asked') and node.meta['channels'] is not None]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...packed import PackedConv2d, has_hooks
-from ..fold import is_float_conv, through_act, through_norms
+from ..fold import IMAGE_NORMS, is_float_conv, through_act, through_norms
 from ..match import Match, Matcher, is_single
 from ..steps import Step, Tail, UnownedModules
 
@@ -33,7 +33,7 @@ def find(m: Matcher, result: fx.Node) -> Affine | None:
     """What ends at ``result``."""
     act, node, nodes = None, result, [result]
     module = m.module(node)
-    if not isinstance(module, nn.BatchNorm2d):
+    if not isinstance(module, IMAGE_NORMS):
         act = m.act_of(node, None)
         if act is None or not node.args or not isinstance(node.args[0], fx.Node) or (module and has_hooks(module)):
             return None
