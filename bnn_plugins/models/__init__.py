@@ -54,8 +54,8 @@ for layer in (AdaptiveConv2d, BinaryConv2d, BinaryLinear, BinaryLSTM, nn.LSTM):
     MODELS.register_module(module=layer)
 
 if find_spec('mmdet') is not None:
-    from .heads import BiDetRetinaHead, BiDetRoIHead, BiDetSSDHead
+    from .heads import BiDetRetinaHead, BiDetRoIHead, BiDetSSDHead, BNNRPNHead
     from .necks import BNNFPN, BNNBiLSTMNeck, BNNConvLSTMNeck
 
-    __all__ += [part.__name__ for part in (BNNFPN, BNNBiLSTMNeck, BNNConvLSTMNeck, BiDetRetinaHead, BiDetRoIHead,
+    __all__ += [part.__name__ for part in (BNNFPN, BNNBiLSTMNeck, BNNConvLSTMNeck, BNNRPNHead, BiDetRetinaHead, BiDetRoIHead,
                                            BiDetSSDHead)]

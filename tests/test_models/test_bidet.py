@@ -1,5 +1,7 @@
 """BiDet's losses against numpy, and in the heads of detectors."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
-from bnn_plugins import set_progress
+from bnn_plugins import pack_, set_progress
 from bnn_plugins.models.losses.bidet import SparseObjectPrior, information
 
 ANCHORS = dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[8, 16])
@@ -152,3 +154,21 @@ def test_switches(switch, left):
     assert losses.keys() & {'loss_information', 'loss_prior'} == {left}
     with pytest.raises(ValueError, match="unknown key of bidet 'priors'"):
         MODELS.build(ConfigDict(cfg, bbox_head=dict(cfg['bbox_head'], bidet=dict(priors=0.1))))
+
+
+@pytest.mark.parametrize('convs', [1, 2])
+def test_binary_proposals(convs):
+    """Mutations: a convolution that stays real, a prediction that does not, a width of another one."""
+    binary = dict(method='bireal', pad_value=-1)
+    head = MODELS.build(dict(RPN, type='bnn_plugins.BNNRPNHead', feat_channels=32, num_convs=convs, **binary))
+    head.init_weights()
+    kinds = {name: type(module).__name__ for name, module in head.named_modules() if 'Conv2d' in type(module).__name__}
+    assert kinds == {**{f'rpn_conv.{i}.conv': 'BinaryConv2d' for i in range(convs)}, 'rpn_cls': 'Conv2d', 'rpn_reg': 'Conv2d'}
+    maps = [torch.randn(2, 16, size, size) for size in (8, 4)]
+    scores, deltas = head(maps)
+    assert [tuple(score.shape) for score in scores] == [(2, 1, 8, 8), (2, 1, 4, 4)]
+    sum(x.sum() for x in (*scores, *deltas)).backward()
+    assert head.rpn_conv[0].conv.weight.grad.any()
+    head.eval()
+    latent, bits = head(maps), pack_(copy.deepcopy(head))(maps)
+    assert all(torch.equal(one, other) for pair in zip(latent, bits, strict=True) for one, other in zip(*pair, strict=True))

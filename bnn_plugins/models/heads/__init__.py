@@ -1,5 +1,6 @@
 """Heads of detectors. Needs mmdet."""
 
 from .bidet import BiDetRetinaHead, BiDetRoIHead, BiDetSSDHead
+from .rpn import BNNRPNHead
 
-__all__ = ['BiDetRetinaHead', 'BiDetRoIHead', 'BiDetSSDHead']
+__all__ = ['BNNRPNHead', 'BiDetRetinaHead', 'BiDetRoIHead', 'BiDetSSDHead']
