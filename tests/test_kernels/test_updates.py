@@ -101,6 +101,7 @@ def test_what_the_engine_does_not_take():
         assert not Tensors().update([dense, other])
     assert places.update([dense, dense.clone()])
     assert list(places.units) == [4, 4]
+    assert places.update([dense])
     assert places.update([dense[:2]]), 'the same address, and fewer numbers'
     assert list(places.units) == [2]
     turned = torch.as_strided(dense, (4, 6), (1, 4))
