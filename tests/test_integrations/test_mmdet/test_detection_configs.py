@@ -9,6 +9,7 @@ import torch
 from bnn_plugins import pack_  # before mmdet: the package provides what an mmcv without compiled operators lacks
 from bnn_plugins.deploy import PackedLayer
 from bnn_plugins.integrations.mmengine.run import load_config, train
+from bnn_plugins.layers import BinaryLayer
 from bnn_plugins.registry import MODELS
 
 from ..conftest import REPOSITORY
@@ -75,3 +76,33 @@ def test_it_builds(name):
     cfg = load_config(str(DETECTION / f'{name}.py')).model
     with torch.device('meta'):
         MMDET.build(cfg)
+
+
+@pytest.mark.nightly
+def test_detr_with_a_binary_encoder():
+    """Two steps on one image, a thin copy of the config; the rest of the layers stays real."""
+    from mmdet.testing import demo_mm_inputs
+    from mmengine.registry import DefaultScope
+    cfg = load_config(str(DETECTION / 'detr_bnn-r50_150e_coco.py')).model
+    thin = dict(backbone=dict(depth=18, init_cfg=None), neck=dict(in_channels=[512]), encoder=dict(num_layers=1),
+                decoder=dict(num_layers=1))
+    for part, changes in thin.items():
+        cfg.module[part].update(changes)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg)
+        binary = [name for name, module in model.named_modules() if isinstance(module, BinaryLayer)]
+        assert binary
+        assert all(name.startswith('encoder.') for name in binary)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+        for _ in range(2):
+            data = model.data_preprocessor(demo_mm_inputs(1, [[3, 64, 64]]), True)
+            total, _ = model.parse_losses(model(**data, mode='loss'))
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            assert total.isfinite()
+        model.eval()
+        packed = pack_(copy.deepcopy(model))
+        with torch.no_grad():
+            one, other = (net(**data, mode='tensor') for net in (model, packed))
+    assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
