@@ -129,6 +129,20 @@ class TestOddNetworks:
             assert near(head(maps), expected)
         assert report.rows == {f'levels.{i}.0': 'conv, norm, PReLU' for i in range(2)}
 
+    def test_a_forward_whose_arguments_all_have_defaults(self):
+        """As mmdet's YOLOV3Neck: what it may be called with is not known, its parts are."""
+        class Neck(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.block = nn.Sequential(BinaryConv2d(12, 12, 1), nn.BatchNorm2d(12))
+
+            def forward(self, maps=None):
+                return [self.block(x) for x in maps]
+
+        report = fuse_(pack_(Neck().eval()))
+        assert report.parts[''].startswith('forward cannot be traced (it has no argument that must be given)')
+        assert report.rows == {'block.0': 'conv, norm'}
+
     def test_several_readers(self):
         report = self.check(Shared('bireal'))
         assert report.rows['first'] == 'conv, sign of left; 1 other reader(s) with other thresholds pack the stream themselves'

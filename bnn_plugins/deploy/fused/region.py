@@ -146,7 +146,7 @@ class FusedForward:
                 return
             except Untraceable as error:
                 last = last or error
-        raise last
+        raise last or Untraceable('', 'it has no argument that must be given')
 
     def add(self, given: dict[str, Argument]) -> Plan:
         with torch.no_grad():
