@@ -10,9 +10,11 @@ import torch
 pytest.importorskip('diffusers')
 
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline
+from PIL import Image
 
 import bnn_plugins
 from bnn_plugins import BinaryUNet2DModel
+from bnn_plugins.apps.diffusion.data import build_dataset
 from bnn_plugins.integrations.diffusers.loading import load_pipeline
 from bnn_plugins.integrations.diffusers.sr_pipeline import SuperResolutionPipeline
 
@@ -78,3 +80,19 @@ def test_a_residual_is_added_to_the_condition(residual):
     torch.testing.assert_close(images, (0.25 + residual * condition) / 2 + 0.5, rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match=r'condition must be \[N, 3, H, W\]'):
         pipe(condition[:, :2])
+
+
+def test_small_pictures_are_enlarged_as_those_of_training(tmp_path):
+    """Mutation: another resampling, or values that stay in [0, 1]."""
+    for size in (4, 16):
+        pixels = (torch.rand(size, size, 3) * 255).to(torch.uint8)
+        (tmp_path / str(size)).mkdir()
+        Image.fromarray(pixels.numpy()).save(tmp_path / f'{size}/a.png')
+    data = build_dataset(dict(type='sr_folders', low=str(tmp_path / '4'), high=str(tmp_path / '16')), 16, False)
+    pipe = SuperResolutionPipeline(unet(3), DDIMScheduler(prediction_type='sample'), residual=True)
+    pipe.set_progress_bar_config(disable=True)
+    options = dict(num_inference_steps=1, output_type='pt')
+    expected = pipe(data[0]['condition'][None], generator=torch.manual_seed(0), **options).images
+    images = pipe(Image.open(tmp_path / '4/a.png'), generator=torch.manual_seed(0), **options).images
+    assert images.shape == (1, 3, 16, 16)
+    torch.testing.assert_close(images, expected)
