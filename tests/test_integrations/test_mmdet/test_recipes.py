@@ -3,6 +3,7 @@
 import copy
 import shutil
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mmengine.config import Config
 from bnn_plugins import pack_  # before mmdet: the package provides what an mmcv without compiled operators lacks
 from bnn_plugins.engine import BinaryTrainingHook, FloatStartHook
 from bnn_plugins.integrations.mmdet.teacher_hook import TeacherHook, dense_head
+from bnn_plugins.integrations.mmengine import run
 from bnn_plugins.integrations.mmengine.recipes import apply_recipes_
 from bnn_plugins.integrations.mmengine.run import load_config, train
 from bnn_plugins.registry import MODELS
@@ -89,6 +91,22 @@ def test_float_start_gives_latents_name_by_name(cells, twin, tmp_path):
     config = write(tmp_path / 'skip.py', twin, (), text="default_hooks = dict(float_start=dict("
                    "type='bnn_plugins.FloatStartHook', skip=['bbox_head.retina_cls', 'bbox_head.retina_reg']))")
     train(config, str(tmp_path / 'other'), cfg_options=settings)
+
+
+def test_the_second_step_and_a_resumed_run_are_left_alone():
+    def refuse(source):
+        raise AssertionError(source)
+    for resume, load_from in ((False, 'step1/epoch_1.pth'), (True, None)):
+        FloatStartHook('float.pth').before_train(SimpleNamespace(_resume=resume, _load_from=load_from, load_checkpoint=refuse))
+
+
+def test_nothing_to_resume(cells, twin, tmp_path, monkeypatch):
+    """``--resume`` in an empty folder: the ``load_from`` of the config is where the training starts."""
+    configs = []
+    monkeypatch.setattr(run, 'build_runner', lambda cfg: configs.append(cfg) or MagicMock())
+    train(str(CONFIGS / 'detection/retinanet_r18_fpn_bccd.py'), str(tmp_path), resume='auto', cfg_options=options(
+        cells, load_from=twin['checkpoint']))
+    assert (configs[0].resume, configs[0].load_from) == (False, twin['checkpoint'])
 
 
 def test_what_would_be_ignored_is_refused():
