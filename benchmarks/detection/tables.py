@@ -37,6 +37,7 @@ def compared(name: str) -> str:
         return f'No results yet: `python -m benchmarks.detection.run {name}`.\n'
     lines = ['| config | recipes | seeds | epochs | test mAP@0.5 (%) | of bits (%) | MB packed | MOPs | time |',
              '|---|---|---|---|---|---|---|---|---|']
+    operations = {row['config']: '' for row in rows} | {row['config']: row['mops'] for row in rows if row.get('mops')}
     twins = [entry for entry in grid.entries if not entry.twin and '_r18' in entry.config]
     for entry in grid.entries:
         found = of(rows, entry, grid.epochs)
@@ -49,7 +50,8 @@ def compared(name: str) -> str:
         column = {key: [row[key] for row in found] for key in found[0]}
         cells = [entry.config, ', '.join(entry.recipes), str(len(found)), found[0]['epochs'],
                  spread(column['test_map50'], factor=100), spread(column['packed_map50'], factor=100),
-                 spread(column['bytes_packed'][:1], 2, 1e-6), found[-1].get('mops', ''), f'{spread(times)}x' if times else '']
+                 spread(column['bytes_packed'][:1], 2, 1e-6), operations[entry.config],
+                 f'{spread(times)}x' if times else '']
         lines.append(f'| {" | ".join(cells)} |')
     machine = sorted({f'{row["processor"]}, torch {row["torch"]}' for row in rows})
     return '\n'.join([*lines, '', f'Machine: {"; ".join(machine)}; one thread.', ''])
