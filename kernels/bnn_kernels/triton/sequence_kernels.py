@@ -59,7 +59,7 @@ def tanh(x):
 @triton.jit
 def differing(before_rows, w_rows, gate, runs, real_unit, WORDS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Hidden bits that differ from the weights of the gates i, f, g, o, int32 [BLOCK_M, BLOCK_N] each. `gate`: its words."""
-    UNROLL: tl.constexpr = 8 if WORDS % 8 == 0 else 4 if WORDS % 4 == 0 else 2 if WORDS % 2 == 0 else 1
+    UNROLL: tl.constexpr = 4 if WORDS % 4 == 0 else 2 if WORDS % 2 == 0 else 1
     i = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     f, g, o = i, i, i
     for first in range(0, WORDS, UNROLL):
