@@ -52,8 +52,8 @@ void clip(const Tensors& list, float* const* x, double limit) {
     float* const values = x[i];
     const int64_t end = last * list.lengths[i];
     for (int64_t j = first * list.lengths[i]; j < end; j++) {
-      const float v = values[j];
-      values[j] = v < low ? low : v > high ? high : v;
+      const float v = high < values[j] ? high : values[j];  // in this order a minimum of vectors, which keeps NaN
+      values[j] = low > v ? low : v;
     }
   });
 }
