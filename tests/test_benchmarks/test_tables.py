@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import tables
+from benchmarks import rows, tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +21,6 @@ def test_a_table_is_made_from_the_rows(monkeypatch):
 
 
 def test_spread():
-    assert tables.spread(['0.5'], factor=100) == '50.0'
-    assert tables.spread(['1', '2', '3']) == '2.0 ± 1.0'
-    assert tables.spread(['']) == ''
+    assert rows.spread(['0.5'], factor=100) == '50.0'
+    assert rows.spread(['1', '2', '3']) == '2.0 ± 1.0'
+    assert rows.spread(['']) == ''
