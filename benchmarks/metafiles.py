@@ -38,6 +38,7 @@ PAPERS = {
 # Result file -> its column and how that is written.
 RESULTS = {
     'detection/results/bccd.csv': ('test_map50', lambda value: f'test mAP@0.5 {100 * value:.1f} %'),
+    'detection/results/raccoon.csv': ('test_map50', lambda value: f'test mAP@0.5 {100 * value:.1f} %'),
     'sequence/results/detectors.csv': ('test_map50', lambda value: f'test mAP@0.5 {100 * value:.1f} %'),
     'sequence/results/text.csv': ('bpc', lambda value: f'{value:.3f} bits per character'),
     'diffusion/results/digits.csv': ('mse', lambda value: f'noise MSE {value:.4f}'),
@@ -52,7 +53,8 @@ def results() -> dict[str, dict]:
     for path, (column, written) in RESULTS.items():
         rows = list(csv.DictReader((ROOT / 'benchmarks' / path).open()))
         for config in dict.fromkeys(row['config'] for row in rows if row[column]):
-            mine = [row for row in rows if row['config'] == config]
+            mine = [row for row in rows if row['config'] == config and not row.get('recipes')]
+            mine = [row for row in mine if row.get('epochs') == mine[0].get('epochs')]  # not a longer control beside it
             entry = {'Results': written(mean(float(row[column]) for row in mine))}
             if size := mine[0].get('bytes_packed'):
                 entry['MB packed'] = round(float(size) / 1e6, 2)
