@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bnn_kernels.geometry import INT8_TERMS_LIMIT
 
+from ..convert.generic_rules import IMAGE_CHANNELS
 from ..convert.tables import printed, report_table
 from .fused import fused_parts
 from .int8_calibration import METHODS, Calibrated
@@ -82,7 +83,8 @@ def quantize_rest_(model: nn.Module, batches: Iterable, *, calibration: str = 'm
             through twice: for the ranges, and for the errors.
         calibration: the ends of a range: ``'minmax'`` of all values, ``'percentile'`` (99.99 % of them inside) or ``'mse'``
             (the least squared error). The default is ``'mse'``: it follows the data where they have outliers, and equals
-            ``'minmax'`` where they have none.
+            ``'minmax'`` where they have none. A convolution of an image (4 channels at most) takes ``'minmax'`` in any case:
+            pixels have no outliers, and what is cut off are the lights.
         most_error: of a layer's output, relative; a layer with a larger one stays float.
         keep: names of layers, with wildcards, that stay float.
         run: what is called with the model and each batch, for example ``lambda model, batch: model.test_step(batch)``.
@@ -111,12 +113,13 @@ def quantize_rest_(model: nn.Module, batches: Iterable, *, calibration: str = 'm
     kept = {name: why for name, layer in layers.items() if (why := obstacle(model, name, layer, keep))}
     seen = {layer: Calibrated() for name, layer in layers.items() if name not in kept}
     watch(model, batches, run, {layer: ranges.add for layer, ranges in seen.items()})
-    forms = {layer: INT8_CLASSES[type(layer)].from_latent(layer, *ranges.quantization(calibration))
+    ways = {layer: 'minmax' if getattr(layer, 'in_channels', math.inf) <= IMAGE_CHANNELS else calibration for layer in seen}
+    forms = {layer: INT8_CLASSES[type(layer)].from_latent(layer, *ranges.quantization(ways[layer]))
              for layer, ranges in seen.items() if ranges.seen}
     errors = {layer: Error(form) for layer, form in forms.items()}
     watch(model, batches, run, {layer: error.add for layer, error in errors.items()})
     good = {layer: form for layer, form in forms.items() if errors[layer].relative <= most_error}
-    report = Int8Report([row(name, layer, kept.get(name, ''), good.get(layer), errors.get(layer), calibration)
+    report = Int8Report([row(name, layer, kept.get(name, ''), good.get(layer), errors.get(layer), ways.get(layer, ''))
                          for name, layer in layers.items()])
     replace_(model, good)
     return report

@@ -231,6 +231,20 @@ def test_calibration(method, high):
     assert high[0] <= most <= high[1]
 
 
+def test_nothing_of_an_image_is_cut_off():
+    """'mse' gives up few large values for the others, in a layer that reads features; not in one that reads pixels."""
+    def end(channels: int) -> float:
+        x = image(1, channels, 64, 64) / 100
+        x[0, 0, 0, 1] = 1.0
+        model = nn.Sequential(nn.Conv2d(channels, 4, 1), nn.Conv2d(4, 4, 1))
+        report = quantize_rest_(model, [x], most_error=10.0)
+        assert report.rows[0].scheme.endswith('minmax' if channels <= 4 else 'mse')
+        return float((255 - int(model[0].input_zero)) * model[0].input_scale)
+
+    assert end(3) == pytest.approx(1.0, abs=0.01)
+    assert end(8) < 0.9
+
+
 def test_zero_is_exact_and_both_ends_are_reached():
     ranges = int8_calibration.Calibrated()
     ranges.add(torch.tensor([-1.0, 3.0]), torch.zeros(1))

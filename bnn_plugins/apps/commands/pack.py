@@ -7,7 +7,7 @@ from ..command_line import add_overrides
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='.pth checkpoint of bnn train')
+    parser.add_argument('checkpoint', help='.pth checkpoint of bnn train; a packed file, for --rest int8')
     parser.add_argument('out', help='.safetensors file to write')
     parser.add_argument('--verify', nargs='?', type=int, const=4, default=0, metavar='N',
                         help='compare with the checkpoint, layer by layer, on N images of the test set (4)')

@@ -12,6 +12,7 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
 from ...deploy import VerificationReport, fuse_, load_packed_, pack_, quantize_rest_, save_packed, unfuse_, verify
+from ...deploy.packed import PackedModule
 from ...progress import track
 from .run import load_config
 
@@ -34,6 +35,7 @@ def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | 
     """Build the model of ``config``, load ``checkpoint``, pack it and write ``out`` (``.safetensors``).
 
     Args:
+        checkpoint: a latent one; a packed file, whose real layers become int8.
         rest: what its real layers become: ``'float32'``, as they are, or ``'int8'`` (:func:`bnn_plugins.quantize_rest_`; the
             report goes to the log).
         calibration: of int8: how many images of the config's validation set, or a folder of images.
@@ -56,8 +58,14 @@ def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | 
     model = build_model(cfg)
     loaded = load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
     dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
-    latent = copy.deepcopy(model) if verify else None
-    pack_(model)
+    if any(isinstance(module, PackedModule) for module in model.modules()):
+        if rest == 'float32' or verify:
+            raise ValueError(f'{checkpoint} is packed already: all that is left is --rest int8, without --verify')
+        unfuse_(model)  # loading has fused it
+        latent = None
+    else:
+        latent = copy.deepcopy(model) if verify else None
+        pack_(model)
     if rest == 'int8':
         report = quantize_rest_(model, calibration_batches(cfg, calibration), run=lambda model, batch: model.test_step(batch))
         print_log(str(report), logger='current')

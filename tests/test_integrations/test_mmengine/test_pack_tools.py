@@ -119,12 +119,21 @@ def test_the_real_layers_in_int8(trained, digits, tmp_path, monkeypatch, source)
     assert ': ok' in verification or 'explained by the signs' in verification
     assert Path(file).stat().st_size < 0.7 * Path(packed).stat().st_size
     assert any(text.startswith('int8 conv') for text in read_packed(file).layers.values())
+    again = pack_checkpoint(config, packed, str(tmp_path / 'again.safetensors'), rest='int8',
+                            calibration=source if source != 'folder' else str(digits / 'test'))
+    assert Path(again).read_bytes() == Path(file).read_bytes(), 'the bits of a packed file are those of its checkpoint'
     found = predictions(config, str(file), tmp_path / 'int8.pkl')[1]
     expected = predictions(config, packed, tmp_path / 'float.pkl')[1]
     assert len(found) == len(expected) == 8
     for one, other in zip(found, expected, strict=True):
         one, other = (x['pred_instances']['scores'].sort().values for x in (one, other))
         assert torch.isclose(one, other, atol=0.05).float().mean() > 0.8
+
+
+def test_what_is_packed_cannot_be_packed_again(trained, tmp_path):
+    for options in {}, dict(rest='int8', verify=1):
+        with pytest.raises(ValueError, match='is packed already: all that is left is --rest int8, without --verify'):
+            pack_checkpoint(trained[0], trained[2], str(tmp_path / 'x.safetensors'), **options)
 
 
 @pytest.mark.parametrize(('options', 'message'), [
