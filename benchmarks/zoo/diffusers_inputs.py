@@ -116,4 +116,25 @@ CASES: dict[str, tuple[dict, Callable[[], dict]]] = {
              freq_dim=64, ffn_dim=32, num_layers=2, rope_max_seq_len=32, vace_layers=[0], vace_in_channels=12),
         lambda: dict(hidden_states=real(4, 2, 16, 16), timestep=steps(), encoder_hidden_states=real(7, 32),
                      control_hidden_states=real(12, 2, 16, 16))),
+    'UNetMotionModel': (
+        dict(block_out_channels=(16, 32), down_block_types=('CrossAttnDownBlockMotion', 'DownBlockMotion'), layers_per_block=1,
+             up_block_types=('UpBlockMotion', 'CrossAttnUpBlockMotion'), cross_attention_dim=16, norm_num_groups=4,
+             num_attention_heads=2, motion_num_attention_heads=2),
+        lambda: dict(sample=real(4, 3, 16, 16), timestep=steps(), encoder_hidden_states=torch.randn(3 * BATCH, 5, 16))),
+    'SparseControlNetModel': (
+        dict(block_out_channels=(16, 32), down_block_types=('CrossAttnDownBlockMotion', 'DownBlockMotion'), layers_per_block=1,
+             cross_attention_dim=16, norm_num_groups=4, num_attention_heads=2, motion_num_attention_heads=2),
+        lambda: dict(sample=real(4, 3, 16, 16), timestep=steps(), encoder_hidden_states=torch.randn(3 * BATCH, 5, 16),
+                     controlnet_cond=real(4, 3, 16, 16), conditioning_mask=ones(1, 3, 16, 16))),
+    'Kandinsky3UNet': (
+        dict(block_out_channels=(16, 32, 64, 128), layers_per_block=1, groups=4, attention_head_dim=8, cross_attention_dim=16,
+             encoder_hid_dim=16, time_embedding_dim=32),
+        lambda: dict(sample=real(4, 16, 16), timestep=steps(), encoder_hidden_states=real(5, 16),
+                     encoder_attention_mask=ones(5))),
+    'OmniGenTransformer2DModel': (
+        dict(hidden_size=16, num_attention_heads=4, num_key_value_heads=4, intermediate_size=32, num_layers=2, pad_token_id=0,
+             vocab_size=100, time_step_dim=4, rope_scaling=dict(long_factor=[1, 2], short_factor=[1, 2])),
+        lambda: dict(hidden_states=real(4, 8, 8), timestep=steps(), input_ids=whole(24), attention_mask=ones(41, 41),
+                     input_img_latents=[torch.randn(1, 4, 8, 8)], input_image_sizes={0: [[0, 16]]},
+                     position_ids=torch.arange(41).expand(BATCH, -1))),
 }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.hooks import RemovableHandle
 
 from ..layers import BinaryLayer, RPReLU
 from ..layers.expand import input_copies
@@ -65,6 +66,12 @@ def has_scale(layer: Layer) -> bool:
     return (layer.weight_binarizer(layer.filters)[1] if isinstance(layer, BinaryLayer) else layer.weight_scale) is not None
 
 
+def watched(module: nn.Module, hook: Callable[[nn.Module, tuple, Any], None]) -> RemovableHandle:
+    """A forward hook whose inputs are all of a call, those by keyword behind the others."""
+    return module.register_forward_hook(lambda module, args, kwargs, output: hook(module, (*args, *kwargs.values()), output),
+                                        with_kwargs=True)
+
+
 @torch.no_grad()
 def count_layers(model: nn.Module, run: Callable[[], object], is_layer: Callable[[nn.Module], bool]) -> dict[str, LayerCounts]:
     """Call ``run()`` and record what happens in the layers of ``model`` that ``is_layer`` accepts, by name."""
@@ -117,10 +124,10 @@ def count_layers(model: nn.Module, run: Callable[[], object], is_layer: Callable
 
     for name, module in model.named_modules():
         if isinstance(module, NORMS + SLOPES):
-            handles.append(module.register_forward_hook(elementwise(name, isinstance(module, NORMS))))
+            handles.append(watched(module, elementwise(name, isinstance(module, NORMS))))
         if is_layer(module):
             hook = after_attention if hasattr(module, 'probability') else after
-            handles.append(module.register_forward_hook(hook(name, module)))
+            handles.append(watched(module, hook(name, module)))
             if isinstance(module, BinaryLayer) and module.activation.bits == 1:
                 handles.append(module.activation.register_forward_hook(signs(name)))
     try:

@@ -193,7 +193,7 @@ def test_keyword_arguments():
             self.layer = BinaryConv2d(8, 8, 1, bias=False, method='xnor')
 
         def forward(self, *, sample, timestep):
-            return self.layer(sample) * timestep
+            return self.layer(input=sample) * timestep
 
     summary = summarize(Net(), dict(timestep=3, sample=torch.randn(2, 8, 4, 4)))
     assert (summary.rows[0].bops, summary.rows[0].output) == (16 * 64, '8x4x4')
