@@ -164,7 +164,8 @@ def summarize(model: nn.Module, inputs: Tensor | tuple | dict, config: dict | No
     """
     named = inputs if isinstance(inputs, dict) else {}
     inputs = () if named else inputs if isinstance(inputs, tuple) else (inputs,)
-    twin = copy.deepcopy(model).eval()
+    twin = copy.deepcopy(model)
+    twin.eval()  # of some models of mmdet it returns nothing
     counts = count_layers(twin, lambda: twin(*inputs, **named), lambda module: isinstance(module, COUNTED))
     twin = replace_(twin, packed_forms(twin, strict=False))
     has_bits = any(isinstance(module, PackedLayer) for module in twin.modules())

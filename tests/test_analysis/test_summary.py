@@ -199,6 +199,15 @@ def test_keyword_arguments():
     assert (summary.rows[0].bops, summary.rows[0].output) == (16 * 64, '8x4x4')
 
 
+def test_a_model_whose_train_returns_nothing():
+    class Distiller(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+
+    summary = summarize(Distiller(BinaryConv2d(8, 8, 1, bias=False, method='xnor')), torch.randn(2, 8, 4, 4))
+    assert summary.rows[0].bops == 16 * 64
+
+
 def test_transposed_convolutions():
     """Each input value meets (out / groups) * kernel weights, whatever the stride, padding and output padding do."""
     for kwargs in (dict(stride=3), dict(stride=2, padding=1, output_padding=1), dict(groups=2), dict(dilation=2)):
