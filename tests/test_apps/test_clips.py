@@ -26,6 +26,7 @@ OBJECT = ('<object><name>{}</name><difficult>0</difficult><bndbox><xmin>{}</xmin
           '</bndbox></object>')
 NECKS = {'retinanet_bnn-r18_fpn-bilstm_bccd': 'voc', 'retinanet_bnn-sequencer18_fpn_bccd': 'voc',
          'retinanet_bnn-r18_fpn_bccd-clips': 'clips', 'retinanet_bnn-r18_fpn-convlstm_bccd-clips': 'clips'}
+LONG = ('retinanet_bnn-sequencer18_fpn_bccd', 'retinanet_bnn-r18_fpn-convlstm_bccd-clips')
 
 
 @pytest.fixture(scope='session')
@@ -150,7 +151,7 @@ def options(config: str, voc: Path, clips: Path) -> dict:
     return changes
 
 
-@pytest.mark.parametrize('config', NECKS)
+@pytest.mark.parametrize('config', [pytest.param(name, marks=[pytest.mark.nightly] * (name in LONG)) for name in NECKS])
 def test_config_trains_evaluates_and_packs(config, voc, clips, tmp_path, monkeypatch):
     path, changes = str(REPOSITORY / f'configs/detection/{config}.py'), options(config, voc, clips)
     run_tool(monkeypatch, path, '--work-dir', tmp_path, '--cfg-options', *as_arguments(changes))

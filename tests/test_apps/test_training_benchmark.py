@@ -36,6 +36,7 @@ def test_each_kind(config, options, size, tmp_path):
     assert float(lines[2]['of_float32']) > 0
 
 
+@pytest.mark.nightly
 def test_several_models_of_one_config(monkeypatch):
     variants = {'a': {'model.method': 'binarynet'}, 'b': {'model.method': 'recu', 'model.expand': dict(tau=2)}}
     seen, product = set(), training.SignProduct

@@ -38,7 +38,10 @@ def test_loads_by_name_in_a_new_process(name, tmp_path):
     assert 'unfused' not in result.stderr
 
 
-@pytest.mark.parametrize('name', zoo.names())
+LONG = 'retinanet_bnn-r18_fpn_digits'  # half a minute; the others take seconds
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.nightly] * (name == LONG)) for name in zoo.names()])
 def test_reproduces_the_metrics_of_its_card(name, tmp_path, monkeypatch):
     if name in DATA and not (ROOT / DATA[name]).exists():
         pytest.skip(f'needs {DATA[name]}')

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import bnn_kernels as bk
 from bnn_kernels.cpu import engine
 from bnn_kernels.cpu.backend import Cpu
-from bnn_kernels.epilogue import Epilogue
+from bnn_kernels.epilogue import Epilogue, silu
 from bnn_kernels.reference import Reference
 
 from . import cases
@@ -42,6 +42,8 @@ def by_numpy(call: dict) -> np.ndarray:
         v = v if epilogue.gamma is None else v - image['gamma']
         v = np.where(v > 0, v, image['slope'] * v)
         v = v if epilogue.zeta is None else v + image['zeta']
+    elif epilogue.act == 'silu':
+        v = silu(torch.from_numpy(v)).numpy()
     elif epilogue.act != 'identity':
         v = np.clip(v, *((0, None) if epilogue.act == 'relu' else (-1, 1)))
     assert v.dtype == np.float32

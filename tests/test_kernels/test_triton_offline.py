@@ -120,9 +120,9 @@ def test_packed_models_prepare_and_compile_once(backend, fused, made):
 
 @torch.no_grad()
 def test_real_layers_in_int8_run_as_on_the_cpu(made):
-    """A stem whose largest sums are taken, a depthwise and a 1x1 layer: one launch each, two where sums are pooled."""
+    """A stem whose largest sums are taken, a grouped and a 1x1 layer: one launch each, two where sums are pooled."""
     layers = [nn.Conv2d(3, 64, 7, 2, 3), nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(64), nn.ReLU(),
-              nn.Conv2d(64, 64, 3, 1, 1, groups=64), nn.ReLU(), nn.Conv2d(64, 40, 1),
+              nn.Conv2d(64, 64, 3, 1, 1, groups=16), nn.ReLU(), nn.Conv2d(64, 40, 1),
               BinaryConv2d(40, 64, 3, padding=1, bias=False)]
     model, image = bnn_plugins.pack_(nn.Sequential(*layers).eval()), torch.randn(2, 3, 33, 40)
     bnn_plugins.quantize_rest_(model, [image])

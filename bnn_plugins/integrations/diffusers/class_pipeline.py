@@ -56,7 +56,7 @@ def check_labels(labels: Tensor, classes: int | None) -> None:
 
 def classes_of(unet: nn.Module) -> int | None:
     """How many classes a UNet is told; ``None`` where it is not told any."""
-    return unet.config.get('num_class_embeds')
+    return getattr(unet, 'config', {}).get('num_class_embeds')
 
 
 def classes_for(unet: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
