@@ -108,6 +108,25 @@ class TestOddNetworks:
         assert [report.rows[f'{i}.0'].split(', sign')[0] for i in range(3)] == [
             'conv, norm, silu', 'conv, norm, SiLU', 'conv, norm, silu']
 
+    def test_no_silu_where_its_input_is_written(self):
+        class Written(nn.Module):
+            def forward(self, x):
+                gate = torch.sigmoid(x)
+                return x.add_(1) * gate + x * gate.mul(2)
+
+        class Late(nn.Module):
+            def forward(self, x):
+                gate = torch.sigmoid(x)
+                x.add_(1)
+                return x * gate
+
+        for act in Written(), Late():
+            model = nn.Sequential(BinaryConv2d(12, 12, 1), nn.BatchNorm2d(12), act, BinaryConv2d(12, 12, 1))
+            model, x = pack_(randomise_(model).eval()), torch.randn(2, 12, 5, 5)
+            expected = run(model, x)
+            fuse_(model)
+            assert near(run(model, x), expected)
+
     def test_a_method_that_is_given_the_layers(self):
         """As mmdet's YOLOXHead: the modules of a level are arguments, which a trace cannot follow."""
         class Head(nn.Module):

@@ -303,11 +303,13 @@ def skip_nothings(root: nn.Module, graph: fx.Graph) -> None:
 
 
 def write_silu(root: nn.Module, graph: fx.Graph) -> None:
-    """``x * sigmoid(x)``, as mmcv's ``Swish`` has it, is one function."""
+    """``x * sigmoid(x)``, as mmcv's ``Swish`` has it, is one function, where nothing writes into ``x``."""
+    written = {storage_of(root, value) for node in graph.nodes if (value := mutates(root, node)) is not None}
     for node in list(graph.nodes):
         for gate in node.all_input_nodes if node.target in (operator.mul, torch.mul, 'mul') and not node.kwargs else ():
             is_gate = isinstance(module_of(root, gate), nn.Sigmoid) or gate.target in (torch.sigmoid, F.sigmoid, 'sigmoid')
-            if is_gate and len(gate.users) == 1 and gate.all_input_nodes and set(node.args) == {gate, gate.all_input_nodes[0]}:
+            plain = is_gate and len(gate.users) == 1 and len(gate.all_input_nodes) == 1
+            if plain and set(node.args) == {gate, *gate.all_input_nodes} and storage_of(root, gate.args[0]) not in written:
                 with graph.inserting_before(node):
                     whole = graph.call_function(F.silu, tuple(gate.all_input_nodes))
                 node.replace_all_uses_with(whole)

@@ -11,14 +11,13 @@ import bnn_kernels
 from bnn_kernels import OpIO, PreparedOp
 from bnn_kernels.geometry import Stem2dGeometry
 
+from ....convert.generic_rules import IMAGE_CHANNELS
 from ....layers.expand import Tile, tile
 from ...packed import PackedConv2d, PackedLayer, has_hooks
 from ..fold import LOPSIDED, is_float_conv, pair, sign_modules, symmetric_padding, through_act, through_norms
 from ..graph import name_of
 from ..match import Match, Matcher, act_text
 from ..steps import Step, UnownedModules
-
-IMAGE_CHANNELS = 4  # at most, of a convolution that begins a stem
 
 
 @dataclass(eq=False)
