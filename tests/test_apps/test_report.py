@@ -92,6 +92,14 @@ def test_the_json_holds_the_numbers(report, tmp_path):
     assert numbers['facts']['Backend'] == 'cpu'
 
 
+@pytest.mark.parametrize('number', [float('inf'), float('nan')])
+def test_the_json_is_json(number, report, tmp_path):
+    """Infinity and NaN are none."""
+    report.numbers = NUMBERS | {'difference': number}
+    with pytest.raises(ValueError, match='not JSON compliant'):
+        write_report(report, tmp_path)
+
+
 def test_no_samples_no_curves(report, tmp_path):
     report.samples, report.training, report.validation = [], {}, {}
     assert 'Training' in write_report(report, tmp_path).read_text()

@@ -1,12 +1,14 @@
 """Block fusion: what happens to a model after it was fused, and where fused models run."""
 
 import copy
+import os
 import pickle
 import threading
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import bnn_kernels
 from bnn_plugins import fuse_, pack_, unfuse_
@@ -271,6 +273,21 @@ class TestContexts:
         for thread in threads:
             thread.join()
         assert all(equal(results[i], self.expected) for i in range(4))
+
+    @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork on this system')
+    @pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
+    def test_forked_workers_of_a_data_loader(self):
+        class Images:
+            def __len__(self):
+                return 4
+
+            def __getitem__(_, i):
+                return os.getpid(), equal(run(self.model, self.x), self.expected)
+
+        found = list(DataLoader(Images(), batch_size=None, num_workers=2, multiprocessing_context='fork', timeout=60))
+        assert all(same and process != os.getpid() for process, same in found)
+        assert len(found) == 4
+        assert equal(run(self.model, self.x), self.expected), 'the parent goes on'
 
     def test_a_bfloat16_stream(self):
         report = fuse_(self.model, stream_dtype=torch.bfloat16)
