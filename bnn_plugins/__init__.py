@@ -23,7 +23,7 @@ from .binarize import (
 from .convert import BinarizationReport, BNNConfig, Candidate, RuleSet, binarize_, list_rules, register_rules, remove_rules
 from .deploy import (
     FusionReport,
-    Int8Report,
+    RestReport,
     VerificationReport,
     fuse_,
     load_packed_,
@@ -39,7 +39,7 @@ from .layers.training import set_training_path, training_report
 from .version import __version__
 
 __all__ = [
-    'BNNConfig', 'BinarizationReport', 'Candidate', 'FusionReport', 'Int8Report', 'RuleSet', 'Summary', 'VerificationReport',
+    'BNNConfig', 'BinarizationReport', 'Candidate', 'FusionReport', 'RestReport', 'RuleSet', 'Summary', 'VerificationReport',
     '__version__', 'after_step_', 'binarize_', 'clip_latents_', 'fuse_', 'list_estimators', 'list_methods',
     'list_probabilities', 'list_rules', 'load_packed_', 'pack_', 'quantize_rest_', 'register_estimator', 'register_method',
     'register_probability', 'register_rules', 'remove_rules', 'save_packed', 'set_progress', 'set_training_path',

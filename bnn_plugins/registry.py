@@ -22,7 +22,8 @@ SCOPE = 'bnn_plugins'
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=[
     'bnn_plugins.models', 'bnn_plugins.integrations.mmengine',
-    *(['bnn_plugins.integrations.mmdet.clip_detector'] if find_spec('mmdet') else [])])
+    *(['bnn_plugins.integrations.mmdet.clip_detector', 'bnn_plugins.integrations.mmdet.pixels'] if find_spec('mmdet')
+      else [])])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=[
     'bnn_plugins.engine', *(['bnn_plugins.integrations.mmdet.teacher_hook'] if find_spec('mmdet') else [])])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry('optimizer wrapper constructor', parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, scope=SCOPE,

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from bnn_kernels import LAYOUT_VERSION
 
-from .int8_layers import int8_forms
 from .pack import PACKED, packed_forms, replace_
 from .packed import PackedModule
 from .plain_data import from_json, from_python, to_json
+from .rest_layers import rest_forms
 
 FORMAT = 'bnn_plugins.packed'
 SCHEMA_VERSION = 1
@@ -297,7 +297,7 @@ def prepare_(model: nn.Module, layers: dict[str, str], path: str | Path) -> nn.M
     Raises:
         ValueError: when the model has others; it is then as before.
     """
-    packed = packed_forms(model) | int8_forms(model, layers)
+    packed = packed_forms(model) | rest_forms(model, layers)
     found = {name: packed.get(module, module).signature() for name, module in model.named_modules()
              if isinstance(packed.get(module, module), PackedModule)}
     for name in sorted(found.keys() | layers.keys()):

@@ -21,11 +21,13 @@ from .fused.graph import graph_module, trace_region
 from .fused.region import FusedForward
 from .fused.steps import Step, signs_of
 from .fused.write import Place
-from .int8_layers import INT8_CLASSES, UNSIGNED, Int8Layer
+from .int8_layers import UNSIGNED
 from .pack import replace_
 from .packed import PackedConv2d, PackedLayer
+from .rest_layer import RestLayer
+from .rest_layers import REST_CLASSES
 
-INT8 = 'int8'  # kind of the rows of real layers
+WHOLE = ('accumulators', *REST_CLASSES)  # kinds of rows that count no signs
 STEPS = 16  # of eight bits, of their whole range: how far values of an int8 rest may be apart that rounding has made different
 
 
@@ -35,7 +37,7 @@ class LayerCheck:
 
     Attributes:
         name: of the layer.
-        kind: ``'accumulators'``, ``'int8'`` of a real layer, or what the step fuses.
+        kind: ``'accumulators'``; ``'int8'``, ``'int8-pixels'`` or ``'bfloat16'`` of a real layer; or what the step fuses.
         positions: how many accumulators, values of a real layer, or signs were compared.
         different: accumulators that are not equal, or signs that flipped.
         violations: those among them that must not be: any accumulator, a sign or a value outside of the bound.
@@ -61,7 +63,8 @@ class VerificationReport:
         drift: signs that are others when both models run by themselves, from input to output. Rounding turns a first one, and
             layers behind it see other inputs.
         tolerance: how large ``relative`` may be by rounding alone.
-        rest: of a model with an int8 rest: how far it takes the outputs, as ``relative``; what is lost, and no error.
+        rest: of a model with a rest in int8 or bfloat16: how far it takes the outputs, as ``relative``; what is
+            lost, and no error.
     """
 
     rows: list[LayerCheck] = field(default_factory=list)
@@ -79,11 +82,11 @@ class VerificationReport:
 
     @property
     def flips(self) -> int:
-        return sum(row.different for row in self.rows if row.kind not in ('accumulators', INT8))
+        return sum(row.different for row in self.rows if row.kind not in WHOLE)
 
     @property
     def signs(self) -> int:
-        return sum(row.positions for row in self.rows if row.kind not in ('accumulators', INT8))
+        return sum(row.positions for row in self.rows if row.kind not in WHOLE)
 
     def add(self, other: 'VerificationReport') -> None:
         """Count what ``other`` counted, too."""
@@ -104,9 +107,10 @@ class VerificationReport:
     def summary(self) -> str:
         layers = [row for row in self.rows if row.kind == 'accumulators']
         wrong, drift = sum(row.violations for row in self.rows), ''
-        int8 = [row for row in self.rows if row.kind == INT8]
-        rest = (f'{len(int8)} real layers in int8, at most {max(row.worst for row in int8):.0%} of what rounding may be, '
-                f'which takes outputs {self.rest:.1%} away; ') if int8 else ''
+        real = [row for row in self.rows if row.kind in REST_CLASSES]
+        kinds = ' and '.join(sorted({row.kind for row in real}))
+        rest = (f'{len(real)} real layers in {kinds}, at most {max(row.worst for row in real):.0%} of what rounding may be, '
+                f'which takes outputs {self.rest:.1%} away; ') if real else ''
         if self.drift.signs:
             where = f'{self.drift.far:,} too far from their threshold' if self.drift.far else 'within rounding'
             drift = f'in a whole run {self.drift.signs:,} signs are others, the first, in {self.drift.first}, {where}; '
@@ -139,10 +143,10 @@ def verify(latent: nn.Module, packed: nn.Module, *inputs, **more) -> Verificatio
       where the latent value is this close to its threshold. :math:`\epsilon` is that of the dtype (2^-23 for float32), ``a``
       the accumulator, ``s`` the folded scale, ``b`` the sum of the magnitudes folded into the bias, ``x`` the shortcut; 16
       counts the roundings of both ways to compute it. Sums of real convolutions may also round once for each term.
-    - Each real layer in int8 (:func:`bnn_plugins.quantize_rest_`): its output is that of the float layer within what the
-      rounding of its weights and of its input adds up to, :math:`\\sum |x - x_q| |w| + |x_q| s / 2`, with ``s`` the step of a
-      weight. All else is compared with the latent model whose real layers are these: what int8 loses is told by
-      ``report.rest``.
+    - Each real layer in int8 or bfloat16 (:func:`bnn_plugins.quantize_rest_`): its output is that of the float layer within
+      what the rounding of its weights and of its input adds up to; in int8 :math:`\\sum |x - x_q| |w| + |x_q| s / 2`, with
+      ``s`` the step of a weight, in bfloat16 :math:`4 \cdot 2^{-8} \sum |x| |w|`. All else is compared with the latent
+      model whose real layers are these: what they lose is told by ``report.rest``.
 
     Args:
         latent: the latent model, in evaluation mode.
@@ -163,7 +167,7 @@ def verify(latent: nn.Module, packed: nn.Module, *inputs, **more) -> Verificatio
     """
     layers = matching_layers(latent, packed)
     report = VerificationReport()
-    rest = {name: module for name, module in packed.named_modules() if isinstance(module, Int8Layer)}
+    rest = {name: module for name, module in packed.named_modules() if isinstance(module, RestLayer)}
     if rest:
         latent, report = compare_rest(latent, rest, inputs, more)
         layers = matching_layers(latent, packed)
@@ -195,45 +199,35 @@ def verify(latent: nn.Module, packed: nn.Module, *inputs, **more) -> Verificatio
     return report
 
 
-def compare_rest(latent: nn.Module, rest: dict[str, Int8Layer], inputs: tuple, more: dict) -> tuple[nn.Module,
+def compare_rest(latent: nn.Module, rest: dict[str, RestLayer], inputs: tuple, more: dict) -> tuple[nn.Module,
                                                                                                    VerificationReport]:
     """A copy of the latent model with these real layers, and a report of them alone."""
     real, report = {name: latent.get_submodule(name) for name in rest}, VerificationReport()
     for name, layer in real.items():
-        if INT8_CLASSES.get(type(layer)) is not type(rest[name]):
-            raise ValueError(f'verify takes the same model twice, but the layer {name!r} is int8 in the second and no real '
-                             f'layer in the first')
+        if REST_CLASSES[rest[name].kind].get(type(layer)) is not type(rest[name]):
+            raise ValueError(f'verify takes the same model twice, but the layer {name!r} is {rest[name].kind} in the second '
+                             'and no real layer in the first')
     with ExitStack() as stack:
         for name, layer in real.items():
-            report.rows.append(LayerCheck(name, INT8))
+            report.rows.append(LayerCheck(name, rest[name].kind))
             stack.callback(layer.register_forward_hook(
-                lambda layer, args, out, check=report.rows[-1], int8=rest[name]: compare_int8(check, layer, int8, args[0],
-                                                                                              out)).remove)
+                lambda layer, args, out, check=report.rows[-1], other=rest[name]: compare_rest_layer(
+                    check, layer, other, args[0], out)).remove)
         expected = latent(*inputs, **more)
     changed = copy.deepcopy(latent)
-    changed = replace_(changed, {changed.get_submodule(name): int8 for name, int8 in rest.items()})
+    changed = replace_(changed, {changed.get_submodule(name): other for name, other in rest.items()})
     apart = VerificationReport()
     compare_outputs(apart, tensors_in(expected), tensors_in(changed(*inputs, **more)))
     report.rest = apart.relative
     return changed, report
 
 
-def compare_int8(check: LayerCheck, layer: nn.Module, int8: Int8Layer, x: Tensor, expected: Tensor) -> None:
-    """A real layer and its int8 form for the same input; see :func:`verify`."""
-    seen = (int8._quantized(x).double() - int8.input_zero) * int8.input_scale.double()
-    sums = copy.deepcopy(layer).double()  # without hooks of its own: deepcopy keeps none of this call's
-    sums._forward_hooks.clear()
-    sums._parameters['bias'] = None
-    weight = layer.weight.double().abs()
-    sums.weight.data.copy_(weight)
-    bound = sums((x.double() - seen).abs())
-    sums.weight.data.fill_(1)
-    steps = (int8.scale / int8.input_scale).double()
-    bound = bound + sums(seen.abs()) * steps.view(-1, *[1] * (0 if isinstance(layer, nn.Linear) else 2)) / 2
-    bound = bound * (1 + ROUNDINGS * torch.finfo(torch.float32).eps)
+def compare_rest_layer(check: LayerCheck, layer: nn.Module, other: RestLayer, x: Tensor, expected: Tensor) -> None:
+    """A real layer and its form in fewer bits for the same input; see :func:`verify`."""
+    bound = other.bound(layer, x) * (1 + ROUNDINGS * torch.finfo(torch.float32).eps)
     bound = bound + ROUNDINGS * torch.finfo(expected.dtype).eps * expected.abs() + torch.finfo(torch.float32).tiny
     check.positions += expected.numel()
-    compare_values(check, int8.forward(x), expected, bound)
+    compare_values(check, other.forward(x), expected, bound)
 
 
 def compare_outputs(report: VerificationReport, expected: list[Tensor], found: list[Tensor]) -> None:

@@ -95,7 +95,7 @@ def test_network_and_its_file(tmp_path):
     before = model(x).detach()
     whole = save_packed(model, tmp_path / 'float.safetensors').stat().st_size
     report = quantize_rest_(model, [x[:2], (x[2:],)])
-    assert [row.name for row in report.int8] == ['0', '4', '5', '7']
+    assert [row.name for row in report.replaced] == ['0', '4', '5', '7']
     assert [type(model[place]) for place in (0, 4, 5, 7)] == [Int8Conv2d, Int8ConvTranspose2d, Int8Conv2d, Int8Linear]
     assert all(text in str(report) for text in ('4 of 4 real layers in int8', 'input uint8 by mse'))
     after = model(x).detach()

@@ -242,7 +242,7 @@ def test_an_int8_rest_is_judged_by_what_its_rounding_may_be(fused):
     found = verify(latent, packed, x)
     assert found.ok, found.summary()
     rows = {row.name: row for row in found.rows if row.kind == 'int8'}
-    assert rows.keys() == {row.name for row in report.int8}
+    assert rows.keys() == {row.name for row in report.replaced}
     assert all(0.01 < row.worst <= 1 and row.positions for row in rows.values())
     assert 0 < found.rest < 2
     assert 'real layers in int8' in found.summary()

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ...layers import BinaryLayer
-from ..int8_layers import Int8Layer
 from ..packed import PackedLayer
+from ..rest_layer import RestLayer
 from . import events
 from .graph import Untraceable, contains
 from .plan import Options, Plan
@@ -115,7 +115,7 @@ def fused_steps(model: nn.Module) -> Iterator[tuple[str, Step]]:
 
 def fuse_region(module: nn.Module, name: str, options: Options, report: FusionReport) -> None:
     """Fuse ``module``, or the largest of its parts that can be traced."""
-    if not contains(module, (PackedLayer, Int8Layer)) or isinstance(module, Int8Layer):
+    if not contains(module, (PackedLayer, RestLayer)) or isinstance(module, RestLayer):
         return
     reasons = []
     for method in METHODS if not isinstance(module, PackedLayer) else METHODS[:1]:
@@ -147,6 +147,6 @@ def unseen(module: nn.Module, plan: Plan) -> Iterator[str]:
     """Children whose layers the traced method does not call: mmdet's heads are given those of each level as arguments."""
     seen = {id(m) for m in (*plan.called, *(module.get_submodule(name) for name in plan.opaque))}
     for name, child in module.named_children():
-        inside = [m for m in child.modules() if isinstance(m, PackedLayer | Int8Layer)]
+        inside = [m for m in child.modules() if isinstance(m, PackedLayer | RestLayer)]
         if inside and not any(id(m) in seen for m in child.modules()):
             yield name

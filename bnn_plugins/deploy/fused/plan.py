@@ -6,8 +6,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, fx, nn
 
-from ..int8_layers import Int8Layer
 from ..packed import PackedLayer
+from ..rest_layer import RestLayer
 from .graph import Argument, tensors_of, trace_region
 from .match import Matcher
 from .patterns import PATTERNS
@@ -46,7 +46,7 @@ class Plan:
         if isinstance(module, PackedLayer):
             graph, inlined, opaque, self.arguments = layer_graph(), [], (), {'input': Argument('any')}
         else:
-            tracer, graph = trace_region(module, (PackedLayer, Int8Layer), method, given)
+            tracer, graph = trace_region(module, (PackedLayer, RestLayer), method, given)
             inlined, opaque, self.arguments = tracer.inlined, tracer.opaque, tracer.asked()
         self.opaque, self.called = sorted(opaque), inlined
         inputs = [node for node in graph.nodes if node.op == 'placeholder']
@@ -77,7 +77,7 @@ class Plan:
     @torch.no_grad()
     def prepare(self) -> None:
         """Fold the constants, and remember which tensors they were made of."""
-        real = [module for module in self.folded if not isinstance(module, Int8Layer)]  # their scales are float32 in any model
+        real = [module for module in self.folded if not isinstance(module, RestLayer)]  # their scales are float32 in any model
         tensors = [holder[key] for module in real for holder, key in tensors_of(module)]
         dtypes = [t.dtype for t in tensors if t is not None and t.is_floating_point()] or [torch.float32]
         self.parameters = list(self.module.parameters())

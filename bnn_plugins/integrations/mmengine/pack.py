@@ -1,6 +1,7 @@
 """Packed files, written from a checkpoint of mmengine."""
 
 import copy
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -11,12 +12,10 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
-from ...deploy import VerificationReport, fuse_, load_packed_, pack_, quantize_rest_, save_packed, unfuse_, verify
+from ...deploy import RESTS, VerificationReport, fuse_, load_packed_, pack_, quantize_rest_, save_packed, unfuse_, verify
 from ...deploy.packed import PackedModule
 from ...progress import track
 from .run import load_config
-
-RESTS = ('float32', 'int8')
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -35,10 +34,11 @@ def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | 
     """Build the model of ``config``, load ``checkpoint``, pack it and write ``out`` (``.safetensors``).
 
     Args:
-        checkpoint: a latent one; a packed file, whose real layers become int8.
-        rest: what its real layers become: ``'float32'``, as they are, or ``'int8'`` (:func:`bnn_plugins.quantize_rest_`; the
-            report goes to the log).
-        calibration: of int8: how many images of the config's validation set, or a folder of images.
+        checkpoint: a latent one; a packed file, whose real layers become int8 or bfloat16.
+        rest: what its real layers become: ``'float32'``, as they are, ``'bfloat16'`` or ``'int8'``
+            (:func:`bnn_plugins.quantize_rest_`; the report goes to the log). In int8 a convolution of the images takes pixels
+            as they are, and the file's config hands them over.
+        calibration: of int8 and bfloat16: how many images of the config's validation set, or a folder of images.
         verify: on how many images of the config's test set the file, loaded and fused, is compared with the checkpoint layer
             by layer (:func:`bnn_plugins.verify`); the report goes to the log.
 
@@ -50,7 +50,7 @@ def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | 
     if not out.endswith('.safetensors'):
         raise ValueError(f'a packed file is called *.safetensors, but got {out!r}')
     if rest not in RESTS:
-        raise ValueError(f'the real layers of a packed file are {" or ".join(RESTS)}, but got {rest!r}')
+        raise ValueError(f'the real layers of a packed file are {", ".join(RESTS)}, but got {rest!r}')
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f'the checkpoint {checkpoint!r} does not exist')
     cfg = load_config(config, cfg_options=cfg_options)
@@ -60,15 +60,19 @@ def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | 
     dataset_meta = loaded.get('meta', {}).get('dataset_meta', {})
     if any(isinstance(module, PackedModule) for module in model.modules()):
         if rest == 'float32' or verify:
-            raise ValueError(f'{checkpoint} is packed already: all that is left is --rest int8, without --verify')
+            raise ValueError(f'{checkpoint} is packed already: all that is left is --rest int8 or bfloat16, without --verify')
         unfuse_(model)  # loading has fused it
         latent = None
     else:
         latent = copy.deepcopy(model) if verify else None
         pack_(model)
-    if rest == 'int8':
-        report = quantize_rest_(model, calibration_batches(cfg, calibration), run=lambda model, batch: model.test_step(batch))
+    if rest != 'float32':
+        report = quantize_rest_(model, calibration_batches(cfg, calibration), rest, image=normalisation(model),
+                                run=lambda model, batch: model.test_step(batch))
         print_log(str(report), logger='current')
+        if find_spec('mmdet') is not None:
+            from ..mmdet.pixels import hand_over_pixels
+            hand_over_pixels(stored['model'], model)
     path = save_packed(model, out, stored, {'dataset_meta': dataset_meta})
     if verify:
         report = verify_detector(cfg, latent, load_packed_(model, path), verify)
@@ -76,6 +80,12 @@ def pack_checkpoint(config: str, checkpoint: str, out: str, cfg_options: dict | 
         if not report.ok:
             raise ValueError(f'{path} does not compute what {checkpoint} computes: {report.summary()}')
     return path
+
+
+def normalisation(model: nn.Module) -> dict | None:
+    """Mean and deviation of the pixels that the data preprocessor of a model hands over."""
+    before = getattr(model, 'data_preprocessor', None)
+    return dict(mean=before.mean, std=before.std) if getattr(before, '_enable_normalize', False) else None
 
 
 def calibration_batches(cfg: Config, source: str | int) -> list[dict]:

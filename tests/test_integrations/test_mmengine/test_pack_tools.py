@@ -118,7 +118,10 @@ def test_the_real_layers_in_int8(trained, digits, tmp_path, monkeypatch, source)
     assert 'real layers in int8; largest error' in rest
     assert ': ok' in verification or 'explained by the signs' in verification
     assert Path(file).stat().st_size < 0.7 * Path(packed).stat().st_size
-    assert any(text.startswith('int8 conv') for text in read_packed(file).layers.values())
+    stored = read_packed(file)
+    assert any(text.startswith('int8 conv') for text in stored.layers.values())
+    assert any(text.startswith('int8-pixels conv') for text in stored.layers.values())
+    assert stored.config['model']['data_preprocessor']['type'] == 'bnn_plugins.PixelPreprocessor'
     again = pack_checkpoint(config, packed, str(tmp_path / 'again.safetensors'), rest='int8',
                             calibration=source if source != 'folder' else str(digits / 'test'))
     assert Path(again).read_bytes() == Path(file).read_bytes(), 'the bits of a packed file are those of its checkpoint'
@@ -130,14 +133,30 @@ def test_the_real_layers_in_int8(trained, digits, tmp_path, monkeypatch, source)
         assert torch.isclose(one, other, atol=0.05).float().mean() > 0.8
 
 
+def test_an_inferencer_hands_over_pixels(trained, digits, tmp_path):
+    """By the config in the file; by another one they are normalised, and turned back: the same boxes."""
+    config, checkpoint, _ = trained
+    file = str(pack_checkpoint(config, checkpoint, str(tmp_path / 'int8.safetensors'), rest='int8', calibration=4))
+    image, found = str(next((digits / 'test').glob('*.png'))), []
+    for model, dtype in (None, torch.uint8), (config, torch.float32):
+        inferencer = DetInferencer(model=model, weights=file, device='cpu', show_progress=False)
+        seen = []
+        inferencer.model.backbone.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].dtype))
+        found.append(inferencer(image)['predictions'])
+        assert seen == [dtype]
+    assert found[0] == found[1]
+    assert found[0][0]['scores']
+
+
 def test_what_is_packed_cannot_be_packed_again(trained, tmp_path):
     for options in {}, dict(rest='int8', verify=1):
-        with pytest.raises(ValueError, match='is packed already: all that is left is --rest int8, without --verify'):
+        with pytest.raises(ValueError, match=r'is packed already: .* --rest int8 or bfloat16, without --verify'):
             pack_checkpoint(trained[0], trained[2], str(tmp_path / 'x.safetensors'), **options)
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    (dict(rest='int4'), 'float32 or int8, but got'), (dict(rest='int8', calibration='nowhere'), "'nowhere' is no folder"),
+    (dict(rest='int4'), 'float32, bfloat16, int8, but got'),
+    (dict(rest='int8', calibration='nowhere'), "'nowhere' is no folder"),
     (dict(rest='int8', calibration='{tmp}'), 'no images to calibrate with'),
     (dict(rest='int8', calibration=0), 'no images to calibrate with')])
 def test_mistakes_about_the_real_layers(trained, tmp_path, options, message):

@@ -11,7 +11,7 @@ from bnn_kernels import OpIO, Pool2dGeometry, PreparedOp
 from bnn_kernels.epilogue import stream_of
 from bnn_kernels.geometry import Int8Conv2dGeometry
 
-from ...int8_layers import Int8Conv2d
+from ...int8_layers import Int8Conv2d, Int8Pixels2d
 from ...packed import PackedLayer, has_hooks
 from ..fold import sign_modules, symmetric_padding, through_norms
 from ..match import Match, Matcher, act_text
@@ -40,7 +40,8 @@ class Int8(Match):
     def before(self):
         layers = [part.layer for part in self.chain]
         self.links = [Link(part, after) for part, after in zip(self.chain[:-1], layers[1:], strict=True)]
-        return [QuantizeStep(self.chain[0]), *self.links]
+        first = PixelStep if isinstance(layers[0], Int8Pixels2d) else QuantizeStep
+        return [first(self.chain[0]), *self.links]
 
     def step(self, consumer, keep, in_place):
         last = self.chain[-1]
@@ -131,6 +132,25 @@ class QuantizeStep(Step):
         return self.prepared_op(x=x) if PreparedOp.direct(x) else bnn_kernels.quantize(x, layer.input_scale, layer.input_zero)
 
 
+class PixelStep(Step):
+    """An image, normalised or in uint8 -> whole pixels."""
+
+    def __init__(self, part: Part):
+        super().__init__()
+        self.label, self.held = f'pixels of {part.name}', UnownedModules([part.layer])
+
+    @property
+    def key(self) -> tuple:
+        layer = self.held[0]
+        return tuple(layer.mean.tolist()), tuple(layer.std.tolist())
+
+    def layers(self) -> list[nn.Module]:
+        return list(self.held)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.held[0]._quantized(x)
+
+
 class Link(Step):
     """One convolution of a chain with its epilogue: eight bits -> eight bits of the next."""
 
@@ -206,7 +226,7 @@ class LastLink(Link):
         self.first, self.links, self.text = UnownedModules([first]), UnownedModules(links), f'int8, {len(links) + 1} layers'
 
     def on_values(self, x, shortcut):
-        x = bnn_kernels.quantize(x, self.first[0].input_scale, self.first[0].input_zero)
+        x = self.first[0]._quantized(x)
         for link in self.links:
             x = link(x)
         return super().on_values(x, shortcut)
