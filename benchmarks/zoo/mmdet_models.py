@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from unittest.mock import patch
 
+import mmdet.datasets.transforms
 import mmdet.models
 import mmdet.testing  # noqa: F401
 import torch
@@ -50,8 +51,11 @@ def configs() -> Path:
     return Path(str(files('mmdet'))) / '.mim/configs'
 
 
-# Where the names suggest a config that is no detector, or needs pooled deformable regions.
-CONFIGS = {'cascade_rpn': 'cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',
+# Where the names suggest a config that is no detector, needs pooled deformable regions or has a base that does not exist.
+CONFIGS = {'sort': 'faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval.py',
+           'detectors': 'detectors_cascade-rcnn_r50_1x_coco.py', 'legacy_1.x': 'retinanet_r50_fpn_1x_coco_v1.py',
+           'pvt': 'retinanet_pvt-t_fpn_1x_coco.py',
+           'cascade_rpn': 'cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',
            'dcn': 'faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py', 'dcnv2': 'faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py'}
 
 
@@ -67,10 +71,12 @@ def config_of(family: str) -> str:
 
 
 def model_config(family: str) -> Config:
-    """Of the detector; nothing is downloaded, and a tracker is its detector."""
+    """Of the detector; nothing is downloaded, a tracker is its detector, norms and operators are those of one process with
+    mmcv alone."""
     cfg = Config.fromfile(configs() / config_of(family)).model
     cfg = cfg.get('detector', cfg) if 'backbone' not in cfg else cfg
     without_checkpoints(cfg)
+    plain_(cfg)
     shrink_(cfg)
     if isinstance(cfg.get('teacher_config'), str):
         cfg.teacher_config = str(configs() / cfg.teacher_config.removeprefix('configs/'))
@@ -143,13 +149,27 @@ def without_checkpoints(cfg) -> None:
     if isinstance(cfg, dict):
         if isinstance(cfg.get('init_cfg'), dict) and 'checkpoint' in cfg['init_cfg']:
             cfg['init_cfg'] = None
-        if 'teacher_ckpt' in cfg:
-            cfg['teacher_ckpt'] = None
+        for key in ('teacher_ckpt', 'pretrained'):
+            if key in cfg:
+                cfg[key] = None
         for value in cfg.values():
             without_checkpoints(value)
     elif isinstance(cfg, list | tuple):
         for value in cfg:
             without_checkpoints(value)
+
+
+def plain_(cfg) -> None:
+    if isinstance(cfg, dict):
+        if cfg.get('type') in ('SyncBN', 'MMSyncBN'):
+            cfg['type'] = 'BN'
+        if 'use_torchvision' in cfg:
+            cfg['use_torchvision'] = False
+        for value in cfg.values():
+            plain_(value)
+    elif isinstance(cfg, list | tuple):
+        for value in cfg:
+            plain_(value)
 
 
 def applies(cfg: Config, way: str) -> str:

@@ -1,12 +1,14 @@
 """Every model of the hosts, made binary: ``python -m benchmarks.zoo.run mmdet|diffusers [names] --minutes M``.
 
 A process for each model and way, with a limit of time and memory, goes through the stages of :mod:`.stages` on small random
-inputs. One row per model in ``results/<host>.csv``; what has a row of this commit is skipped, so that the command can be
-called again until it is done. ``docs/models.md`` shows the rows (``python -m benchmarks.tables``).
+inputs. One row per model in ``results/<host>.csv``; what has a row of this commit is skipped (with ``--missing``: of any
+commit), so that the command can be called again until it is done. ``docs/models.md`` shows the rows
+(``python -m benchmarks.tables``).
 """
 
 import argparse
 import multiprocessing
+import re
 import resource
 import signal
 import tempfile
@@ -53,11 +55,17 @@ def child(name: str, model: str, way: str, seconds: float, gigabytes: float, say
             say.send({'way': str(error.args[0])})
             return
         except Exception as error:
-            first, *_ = (str(error) or 'no message').splitlines()  # others may name folders of this machine
-            say.send({'float': f'{type(error).__name__}: {first.partition(", the current sys.path")[0]}'[:300]})
+            say.send({'float': sentence(error)[:300]})
             return
         for stage, said in run(case, Path(folder), facts):
             say.send({stage: said, **facts, 'seconds': f'{time.process_time() - start:.0f}'})
+
+
+def sentence(error: Exception) -> str:
+    """The first line of what is wrong, without the folders of this machine."""
+    first, *_ = (str(error) or 'no message').splitlines()
+    text = first.partition(', the current sys.path')[0]
+    return re.sub(r'(/[^/\s\'"]+)+/', '', f'{type(error).__name__}: {text}')
 
 
 def run_case(name: str, model: str, way: str, seconds: float, gigabytes: float) -> dict[str, str]:
@@ -93,7 +101,9 @@ def main():
     parser.add_argument('--minutes', type=float, default=600, help='start no model after this time; default %(default)s')
     parser.add_argument('--seconds', type=float, default=120, help='of the processor for one model; default %(default)s')
     parser.add_argument('--gigabytes', type=float, default=8, help='memory limit for one model; default %(default)s')
-    parser.add_argument('--again', action='store_true', help='also what has a row of this commit')
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument('--again', action='store_true', help='also what has a row of this commit')
+    which.add_argument('--missing', action='store_true', help='only what has no row of any commit')
     parser.add_argument('--out', type=Path, default=RESULTS, help='folder of the CSV files; default %(default)s')
     args = parser.parse_args()
     models, end = host(args.host), time.monotonic() + 60 * args.minutes
@@ -104,7 +114,8 @@ def main():
     here = commit()
     for way in args.ways or models.WAYS:
         for name in args.names or known:
-            done = {(row['name'], row['way']) for row in read_rows(path) if row['commit'] == here and not args.again}
+            done = {(row['name'], row['way']) for row in read_rows(path)
+                    if args.missing or (row['commit'] == here and not args.again)}
             if (name, way) in done:
                 continue
             if time.monotonic() > end:

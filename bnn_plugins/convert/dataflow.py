@@ -120,6 +120,7 @@ class Observer(TorchFunctionMode):
         self.probe, self.found = probe, Trace()
         self.muted = False  # inside of a function with a backward of its own
         self.stack: list[nn.Module] = []
+        self.before: dict[nn.Module, frozenset[str] | None] = {}  # of a ReLU: what made its input non-negative
         self.names: dict[nn.Module, str] = {}
         self.owners: dict[int, list[nn.Module]] = {}
 
@@ -148,6 +149,8 @@ class Observer(TorchFunctionMode):
         self.stack.append(module)
         name = self.names[module]
         self.found.called.add(name)
+        if isinstance(module, NON_NEGATIVE) and inputs:
+            self.before[module] = flow_of(inputs[0]).non_negative
         if not isinstance(module, LAYERS) or not inputs or not isinstance(inputs[0], Tensor):
             return
         x, flow, layer = inputs[0], flow_of(inputs[0]), self.layer(name)
@@ -169,9 +172,12 @@ class Observer(TorchFunctionMode):
             for tensor in tensors(output):
                 carry(tensor, Flow({name: frozenset()}, sources))
         elif isinstance(module, NON_NEGATIVE):
+            relus = self.before.pop(module, None)
+            if relus in (None, ZEROS) or any(not relu.endswith('()') for relu in relus - ZEROS):
+                relus = (relus or frozenset()) - ZEROS | {name}  # else non-negative whatever takes the place of this one
             for tensor in tensors(output):
                 flow = flow_of(tensor)
-                carry(tensor, Flow(flow.layers, flow.sources, frozenset({name})))
+                carry(tensor, Flow(flow.layers, flow.sources, relus))
 
     def leave(self, outputs) -> None:
         """``outputs`` are what the model returned."""

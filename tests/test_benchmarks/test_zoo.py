@@ -114,11 +114,20 @@ def test_a_process_each(monkeypatch, tmp_path):
     assert run_case('mmdet', 'crash', 'whole', 20, 8)['float'] == 'the process ended with 7'
     assert run_case('mmdet', 'good', 'none', 20, 8)['float'] == 'no such way: it has no backbone'
 
-    monkeypatch.setattr('sys.argv', ['run', 'mmdet', '--out', str(tmp_path)])
-    for _ in range(2):
+    for given in ([], [], ['--missing']):
+        monkeypatch.setattr('sys.argv', ['run', 'mmdet', *given, '--out', str(tmp_path)])
+        monkeypatch.setattr(command, 'commit', lambda now='other' if given else 'same': now)
         command.main()
-        monkeypatch.setattr(command, 'run_case', lambda *_: pytest.fail('a row of this commit is not made again'))
+        monkeypatch.setattr(command, 'run_case', lambda *_: pytest.fail('a row is not made again'))
     assert [row['name'] for row in read_rows(tmp_path / 'mmdet.csv')] == ['crash', 'good']
+
+
+def test_a_row_names_no_folder_of_the_machine(tmp_path):
+    """Mutation: the message as the host says it."""
+    with pytest.raises(FileNotFoundError) as raised:
+        (tmp_path / 'some' / 'config.py').open()
+    assert command.sentence(raised.value) == "FileNotFoundError: [Errno 2] No such file or directory: 'config.py'"
+    assert command.sentence(ValueError()) == 'ValueError: no message'
 
 
 @pytest.mark.parametrize('name', ['AutoencoderTiny', 'DiTTransformer2DModel', 'T2IAdapter'])

@@ -263,3 +263,28 @@ def test_a_sum_that_begins_with_zeros_is_non_negative():
     assert not isinstance(model.act, nn.ReLU), 'a ReLU that is a module is replaced'
     flow = trace(Summed(), Probe([lambda m: m.a(torch.zeros_like(X))], [X]))
     assert not flow.layers['a'].relus, 'zeros alone are no reason'
+
+
+class Chained(nn.Module):
+    """A ReLU of what is non-negative already, as in YOLACT's prototypes: both must go, or none can."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(8, 8, 1) for _ in range(4))
+        self.first, self.second, self.third = nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU()
+
+    def forward(self, x):
+        x = self.second(F.interpolate(self.first(self.a(x)), scale_factor=2))
+        return self.d(self.c(self.third(F.relu(self.b(x)))))
+
+
+def test_relus_behind_relus():
+    """Mutation: only the last one is known."""
+    model = Chained()
+    rows = {row.name: row for row in binarize_(model, 'bireal', X).rows}
+    assert rows['b'].binary
+    assert not isinstance(model.first, nn.ReLU)
+    assert not isinstance(model.second, nn.ReLU)
+    assert rows['c'].reason == 'its sign would always be +1: Chained calls a ReLU before it as a function'
+    assert isinstance(model.third, nn.ReLU), 'one that would help nothing'
+    model.train()(X).sum().backward()
