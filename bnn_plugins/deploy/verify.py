@@ -320,7 +320,8 @@ class ValueRecorder(fx.Interpreter):
 
 def compare_step(row: Callable[[str, str], LayerCheck], part: FusedForward, place: Place, values: dict[str, Tensor]) -> None:
     """One fused step on the values of the latent model."""
-    step, x, shortcut, expected = place.step, values[place.input], values.get(place.shortcut), values[place.result]
+    step, x, shortcut = place.step, values[place.input], values.get(place.shortcut)
+    expected = values[place.result] if place.channels is None else values[place.result][:, place.channels]
     check = row(part.plan.full(step.label), step.text)
     error_bound = step.error_bound(x, shortcut, expected) + torch.finfo(torch.float32).tiny
     signs, stream = step.on_values(x, shortcut)

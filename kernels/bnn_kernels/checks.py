@@ -20,6 +20,7 @@ from .recurrence import CANDIDATES, FEEDBACKS, GATES, READOUTS, Recurrence
 STREAMS = (torch.float32, torch.float16, torch.bfloat16)
 FLOATS = (*STREAMS, torch.float64)
 BYTES = (torch.uint8, torch.int8)
+MOST_MAPS = 8  # side by side
 Shape = tuple[int, ...]
 
 
@@ -129,6 +130,31 @@ def pool2d(x: Tensor, geometry: Pool2dGeometry, shortcut: Tensor | None) -> Shap
         raise TypeError(f'shortcut must be {x.dtype} as x, got {shortcut.dtype}.')
     _check_shortcut(shortcut, shape, x, 'x')
     return shape
+
+
+def concat2d(threshold: Tensor | None, groups: int, pack: bool, keep: bool, x: Tensor,
+             **others: Tensor) -> tuple[Shape, Shape]:
+    """`x`, `x1`, `x2`, ... [N, C_i, H, W] -> words [N, H, W, groups * words] and stream [N, sum of C_i, H, W].
+
+    The shape of a result that is not asked for is [0].
+    """
+    if len(others) >= MOST_MAPS:
+        raise ValueError(f'concat2d takes {MOST_MAPS} maps at most, got {1 + len(others)}.')
+    if not (pack or keep):
+        raise ValueError('pack=False and keep=False leave nothing to return: ask for the words, the stream or both.')
+    for name, other in dict(x=x, **others).items():
+        if other.dim() != 4 or (other.shape[0], *other.shape[2:]) != (x.shape[0], *x.shape[2:]) or min(other.shape) < 1:
+            raise ValueError(f'concat2d takes maps [N, C, H, W] that differ in C alone, got x {list(x.shape)} and {name} '
+                             f'{list(other.shape)}.')
+        if other.dtype not in STREAMS or other.dtype != x.dtype:
+            raise TypeError(f'maps must all be float32, float16 or bfloat16, got x {x.dtype} and {name} {other.dtype}.')
+        _check_dense(name, other)
+        _check_device(x, other, name, 'x')
+    batch, _, height, width = x.shape
+    channels = x.shape[1] + sum(other.shape[1] for other in others.values())
+    words = groups * words_per_group(channels, groups)
+    _check_vector('threshold', threshold, channels, torch.float32, x, 'x')
+    return (batch, height, width, words) if pack else (0,), (batch, channels, height, width) if keep else (0,)
 
 
 def to_planes(x: Tensor) -> Shape:

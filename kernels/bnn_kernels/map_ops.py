@@ -1,13 +1,16 @@
-"""Operators on real-valued maps between the layers of a network: windows, and planes. Their arithmetic is plain torch.
+"""Operators on real-valued maps between the layers of a network: windows, planes, maps side by side, all in plain torch.
 
 In eager code a backend runs them; code that is compiled or traced sees the operations of torch that they stand for.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import checks
 from .geometry import Pool2dGeometry
+from .layout import pack_bits
 from .prepared_op import PreparedOp, shared_op
 
 
@@ -52,6 +55,48 @@ def to_planes(x: Tensor) -> Tensor:
         True
     """
     return shared_op('to_planes')(x=x) if PreparedOp.direct(x) else planes_of(x)
+
+
+def concat2d(maps: Sequence[Tensor], threshold: Tensor | None = None, groups: int = 1, pack: bool = False,
+             keep: bool = True) -> tuple[Tensor, Tensor]:
+    """Maps side by side in one, and the signs of all their channels.
+
+    Args:
+        maps: at most 8 of the same dtype, float32, float16 or bfloat16, `[N, C_i, H, W]`.
+        threshold: float32, one for each channel of the result; None: 0.
+        groups: of the words, as in `pack_activations`.
+        pack, keep: whether the words, and the stream, are wanted.
+
+    Returns:
+        int32 words `[N, H, W, groups * words]` and the stream, `torch.cat(maps, 1)` in channels-last memory; `[0]` for what is
+        not wanted.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: wrong shapes, too many maps, tensors on different devices.
+
+    Example:
+        >>> words, stream = concat2d([torch.ones(1, 24, 5, 5), -torch.ones(1, 8, 5, 5)], pack=True)
+        >>> stream.shape, hex(words[0, 0, 0, 0])
+        (torch.Size([1, 32, 5, 5]), '0xffffff')
+    """
+    call = dict(threshold=threshold, **named(maps))
+    if PreparedOp.direct(maps[0]):
+        return shared_op('concat2d', ('groups', groups), ('pack', pack), ('keep', keep))(**call)
+    checks.concat2d(groups=groups, pack=pack, keep=keep, **call)
+    return maps_side_by_side(groups=groups, pack=pack, keep=keep, **call)
+
+
+def named(maps: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Maps by the names that `checks.concat2d` gives them."""
+    return {f'x{number or ""}': x for number, x in enumerate(maps)}
+
+
+def maps_side_by_side(threshold: Tensor | None, groups: int, pack: bool, keep: bool, **maps: Tensor) -> tuple[Tensor, Tensor]:
+    """`concat2d` in plain torch."""
+    stream = torch.cat(list(maps.values()), 1)
+    words = pack_bits(stream.permute(0, 2, 3, 1) >= (0 if threshold is None else threshold), groups) if pack else \
+        stream.new_empty(0, dtype=torch.int32)
+    return words, stream.contiguous(memory_format=torch.channels_last) if keep else stream.new_empty(0)
 
 
 def planes_of(x: Tensor) -> Tensor:

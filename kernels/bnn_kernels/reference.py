@@ -107,6 +107,7 @@ class Reference(Backend):
     int8_pooled2d = staticmethod(int8_reference.int8_pooled2d)
     pool2d = staticmethod(map_ops.windows_of)
     to_planes = staticmethod(map_ops.planes_of)
+    concat2d = staticmethod(map_ops.maps_side_by_side)
     pack_normalized = staticmethod(sequence_reference.pack_normalized)
     binary_lstm = staticmethod(sequence_reference.binary_lstm)
     binary_attention = staticmethod(sequence_reference.binary_attention)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import bnn_kernels
 from bnn_plugins import fuse_, pack_, quantize_rest_, verify
 from bnn_plugins.deploy import fused_parts
-from bnn_plugins.layers import BinaryConv2d
+from bnn_plugins.layers import BinaryConv2d, BinaryLinear, RPReLU
 from bnn_plugins.layers.expand import mean_over
 
 from .nets import randomise_
@@ -100,6 +100,71 @@ def test_layers_that_share_their_input_come_apart_when_they_are_loaded():
     assert all(torch.equal(one, other) for one, other in zip(after[:3], before[:3], strict=True))
     assert not torch.equal(after[3], before[3])
     assert float((after[3] - before[3]).norm() / before[3].norm()) < 0.1
+
+
+class Branches(nn.Module):
+    """Two blocks side by side with one non-linearity behind them, a level of another size, sums, layers that read them."""
+
+    def __init__(self, act: nn.Module):
+        super().__init__()
+        self.one, self.two = (BinaryConv2d(8, width, 3, padding=1, bias=False, method='bireal') for width in (8, 16))
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(16)])
+        self.act, self.up = act, nn.Upsample(scale_factor=2, mode='nearest')
+        self.low = BinaryConv2d(8, 24, 3, 2, 1, method='bireal')
+        self.three = BinaryConv2d(48, 24, 3, padding=1, groups=2, method='reactnet')
+        self.four = nn.Sequential(BinaryConv2d(24, 24, 1, method='bireal'), nn.SiLU())
+
+    def forward(self, x):
+        y = self.act(torch.cat([self.norms[0](self.one(x)), self.norms[1](self.two(x))], 1))
+        y = self.four(y) + y
+        y = y + y
+        z = torch.cat((self.up(self.low(x)), y), dim=1)
+        return self.three(z), y
+
+
+@pytest.mark.parametrize('stream', [None, torch.bfloat16])
+@pytest.mark.parametrize('act', [RPReLU(24), nn.PReLU(24), nn.PReLU(), nn.ReLU(), nn.SiLU(), nn.Identity(), nn.GELU()])
+def test_maps_side_by_side(act, stream):
+    """Mutations: the second block takes the first channels of the non-linearity; the expected channels of its check; the map
+    kept where only signs are read; groups of the reader left out; a value that a step reads twice given once."""
+    torch.manual_seed(0)
+    latent = randomise_(Branches(act)).eval()
+    packed, x = pack_(copy.deepcopy(latent)), torch.randn(2, 8, 6, 10)
+    expected = packed(x)
+    fuse_(packed, stream_dtype=stream)
+    for _ in range(3):
+        for one, other in zip(packed(x), expected, strict=True):
+            assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+            assert float((one - other).norm() / other.norm()) < (0.02 if stream is None else 0.2)
+    report = verify(latent, packed, x)
+    assert report.ok or stream is not None, report
+    (_, part), = fused_parts(packed)
+    steps = part.plan.steps.values()
+    concats = [step for step in steps if step.text == 'maps side by side']
+    known = not isinstance(act, nn.GELU)
+    assert [(step.pack, step.keep) for step in concats] == [(known, True), (True, False)]
+    if known and stream is None:
+        assert len(part.plan.program.calls) == 1, part.plan.program
+
+
+def test_maps_of_other_dtypes_and_tokens_are_left_to_torch():
+    """A step that cannot join others would hold them back: tokens are no images. Mutation: any sum is taken for one."""
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = BinaryLinear(8, 8, method='bireal')
+
+        def forward(self, x):
+            y = self.linear(x)
+            return torch.cat([y, x], 1), y + x
+
+    torch.manual_seed(0)
+    model, x = pack_(Tokens()), torch.randn(2, 5, 8)
+    expected = model(x)
+    fuse_(model)
+    (_, part), = fused_parts(model)
+    assert not any(type(step).__name__ in ('ConcatStep', 'PoolStep') for step in part.plan.steps.values())
+    assert all(torch.equal(one, other) for one, other in zip(model(x), expected, strict=True))
 
 
 class Odd(nn.Module):

@@ -253,6 +253,17 @@ void check_maps(int64_t isa) {
   const int64_t pixels = p.out_h * p.out_w;
   std::vector<float> planes(y.size());
   run(bnn::PLANES, threads, bnn::Planes{p.images, pixels, p.channels, sizeof(float), y.data(), planes.data()});
+  const int64_t both = 2 * p.channels;
+  std::vector<float> beside(2 * y.size());
+  std::vector<uint32_t> signs(p.images * pixels * bnn::packed_words(both, 1));
+  const bnn::Concat two{p.images * pixels, both, bnn::FLOAT32, 2, {p.channels, p.channels}, {y.data(), shortcut.data()}, beside.data()};
+  run(bnn::CONCAT, isa, threads, two, bnn::Packing{p.images * pixels, both, 1, bnn::FLOAT32, 0, nullptr, nullptr, signs.data()});
+  const auto value = [&](int64_t pixel, int64_t c) {
+    return c < p.channels ? y[pixel * p.channels + c] : shortcut[pixel * p.channels + c - p.channels];
+  };
+  for (int64_t i = 0; i < p.images * pixels; i++)
+    for (int64_t c = 0; c < both; c++) expect(beside[i * both + c] == value(i, c), isa, "maps side by side", Conv{});
+  expect(signs == pack(p.images * pixels, both, 1, [&](int64_t i, int64_t c) { return value(i, c) >= 0; }), isa, "their signs", Conv{});
   std::vector<uint8_t> bytes(y.size());
   const float step = 0.03F;
   const uint8_t zero = static_cast<uint8_t>(draw(0, 255));

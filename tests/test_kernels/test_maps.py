@@ -1,4 +1,4 @@
-"""Windows of maps, planes, and the largest sums of int8 convolutions: every instruction set against plain torch."""
+"""Windows of maps, planes, maps side by side, the largest sums of int8 convolutions: every instruction set against torch."""
 
 import random
 
@@ -12,6 +12,7 @@ import bnn_kernels as bk
 from bnn_kernels import Pool2dGeometry
 from bnn_kernels.cpu import engine
 from bnn_kernels.cpu.backend import Cpu
+from bnn_kernels.map_ops import named
 from bnn_kernels.reference import Reference
 
 from . import cases
@@ -106,3 +107,42 @@ def test_the_largest_sums_of_a_convolution(call, seed):
 def test_one_sentence_for_bad_input(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         bk.pool2d(**(dict(x=torch.randn(1, 4, 4, 4), geometry=Pool2dGeometry('max')) | call))
+
+
+@pytest.mark.parametrize('seed', range(200))
+def test_maps_side_by_side_on_every_instruction_set(seed):
+    """Mutations: a threshold of another map; a piece of a row that is not copied; words of a block at the wrong pixel."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    size, dtype = (rng.randint(1, 3), rng.randint(1, 13), rng.randint(1, 13)), rng.choice(cases.STREAMS)
+    widths = [rng.choice([1, 3, 8, 16, 24, 31, 32, 64, 65]) for _ in range(rng.randint(1, 8))]
+    maps = [torch.randn(size[0], width, *size[1:]).to(dtype) for width in widths]
+    maps = [torch.where(torch.rand(x.shape) < 0.05, rng.choice([0.0, torch.nan, -torch.inf]), x).to(dtype) for x in maps]
+    maps = [x.contiguous(memory_format=torch.channels_last) if rng.random() < 0.8 else x for x in maps]
+    threshold = torch.randn(sum(widths)) if rng.random() < 0.5 else None
+    groups = rng.choice([g for g in (1, 1, 2, 3) if sum(widths) % g == 0])
+    stream = torch.cat(maps, 1)
+    words = bk.pack_activations(stream, threshold, groups)
+    for isa in ISAS:
+        for pack, keep in (True, True), (True, False), (False, True):
+            with engine.set_isa(isa):
+                found = CPU.concat2d(threshold=threshold, groups=groups, pack=pack, keep=keep, **named(maps))
+            expected = REFERENCE.concat2d(threshold=threshold, groups=groups, pack=pack, keep=keep, **named(maps))
+            assert torch.equal(expected[0], words if pack else words.new_empty(0)), isa
+            assert torch.equal(found[0], expected[0]), isa
+            assert torch.equal(expected[1].nan_to_num(7.25), (stream if keep else stream.new_empty(0)).nan_to_num(7.25))
+            values = found[1].nan_to_num(7.25), expected[1].nan_to_num(7.25)
+            assert cases.same(*values, torch.channels_last if keep else torch.contiguous_format), isa
+
+
+@pytest.mark.parametrize(('call', 'message'), [
+    (dict(maps=[torch.ones(1, 1, 2, 2)] * 9), '8 maps at most, got 9'),
+    (dict(maps=[torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 3)]), r'differ in C alone, got x \[1, 1, 2, 2\] and x1'),
+    (dict(maps=[torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2).half()]), 'x torch.float32 and x1 torch.float16'),
+    (dict(maps=[torch.ones(1, 1, 2, 2).double()]), 'all be float32'),
+    (dict(threshold=torch.ones(5)), r'threshold must be \[2\]'),
+    (dict(groups=3), 'does not divide'),
+    (dict(keep=False), 'leave nothing to return')])
+def test_one_sentence_for_bad_maps(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        bk.concat2d(**(dict(maps=[torch.ones(1, 1, 2, 2)] * 2) | call))

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bnn_kernels import Epilogue
 from bnn_kernels.epilogue import stream_of
@@ -105,6 +106,8 @@ def act_kind(act: nn.Module | str | None) -> str | None:
     """The name of a non-linearity in ``bnn_kernels``; ``None`` for one that it does not know."""
     if act is None or isinstance(act, str):
         return act or 'identity'
+    if isinstance(act, ActPart):
+        return act_kind(act.whole[0])
     if isinstance(act, nn.PReLU | nn.LeakyReLU) or (isinstance(act, RPReLU) and act.channel_dim in (1, -1)):
         return 'prelu'
     if type(act) in (nn.ReLU, nn.SiLU):
@@ -115,12 +118,30 @@ def act_kind(act: nn.Module | str | None) -> str | None:
 def act_vectors(act: nn.Module | str | None, channels: int) -> tuple[str, Tensor | None, Tensor | None, Tensor | None]:
     """``(name, gamma, slope, zeta)``."""
     kind = act_kind(act)
+    if isinstance(act, ActPart):
+        return kind, *act.vectors()
     if kind != 'prelu':
         return kind, None, None, None
     if isinstance(act, RPReLU):
         return kind, act.gamma.detach(), act.slope.detach(), act.zeta.detach()
     slope = act.weight.detach() if isinstance(act, nn.PReLU) else torch.tensor([float(act.negative_slope)])
     return kind, None, slope.expand(channels), None
+
+
+class ActPart(nn.Module):
+    """A non-linearity for some channels of an image, of the ``width`` channels that ``act`` is made for."""
+
+    def __init__(self, act: nn.Module, width: int, channels: slice):
+        super().__init__()
+        self.whole, self.width, self.channels = (act,), width, channels  # in a tuple: it belongs to the model
+
+    def vectors(self) -> list[Tensor | None]:
+        _, *vectors = act_vectors(self.whole[0], self.width)
+        return [v if v is None else v[self.channels] for v in vectors]
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, after = self.channels.start, self.width - self.channels.stop
+        return self.whole[0](F.pad(x, (0, 0, 0, 0, before, after)))[:, self.channels]
 
 
 def channels_first(act: nn.Module | str | None) -> bool:

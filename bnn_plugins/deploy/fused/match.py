@@ -31,24 +31,32 @@ class Match:
         parts: what is fused, in words.
         label: name of the step: the module that it begins with.
         shortcut: a second input.
+        expected: what the result is compared with where no node has it: another node, and which channels of it.
         reads_words: the input is read as words: signs of it, for ``layer``.
         packs: the step can write the signs of what it makes, for a packed convolution (of a linear layer: for another one).
         kind: of a match that reads no words, in the report.
         reads_stream: the input may be in the dtype of the stream between steps, else it is in the model's.
+        rounds: its results may differ from the model's by rounding.
     """
 
     nodes: list[fx.Node]
     parts: list[str] = field(default_factory=list)
     label: str = ''
     shortcut: fx.Node | None = None
+    expected: tuple[fx.Node, slice] | None = None
 
     kind = 'stem'
     reads_words = packs = False
-    reads_stream = True
+    reads_stream = rounds = True
 
     @property
     def input(self) -> fx.Node:
         return self.nodes[0].args[0]
+
+    @property
+    def others(self) -> list[fx.Node]:
+        """Further inputs."""
+        return [] if self.shortcut is None else [self.shortcut]
 
     @property
     def result(self) -> fx.Node:
@@ -135,6 +143,11 @@ class Matcher:
             return module if act_kind(module) is not None and fits else None
         plain = len(node.args) == 1 and set(node.kwargs) <= {'inplace'}
         return ACTS.get(node.target) if plain and node.op in ('call_function', 'call_method') else None
+
+    def is_image(self, node: fx.Node) -> bool:
+        """Whether a step makes an image of it: what others only probably are."""
+        match = self.matches.get(node)
+        return match is not None and not isinstance(getattr(match, 'layer', None), PackedLinear)
 
     def is_plain_norm(self, node: fx.Node) -> bool:
         """Whether a batch norm in evaluation mode is at ``node``, and free."""

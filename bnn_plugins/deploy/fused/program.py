@@ -204,7 +204,7 @@ class Segment:
     """
 
     def __init__(self, records: Sequence[Record], steps: dict[str, Step], needed: set[Value]):
-        self.lines = [(steps[record.target], record.reads, record.writes) for record in records]
+        self.lines = [(steps[record.target], list(record.args), record.writes) for record in records]
         made = {value for _, _, writes in self.lines for value in writes}
         self.inputs = list(dict.fromkeys(v for _, reads, _ in self.lines for v in reads if v not in made))
         self.outputs = [v for _, _, writes in self.lines for v in writes if v in needed]

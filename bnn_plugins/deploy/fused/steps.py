@@ -52,10 +52,17 @@ class Step(nn.Module):
         """What ``prepared_op`` reads and makes, if ``forward(*arguments)`` returns ``out``; of a step that ``joins``."""
         raise NotImplementedError
 
+    def both(self, out) -> tuple:
+        """``(words, stream)`` of what ``forward`` returns, ``None`` for what it does not make."""
+        return out if self.pack and self.keep else (out, None) if self.pack else (None, out)
+
+    def wanted(self, words: Tensor | None, stream: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+        """What ``forward`` returns of both."""
+        return (words, stream) if self.pack and self.keep else words if self.pack else stream
+
     def on_values(self, x: Tensor, shortcut: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """``(words, stream)`` for real-valued inputs, which stay as they are."""
-        out = self(x)
-        return out if self.pack and self.keep else (out, None) if self.pack else (None, out)
+        return self.both(self(x))
 
     def error_bound(self, x: Tensor, shortcut: Tensor | None, expected: Tensor) -> Tensor:
         """How far the real-valued result may be from ``expected``, elementwise; see :func:`bnn_plugins.verify`."""

@@ -18,12 +18,14 @@ KINDS = {'call_module': 'module', 'call_function': 'function', 'call_method': 'm
 
 
 class Place(NamedTuple):
-    """What a step stands for in the traced graph: names of the nodes that are its input, its shortcut and its result."""
+    """What a step stands for in the traced graph: names of the nodes that are its input, its shortcut and its result, and
+    which channels of that node the step makes, ``None`` for all."""
 
     step: Step
     input: str
     shortcut: str | None
     result: str
+    channels: slice | None
 
 
 class Writer:
@@ -145,10 +147,12 @@ class Writer:
             source = self.values[match.input] if match.reads_stream else self.host(match.input)
         for other in before:
             source = self.made_before(other, source)
-        shortcut = [] if match.shortcut is None else [self.values[match.shortcut]]
-        self.places.append(Place(step, match.input.name, match.shortcut and match.shortcut.name, result.name))
+        others = [self.values[node] for node in match.others]
+        if match.rounds:
+            expected, channels = match.expected or (result, None)
+            self.places.append(Place(step, match.input.name, match.shortcut and match.shortcut.name, expected.name, channels))
         self.made[result] = step
-        made = self.step(step, match.label, source, *shortcut, writes=1 + (step.pack and step.keep))
+        made = self.step(step, match.label, source, *others, writes=1 + (step.pack and step.keep))
         if step.pack:
             self.words[sign_key(consumer)] = made[0]
         if step.keep or not step.pack:

@@ -50,8 +50,8 @@ def readable(op: str, name: str, tensor: Tensor | Epilogue | None, call: dict) -
         return dense(tensor.reshape(-1).float().expand(channels))
     if op == 'stem2d' and name == 'x':  # in any order
         return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
-    images = name in ('shortcut', 'out') or (name == 'x' and (op in OF_IMAGES or (op == 'quantize' and tensor.dim() == 4)
-        or (op == 'pack_activations' and is_image(tensor))))
+    images = name in ('shortcut', 'out') or (op == 'concat2d' and tensor.dim() == 4) or (name == 'x' and (
+        op in OF_IMAGES or (op == 'quantize' and tensor.dim() == 4) or (op == 'pack_activations' and is_image(tensor))))
     return dense(tensor, torch.channels_last if images else torch.contiguous_format)
 
 
@@ -102,6 +102,7 @@ class Cpu(SequenceOperators, Backend):
     int8_pooled2d = wherever('int8_pooled2d')
     pool2d = wherever('pool2d')
     to_planes = wherever('to_planes')
+    concat2d = wherever('concat2d')
     _linear = wherever('binary_linear')
 
     def binary_linear(self, x_words: Tensor, w_words: Tensor, features: int) -> Tensor:

@@ -6,9 +6,9 @@ from math import prod
 import torch
 
 from .. import checks
-from .calls import PLANES, POOL2D
+from .calls import CONCAT, PLANES, POOL2D
 from .engine import DTYPES, fields
-from .lowering import image, is_image, lowered, rows
+from .lowering import image, is_image, lowered, rows, vectors
 
 
 def lower_pool2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
@@ -35,4 +35,24 @@ def lower_to_planes(cpu, fixed: dict, inputs: dict) -> Callable | None:
     return lowered(cpu, 'to_planes', PLANES, ['threads', *record], fixed, inputs, dict(y=rows(x.shape, x.dtype)), ['y'])
 
 
-LOWERINGS: dict[str, Callable[..., Callable | None]] = {'pool2d': lower_pool2d, 'to_planes': lower_to_planes}
+def lower_concat2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
+    call = fixed | inputs
+    maps = [name for name in inputs if name.startswith('x')]
+    places, held = vectors(fixed, inputs, 'threshold')
+    if places is None or 'x' not in maps or not all(is_image(call[name]) for name in maps):
+        return None
+    words, stream = checks.concat2d(**call)
+    channels, dtype = [call[name].shape[1] for name in maps], call['x'].dtype
+    pixels, empty = call['x'].numel() // channels[0], checks.MOST_MAPS - len(maps)
+    kinds = dict(pixels=pixels, channels=sum(channels), dtype=DTYPES[dtype])
+    record = fields('Concat', **kinds, maps=len(maps), y='stream',
+                    **{f'widths[{number}]': width for number, width in enumerate(channels + [0] * empty)},
+                    **{f'x[{number}]': name for number, name in enumerate(maps + [0] * empty)})
+    record += fields('Packing', **kinds, groups=call['groups'], plane=0, x=0, words='words', **places)
+    made = dict(words=rows(words), stream=(image if call['keep'] else rows)(stream, dtype))
+    # What is not wanted has the shape [0], and null for an address.
+    return lowered(cpu, 'concat2d', CONCAT, ['isa', 'threads', *record], fixed, inputs, made, ['words', 'stream'], holds=held)
+
+
+LOWERINGS: dict[str, Callable[..., Callable | None]] = {'pool2d': lower_pool2d, 'to_planes': lower_to_planes,
+                                                       'concat2d': lower_concat2d}

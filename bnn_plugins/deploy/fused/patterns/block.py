@@ -22,6 +22,7 @@ from ...packed import PackedConv2d, PackedLayer, PackedLinear, has_hooks
 from ..fold import (
     LOPSIDED,
     NORMS,
+    ActPart,
     affine,
     channels_first,
     integer_threshold,
@@ -47,6 +48,10 @@ class Block(Match):
     stop: str = ''
 
     reads_words = packs = True
+
+    @property
+    def width(self) -> int:
+        return self.layer.weight_bits.shape[1] * self.layer.replicas * self.tiles
 
     def step(self, consumer, keep, in_place):
         return BlockStep(self.layer, self.tiles, self.norms, self.of_tokens, self.shortcut is not None, self.act, consumer,
@@ -146,7 +151,8 @@ class BlockStep(Step):
                  act: nn.Module | str | None, consumer: PackedLayer | None, keep: bool, in_place: bool):
         super().__init__()
         self.tiles, self.act, self.keep, self.in_place = tiles, act if isinstance(act, str) else None, keep, in_place
-        self.held = UnownedModules([layer, *norms, *([act] if isinstance(act, nn.Module) else [])])
+        own = act.whole[0] if isinstance(act, ActPart) else act
+        self.held = UnownedModules([layer, *norms, *([own] if isinstance(own, nn.Module) else [])])
         self.norms, self.acts = UnownedModules(norms), UnownedModules([act])
         self.consumers = UnownedModules([] if consumer is None else [consumer])
         self.pack, self.has_shortcut = consumer is not None, has_shortcut
@@ -199,8 +205,7 @@ class BlockStep(Step):
             shortcut = None if shortcut is None else shortcut.permute(0, 3, 1, 2)
         if self.by_integers:
             return OpIO({'x_words': words}, (out,))
-        made = out if self.pack and self.keep else (out, None) if self.pack else (None, out)
-        return OpIO({'x_words': words, 'shortcut': shortcut, 'out': shortcut if self.in_place else None}, made)
+        return OpIO({'x_words': words, 'shortcut': shortcut, 'out': shortcut if self.in_place else None}, self.both(out))
 
     def forward(self, words: Tensor, shortcut: Tensor | None = None):
         if not self.is_conv:
@@ -231,9 +236,6 @@ class BlockStep(Step):
         return self.wanted(*bnn_kernels.binary_block2d(words, self.weight, self.channels, self.epilogue, shortcut,
                                                        pack=self.pack, keep=self.keep,
                                                        dtype=self.stream if self.keep else torch.float32, **self.options))
-
-    def wanted(self, words: Tensor | None, stream: Tensor | None):
-        return ((words, stream) if self.pack else stream) if self.keep else words
 
     def on_features(self, words: Tensor, shortcut: Tensor | None):
         """A linear layer is a 1x1 convolution of an image of one column."""
@@ -292,8 +294,7 @@ class BlockStep(Step):
         if shortcut is not None:
             shortcut = shortcut.to(self.stream)
             shortcut = shortcut.clone(memory_format=torch.channels_last if self.is_conv else torch.contiguous_format)
-        out = self(signs_of(self.held[0], x), shortcut)
-        return out if self.pack and self.keep else (out, None) if self.pack else (None, out)
+        return self.both(self(signs_of(self.held[0], x), shortcut))
 
     def error_bound(self, x, shortcut, expected):
         layer = self.held[0]

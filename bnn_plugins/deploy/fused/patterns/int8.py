@@ -186,7 +186,7 @@ class Link(Step):
             self.prepared_op = PreparedOp('int8_pooled2d', window=self.part.window, pack=self.pack, **fixed)
 
     def io(self, out, x):
-        return OpIO({'x': x}, out if self.pack and self.keep else (out, None) if self.pack else (None, out))
+        return OpIO({'x': x}, self.both(out))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if PreparedOp.direct(x):
@@ -195,7 +195,7 @@ class Link(Step):
             words, stream = self.one_by_one(x)
         else:
             words, stream = self.convolve(x, self.epilogue, dtype=self.dtype, out=self.out, pack=self.pack, keep=self.keep)
-        return (words, stream) if self.pack and self.keep else words if self.pack else stream
+        return self.wanted(words, stream)
 
     def convolve(self, x: Tensor, epilogue: bnn_kernels.Epilogue, **more) -> tuple[Tensor | None, Tensor | None]:
         layer = self.held[0]

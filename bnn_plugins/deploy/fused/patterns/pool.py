@@ -1,4 +1,4 @@
-"""Maps between convolutions: pooling, enlargement in front of a sum, groups of channels that become one by their mean."""
+"""Maps between convolutions: side by side, sums, pooling, enlargement, groups of channels that become one by their mean."""
 
 import operator
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from ..fold import pair
 from ..graph import name_of
 from ..match import ADDS, Match, Matcher
 from ..steps import KNOWN, Step
+from .concat import side_by_side
 
 NEAREST = ('nearest', None)  # modes; None is the default of F.interpolate
 
@@ -36,13 +37,13 @@ class Pool(Match):
         return PoolStep(self.geometry, self.plain)
 
 
-def match(m: Matcher) -> Iterator[Pool]:
+def match(m: Matcher) -> Iterator[Match]:
     device = next((t.device for t in (*m.root.parameters(), *m.root.buffers())), torch.device('cpu'))
     example = dict(x=torch.zeros(1, 1, 1, 1, device=device), geometry=Pool2dGeometry('max'), shortcut=None)
     if bnn_kernels.selection('pool2d', **example).backend in (None, 'reference'):
         return
     for node in m.free():
-        found = enlarged(m, node) or folded(m, node) or pooled(m, node)
+        found = enlarged(m, node) or folded(m, node) or pooled(m, node) or added(m, node) or side_by_side(m, node)
         if found is not None and not m.taken & set(found.nodes):
             yield found
 
@@ -54,6 +55,14 @@ def pooled(m: Matcher, node: fx.Node) -> Pool | None:
     args, kwargs = node.args[1:], dict(node.kwargs)
     return Pool([node], label=node.name if module is None else node.target, geometry=geometry, source=node.args[0],
                 plain=module or (lambda x: node.target(x, *args, **kwargs)))
+
+
+def added(m: Matcher, node: fx.Node) -> Pool | None:
+    """``a + b`` of two images that no block could take."""
+    if node.target not in ADDS[::2] or len(node.args) != 2 or node.kwargs or not all(map(m.is_image, node.args)):
+        return None
+    return Pool([node], label=node.name, geometry=Pool2dGeometry('mean'), source=node.args[0], shortcut=node.args[1],
+                plain=operator.add)
 
 
 def pool_geometry(m: Matcher, node: fx.Node) -> Pool2dGeometry | None:
@@ -69,6 +78,8 @@ def pool_geometry(m: Matcher, node: fx.Node) -> Pool2dGeometry | None:
     if type(module) is nn.AvgPool2d:
         return average(module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad,
                        module.divisor_override)
+    if type(module) is nn.Upsample:
+        return enlargement(module.size, module.scale_factor, module.mode, module.align_corners)
     if node.op == 'call_function' and name_of(node) == 'avg_pool2d':
         return average(*node.args[1:], **node.kwargs)
     if type(module) is nn.AdaptiveAvgPool2d:
@@ -165,6 +176,7 @@ class PoolStep(Step):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         given = [x] if shortcut is None else [x, shortcut]
         known = all(value.dim() == 4 and value.dtype == x.dtype and value.numel() for value in given) and x.dtype in KNOWN
+        known = known and (shortcut is None or self.geometry.shape(x.shape, shortcut.shape) == shortcut.shape)
         if known and PreparedOp.direct(x):
             return self.prepared_op(x=x, shortcut=shortcut)
         y = self.held[0](*given)

@@ -341,6 +341,16 @@ void planes_of(const Planes& p, int64_t image) {
       for (int64_t i = first; i < std::min(p.pixels, first + STEP); i++) y[c * p.pixels + i] = x[i * p.channels + c];
 }
 
+// Rows are short: a call of memcpy for each would take longer than its bytes.
+void copy_rows(char* to, int64_t step, const char* from, int64_t width, int64_t rows) {
+  constexpr int64_t PIECE = 32;
+  for (; rows > 0; rows--, to += step, from += width) {
+    int64_t i = 0;
+    for (; i + PIECE <= width; i += PIECE) std::memcpy(to + i, from + i, PIECE);
+    if (i < width) std::memcpy(to + i, from + i, width - i);
+  }
+}
+
 }  // namespace
 
 void planes(const Planes& p, int64_t threads) {
@@ -355,6 +365,28 @@ void pack(const Kernel& kernel, const Packing& packing, int64_t threads) {
   const bool serial = packing.pixels * packing.channels < SERIAL_WORK / 32;
   parallel(divide_up(packing.pixels, STEP), serial ? 1 : threads, [&](int64_t first, int64_t last) {
     kernel.pack(packing, first * STEP, std::min(packing.pixels, last * STEP) - first * STEP);
+  });
+}
+
+void concat(const Kernel& kernel, const Concat& c, const Packing& packing, int64_t threads) {
+  constexpr int64_t STEP = 64;  // pixels, whose rows stay in the cache until they are packed
+  const int64_t element = element_bytes(c.dtype), row = c.channels * element;
+  const bool serial = c.pixels * c.channels < SERIAL_WORK / 32;
+  parallel(divide_up(c.pixels, STEP), serial ? 1 : threads, [&](int64_t first, int64_t last) {
+    char* kept = c.y ? nullptr : static_cast<char*>(scratch(ROWS, STEP * row));
+    for (int64_t pixel = first * STEP; pixel < std::min(c.pixels, last * STEP); pixel += STEP) {
+      const int64_t pixels = std::min(STEP, c.pixels - pixel);
+      char *rows = kept ? kept : static_cast<char*>(c.y) + pixel * row, *to = rows;
+      for (int64_t map = 0; map < c.maps; map++) {
+        const int64_t width = c.widths[map] * element;
+        copy_rows(to, row, static_cast<const char*>(c.x[map]) + pixel * width, width, pixels);
+        to += width;
+      }
+      if (!packing.words) continue;
+      Packing part = packing;
+      part.x = rows, part.words += pixel * packed_words(c.channels, packing.groups);
+      kernel.pack(part, 0, pixels);
+    }
   });
 }
 

@@ -21,9 +21,11 @@ void pooled2d(const Conv& conv, const void* x, const void* prepared, const Fused
 void quantize(const Kernel& kernel, const Quantizing& quantizing, int64_t threads);
 void pool2d(const Kernel& kernel, const Pool& pool, int64_t threads);
 void planes(const Planes& planes, int64_t threads);
+// Also packs the pixels of the result, which `packing` describes but for x, where it has words.
+void concat(const Kernel& kernel, const Concat& concat, const Packing& packing, int64_t threads);
 void stem(const Kernel& kernel, const Stem& stem, const Fused& fused, int64_t threads);
 
-enum Operation : int64_t { CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM, QUANTIZE, POOLED2D, POOL2D, PLANES };  // as in calls.py
+enum Operation : int64_t { CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM, QUANTIZE, POOLED2D, POOL2D, PLANES, CONCAT };  // as in calls.py
 
 // code[place] = bases[base] + offset, in bytes.
 struct Link {

@@ -196,6 +196,15 @@ struct Planes {
   void* y;  // [images][channels][pixels]
 };
 
+// Maps of the same size side by side: a pixel of y has the channels of the first, then those of the second, ...
+constexpr int64_t MOST_MAPS = 8;
+struct Concat {
+  int64_t pixels, channels, dtype, maps;  // channels: of all maps
+  int64_t widths[MOST_MAPS];  // channels of each
+  const void* x[MOST_MAPS];  // [pixels][width]
+  void* y;  // [pixels][channels], or null where it is not kept
+};
+
 // Windows over the sums of a convolution, before its epilogue.
 struct Windows {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, out_h, out_w;

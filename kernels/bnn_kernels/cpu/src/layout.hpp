@@ -35,6 +35,8 @@ inline std::string layout(std::string_view name) {
   BNN_FIELDS(Downsample, batch, height, width, channels, outputs, pool, dtype, x, weight, bias, y);
   BNN_FIELDS(Pool, images, height, width, channels, fold, out_h, out_w, dtype, largest, rows, columns, x, shortcut, y);
   BNN_FIELDS(Planes, images, pixels, channels, bytes, x, y);
+  BNN_FIELDS(Concat, pixels, channels, dtype, maps, widths[0], widths[1], widths[2], widths[3], widths[4], widths[5], widths[6],
+             widths[7], x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], y);
   BNN_FIELDS(Windows, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, out_h, out_w);
   BNN_FIELDS(Stem, batch, channels, height, width, image_step, channel_step, row_step, pixel_step, dtype, outputs, kernel_h,
              kernel_w, stride_h, stride_w, pad_h, pad_w, out_h, out_w, pool_h, pool_w, pool_stride_h, pool_stride_w, pool_pad_h,

@@ -68,6 +68,11 @@ void call(Operation operation, Arguments from) {
       const int64_t threads = from.number();
       return planes(from.fields<Planes>(), threads);
     }
+    case CONCAT: {
+      const int64_t isa = from.number(), threads = from.number();
+      const Concat c = from.fields<Concat>();
+      return concat(*kernel(isa), c, from.fields<Packing>(), threads);
+    }
     case PACK: {
       const int64_t isa = from.number(), threads = from.number();
       return pack(*kernel(isa), from.fields<Packing>(), threads);
