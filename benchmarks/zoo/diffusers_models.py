@@ -2,7 +2,9 @@
 
 import copy
 import inspect
+from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from bnn_plugins.integrations.diffusers.probe import FEATURES, TRIES, with_value
 from bnn_plugins.integrations.diffusers.probe import inputs as suggested_inputs
 
 from .diffusers_inputs import CASES
-from .stages import Case
+from .fresh import Fresh
+from .stages import Case, outputs_of
 from .structure import steady_layers
 
 WAYS = ('whole',)
@@ -147,13 +150,20 @@ def case(name: str, way: str, facts: dict) -> Case:
         case.inputs = (), chosen
         return model
 
-    def outputs(model: nn.Module) -> list[Tensor]:
-        return [tensor for tensor in tensors(model(**chosen)) if tensor.is_floating_point()]
+    def outputs(model: nn.Module, given: dict = chosen) -> list[Tensor]:
+        return [tensor for tensor in tensors(model(**given)) if tensor.is_floating_point()]
 
-    def reload(latent: nn.Module, packed: nn.Module, folder: Path) -> tuple[nn.Module, nn.Module]:
+    def reload(latent: nn.Module, packed: nn.Module, folder: Path) -> Iterator[list[Tensor]]:
+        torch.save(chosen, folder / 'inputs.pt')
         for name, model in (('latent', latent), ('packed', packed)):
             model.save_pretrained(folder / name)
-        return cls.from_pretrained(folder / 'latent'), cls.from_pretrained(folder / 'packed')
+            elsewhere(folder, name)
+            yield torch.load(folder / f'{name}.pt')
+
+    def loaded(folder: Path, name: str) -> None:
+        given = torch.load(folder / 'inputs.pt', weights_only=False)
+        found = outputs_of(replace(case, outputs=lambda model: outputs(model, given)), cls.from_pretrained(folder / name))
+        torch.save(found, folder / f'{name}.pt')
 
     def binary_model(model: nn.Module) -> tuple[nn.Module, BinarizationReport]:
         return model, binarize_(model, METHOD, chosen if name in CASES else None)
@@ -167,6 +177,7 @@ def case(name: str, way: str, facts: dict) -> Case:
         return steady_layers(model, call) if times else set()
 
     case = Case(float_model, binary_model, outputs, outputs, ((), {}), reload, steady, name not in FEATURES)
+    elsewhere = Fresh(loaded)
     return case
 
 

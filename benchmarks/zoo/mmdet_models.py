@@ -22,7 +22,7 @@ from bnn_plugins.integrations.mmdet.inputs import detector_inputs
 from bnn_plugins.integrations.mmdet.probe import in_an_epoch, prepare_, samples
 from bnn_plugins.models.backbones import BNNResNet
 
-from .stages import Case
+from .stages import Case, outputs_of
 
 METHOD = 'bireal'
 # Parts of configs, and other forms of the same files.
@@ -276,14 +276,14 @@ def case(family: str, way: str, facts: dict) -> Case:
         made.init_weights()
         return made, BinarizationReport.of(made)
 
-    def reload(latent: nn.Module, packed: nn.Module, folder: Path) -> tuple[nn.Module, nn.Module]:
+    def reload(latent: nn.Module, packed: nn.Module, folder: Path) -> Iterator[list[Tensor]]:
         torch.save(latent.state_dict(), folder / 'latent.pth')
         path = save_packed(packed, folder / 'packed.safetensors', 'model = None')
         again = build(copy.deepcopy(cfg)) if way == 'whole' else None
         again, _ = binary_model(again)
         other = load_packed_(copy.deepcopy(again), path)
         again.load_state_dict(torch.load(folder / 'latent.pth'))
-        return again, other
+        return (outputs_of(case, model) for model in (again, other))
 
     case = Case(float_model, binary_model, losses, outputs, ((), {}), reload)
     return case

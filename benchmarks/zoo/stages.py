@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Case:
         losses: of a model in training mode, the tensors that are summed up.
         outputs: of a model in evaluation mode, all its tensors.
         inputs: positional arguments of a call in evaluation mode, and keyword arguments.
-        reload: takes a latent and a packed model and a folder: saves both, returns both loaded.
+        reload: takes a latent and a packed model and a folder: saves both, loads both, gives what each computes.
         steady: names of layers that have one input vector, computed from a timestep or a condition alone.
         predicts: whether the losses and outputs are predictions, not features that another model reads.
     """
@@ -39,7 +39,7 @@ class Case:
     losses: Callable[[nn.Module], list[Tensor]]
     outputs: Callable[[nn.Module], list[Tensor]]
     inputs: tuple[tuple, dict]
-    reload: Callable[[nn.Module, nn.Module, Path], tuple[nn.Module, nn.Module]]
+    reload: Callable[[nn.Module, nn.Module, Path], Iterable[list[Tensor]]]
     steady: Callable[[nn.Module], set[str]] = lambda model: set()
     predicts: bool = True
 
@@ -132,8 +132,8 @@ def packed_stage(case: Case, state: dict, folder: Path, facts: dict) -> str:
 
 def saved_stage(case: Case, state: dict, folder: Path, facts: dict) -> str:
     same_random()
-    for name, model in zip(('latent', 'packed'), case.reload(state['latent'], state['packed'], folder), strict=True):
-        said = compared(state['expected'], outputs_of(case, model))
+    for name, found in zip(('latent', 'packed'), case.reload(state['latent'], state['packed'], folder), strict=True):
+        said = compared(state['expected'], found)
         if said != OK:
             return f'{name}: {said}'
     return OK

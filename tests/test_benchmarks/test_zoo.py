@@ -11,14 +11,15 @@ from torch import nn
 
 from benchmarks.rows import read_rows
 from benchmarks.zoo import run as command
+from benchmarks.zoo.fresh import Fresh
 from benchmarks.zoo.run import run_case
-from benchmarks.zoo.stages import Case, run
+from benchmarks.zoo.stages import Case, outputs_of, run
 from benchmarks.zoo.structure import must_be_real, steady_layers
 from benchmarks.zoo.tables import OK, SKIPPED, STAGES
 from bnn_plugins import BNNConfig, binarize_
 
 
-def toy(rules=(), reload=lambda latent, packed, folder: (latent, packed), **changes) -> Case:
+def toy(rules=(), reload=lambda latent, packed: (latent, packed), **changes) -> Case:
     x = torch.randn(2, 3, 8, 8)
 
     def build():
@@ -27,7 +28,8 @@ def toy(rules=(), reload=lambda latent, packed, folder: (latent, packed), **chan
 
     def binary(model):
         return model, binarize_(model, BNNConfig('bireal', rules=dict(rules)), x)
-    case = Case(build, binary, lambda model: [model(x)], lambda model: [model(x)], ((x,), {}), reload)
+    case = Case(build, binary, lambda model: [model(x)], lambda model: [model(x)], ((x,), {}),
+                lambda latent, packed, folder: [outputs_of(case, model) for model in reload(latent, packed)])
     vars(case).update(changes)
     return case
 
@@ -46,7 +48,7 @@ def test_each_stage_can_fail(tmp_path):
     """Mutations: each stage that says OK whatever it sees."""
     assert '4' in said(toy(rules={'4': 'binary'}), tmp_path)['real']
 
-    def forgets(latent, packed, folder):
+    def forgets(latent, packed):
         nn.init.zeros_(latent[4].weight)
         return latent, packed
     assert said(toy(reload=forgets), tmp_path)['saved'].startswith('latent: 1 of 1 outputs differ')
@@ -61,6 +63,17 @@ def test_each_stage_can_fail(tmp_path):
     assert said(toy(losses=cut), tmp_path)['gradients'] == "none or zero: ['2.weight']"
     raising = toy(binary_model=lambda model: 1 / 0)
     assert said(raising, tmp_path) == {'float': OK, 'build': 'ZeroDivisionError: division by zero'}
+
+
+def test_a_process_that_knows_only_the_folder():
+    """Mutation: one that is forked when it is asked knows what came before."""
+    known = [1]
+    elsewhere = Fresh(lambda number: known[0] + number if number else 1 / number)
+    known[0] = 10
+    assert (elsewhere(1), elsewhere(2)) == (2, 3)
+    with pytest.raises(RuntimeError, match='in a new process: ZeroDivisionError: division by zero'):
+        elsewhere(0)
+    assert elsewhere(3) == 4
 
 
 def test_predictions_positions_and_gates_by_the_graph():
