@@ -3,29 +3,14 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
-BATCH = 2
-
-
-def real(*shape: int) -> Tensor:
-    return torch.randn(BATCH, *shape)
-
-
-def whole(*shape: int, most: int = 8) -> Tensor:
-    return torch.randint(0, most, (BATCH, *shape))
-
-
-def steps() -> Tensor:
-    return torch.tensor([500.0, 300.0])
-
-
-def ones(*shape: int) -> Tensor:
-    return torch.ones(BATCH, *shape)
-
+from .diffusers_sounds import SOUNDS
+from .diffusers_videos import VIDEOS
+from .draws import BATCH, ones, real, steps, whole
 
 # Class -> its config, and a function that draws its inputs.
 CASES: dict[str, tuple[dict, Callable[[], dict]]] = {
+    **VIDEOS, **SOUNDS,
     'PriorTransformer': (
         dict(num_attention_heads=2, attention_head_dim=4, num_layers=2, embedding_dim=8, num_embeddings=7,
              additional_embeddings=4),
@@ -137,4 +122,69 @@ CASES: dict[str, tuple[dict, Callable[[], dict]]] = {
         lambda: dict(hidden_states=real(4, 8, 8), timestep=steps(), input_ids=whole(24), attention_mask=ones(41, 41),
                      input_img_latents=[torch.randn(1, 4, 8, 8)], input_image_sizes={0: [[0, 16]]},
                      position_ids=torch.arange(41).expand(BATCH, -1))),
+    'BriaFiboTransformer2DModel': (
+        dict(patch_size=1, in_channels=48, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+             joint_attention_dim=64, text_encoder_dim=32, pooled_projection_dim=None, axes_dims_rope=[0, 4, 4]),
+        lambda: dict(hidden_states=real(16, 48), timestep=steps(), encoder_hidden_states=real(7, 64),
+                     img_ids=torch.zeros(16, 3), txt_ids=torch.zeros(7, 3), text_encoder_layers=[real(7, 32), real(7, 32)])),
+    'ErnieImageTransformer2DModel': (
+        dict(hidden_size=32, num_attention_heads=2, num_layers=2, ffn_hidden_size=64, in_channels=16, out_channels=16,
+             patch_size=1, text_in_dim=16, rope_axes_dim=(8, 4, 4)),
+        lambda: dict(hidden_states=real(16, 8, 8), timestep=steps(), text_bth=real(7, 16), text_lens=torch.tensor([7, 5]))),
+    'GlmImageTransformer2DModel': (
+        dict(patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+             text_embed_dim=32, time_embed_dim=16, condition_dim=8, prior_vq_quantizer_codebook_size=64),
+        lambda: dict(hidden_states=real(4, 8, 8), timestep=steps(), encoder_hidden_states=real(7, 32),
+                     prior_token_id=whole(16, most=64), prior_token_drop=torch.zeros(BATCH, 16, dtype=torch.bool),
+                     target_size=8 * ones(2), crop_coords=0 * ones(2))),
+    'Ideogram4Transformer2DModel': (
+        dict(in_channels=16, num_layers=2, attention_head_dim=8, num_attention_heads=4, intermediate_size=32, adaln_dim=16,
+             llm_features_dim=24, mrope_section=(2, 1, 1)),
+        lambda: dict(hidden_states=real(8, 16), timestep=steps() / 1000, encoder_hidden_states=real(8, 24),
+                     position_ids=whole(8, 3), segment_ids=torch.ones(BATCH, 8, dtype=torch.long),
+                     indicator=torch.tensor([[3, 3, 3, 3, 2, 2, 2, 2]]).expand(BATCH, -1))),
+    'Krea2Transformer2DModel': (
+        dict(in_channels=16, num_layers=2, attention_head_dim=8, num_attention_heads=4, num_key_value_heads=2,
+             intermediate_size=32, timestep_embed_dim=8, text_hidden_dim=16, num_text_layers=3, text_num_attention_heads=2,
+             text_num_key_value_heads=1, text_intermediate_size=16, num_layerwise_text_blocks=1, num_refiner_text_blocks=1,
+             axes_dims_rope=(4, 2, 2)),
+        lambda: dict(hidden_states=real(4, 16), timestep=steps() / 1000, encoder_hidden_states=real(4, 3, 16),
+                     position_ids=torch.rand(8, 3))),
+    'QwenImage21Transformer2DModel': (
+        dict(in_channels=16, out_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2, context_in_dim=16,
+             axes_dims_rope=(4, 6, 6)),
+        lambda: dict(hidden_states=real(16, 16), timestep=steps(), encoder_hidden_states=real(7, 16),
+                     img_shapes=[[(1, 4, 4)]] * BATCH, img_mask=torch.tensor([[False] * 7 + [True] * 4]),
+                     encoder_hidden_states_mask=ones(7).bool())),
+    'HunyuanDiT2DControlNetModel': (
+        dict(sample_size=16, patch_size=2, in_channels=4, num_attention_heads=3, attention_head_dim=8, hidden_size=24,
+             transformer_num_layers=4, cross_attention_dim=8, cross_attention_dim_t5=8, pooled_projection_dim=4, text_len=4,
+             text_len_t5=4, conditioning_channels=4),
+        lambda: dict(hidden_states=real(4, 16, 16), timestep=steps(), controlnet_cond=real(4, 16, 16),
+                     encoder_hidden_states=real(4, 8), text_embedding_mask=ones(4), encoder_hidden_states_t5=real(4, 8),
+                     text_embedding_mask_t5=ones(4), image_meta_size=ones(6), style=whole(most=1),
+                     image_rotary_emb=(torch.randn(64, 8), torch.randn(64, 8)))),
+    'ControlNetUnionModel': (
+        dict(block_out_channels=(32, 64), layers_per_block=1, down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
+             cross_attention_dim=32, norm_num_groups=8, attention_head_dim=4, conditioning_embedding_out_channels=(16, 32),
+             num_control_type=6, num_trans_channel=32, num_trans_head=4, num_proj_channel=32,
+             addition_embed_type='text_time', addition_time_embed_dim=8,
+             projection_class_embeddings_input_dim=80),
+        lambda: dict(sample=real(4, 16, 16), timestep=steps(), encoder_hidden_states=real(7, 32),
+                     controlnet_cond=[real(3, 32, 32)], control_type=torch.eye(6)[:BATCH], control_type_idx=[0],
+                     conditioning_scale=1.0, added_cond_kwargs=dict(text_embeds=real(32), time_ids=ones(6)))),
+}
+
+CONTAINER = 'it only holds other models, which have rows of their own'
+PART = 'no model with inputs: its layers run inside of'
+FLEX = 'GPU only: it calls FlexAttention, which has no gradients on a CPU'
+# Why a class does not run in float here.
+CANNOT = {
+    'FluxMultiControlNetModel': CONTAINER, 'HunyuanDiT2DMultiControlNetModel': CONTAINER,
+    'QwenImageMultiControlNetModel': CONTAINER, 'SD3MultiControlNetModel': CONTAINER,
+    'MotionAdapter': f'{PART} UNetMotionModel', 'ControlNetXSAdapter': f'{PART} UNetControlNetXSModel',
+    'ZImageControlNetModel': f'{PART} ZImageTransformer2DModel',
+    'AnyFlowFARTransformer3DModel': FLEX, 'Kandinsky6SRTransformer3DModel': FLEX, 'LTX2VideoDiffusionDecoderModel': FLEX,
+    'AutoencoderRAE': 'it needs the package transformers', 'CosmosControlNetModel': 'it needs the package torchvision',
+    'AutoencoderKLAllegro': 'it encodes tiles only, which are switched on by hand and are larger than a small test',
 }

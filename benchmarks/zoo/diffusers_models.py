@@ -18,7 +18,7 @@ from bnn_plugins.convert.flow import tensors
 from bnn_plugins.integrations.diffusers.probe import FEATURES, TRIES, with_values
 from bnn_plugins.integrations.diffusers.probe import inputs as suggested_inputs
 
-from .diffusers_inputs import CASES
+from .diffusers_inputs import CANNOT, CASES
 from .fresh import Fresh
 from .stages import Case, outputs_of
 from .structure import steady_layers
@@ -76,7 +76,6 @@ CONFIGS = {
         num_text_blocks=1, num_visual_blocks=1, axes_dims=(8, 4, 4)),
     'AutoencoderKLWan': dict(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
                              temperal_downsample=[False, True, True]),
-    'ControlNetXSAdapter': dict(block_out_channels=(4, 8), num_attention_heads=2, base_block_out_channels=(32, 64)),
     'ZImageTransformer2DModel': dict(
         all_patch_size=(2,), all_f_patch_size=(1,), in_channels=4, dim=16, n_layers=1, n_refiner_layers=1, n_heads=1,
         n_kv_heads=2, cap_feat_dim=16, axes_dims=[8, 4, 4], axes_lens=[256, 32, 32]),
@@ -176,7 +175,8 @@ def case(name: str, way: str, facts: dict) -> Case:
             return model(**{**chosen, stream: chosen[stream] + shift, **{key: chosen[key] * factor for key in times}})
         return steady_layers(model, call) if times else set()
 
-    case = Case(float_model, binary_model, outputs, outputs, ((), {}), reload, steady, name not in FEATURES)
+    case = Case(float_model, binary_model, outputs, outputs, ((), {}), reload, steady, name not in FEATURES,
+                CANNOT.get(name, ''))
     elsewhere = Fresh(loaded)
     return case
 

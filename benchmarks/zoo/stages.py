@@ -31,6 +31,7 @@ class Case:
         inputs: positional arguments of a call in evaluation mode, and keyword arguments.
         reload: takes a latent and a packed model and a folder: saves both, loads both, gives what each computes.
         steady: names of layers that have one input vector, computed from a timestep or a condition alone.
+        cannot: why it does not run in float, ``''`` where it may.
         predicts: whether the losses and outputs are predictions, not features that another model reads.
     """
 
@@ -42,6 +43,7 @@ class Case:
     reload: Callable[[nn.Module, nn.Module, Path], Iterable[list[Tensor]]]
     steady: Callable[[nn.Module], set[str]] = lambda model: set()
     predicts: bool = True
+    cannot: str = ''
 
 
 def same_random(seed: int = 0) -> None:
@@ -67,9 +69,11 @@ def run(case: Case, folder: Path, facts: dict) -> Iterator[tuple[str, str]]:
 
 
 def float_stage(case: Case, state: dict, folder: Path, facts: dict) -> str:
+    if case.cannot:
+        return case.cannot
     same_random()
     model = case.float_model()
-    state['float'] = copy.deepcopy(model)
+    state['float'] = copied(case, model)
     losses = losses_of(case, model)
     if not all(loss.isfinite().all() for loss in losses):
         return 'the loss of the float model is not finite'

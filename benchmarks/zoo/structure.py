@@ -69,7 +69,7 @@ def weight_of(node, most: int = 24) -> Tensor | None:
             return None
         if hasattr(n, 'variable'):
             leaves.add(n.variable)
-    weights = [leaf for leaf in leaves if leaf.ndim > 1]
+    weights = [leaf for leaf in leaves if leaf.ndim > 1 and leaf.numel() > len(leaf)]  # not the lengths of a weight norm
     return weights[0] if len(weights) == 1 else None
 
 

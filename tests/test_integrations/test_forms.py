@@ -19,6 +19,10 @@ def causal(**kwargs):
     return module.CosmosCausalConv3d(8, 6, **kwargs)
 
 
+def of_wan(**kwargs):
+    return pytest.importorskip('diffusers.models.autoencoders.autoencoder_kl_wan').WanCausalConv3d(8, 6, **kwargs)
+
+
 LAYERS = {
     'covered': (lambda: of_mmcv('Conv2dAdaptivePadding', kernel_size=3, stride=2), (2, 8, 7, 9)),
     'even': (lambda: of_mmcv('Conv2dAdaptivePadding', kernel_size=(4, 2), stride=(1, 3), dilation=(2, 1)), (2, 8, 6, 11)),
@@ -26,6 +30,7 @@ LAYERS = {
     'shifted': (lambda: of_mmcv('ConvAWS2d', kernel_size=3, padding=1), (2, 8, 7, 9)),
     'causal': (lambda: causal(kernel_size=3), (2, 8, 3, 5, 6)),
     'causal_strided': (lambda: causal(kernel_size=(3, 1, 1), stride=(2, 1, 1), padding=0), (1, 8, 5, 4, 4)),
+    'after_zeros': (lambda: of_wan(kernel_size=3, padding=(1, 2, 0)), (2, 8, 3, 5, 6)),
 }
 
 
@@ -71,3 +76,26 @@ def test_sums_of_a_covered_convolution():
     signs = [torch.where(value >= 0, 1.0, -1.0) for value in (padded, layer.weight)]
     bias = model[0].bias.view(1, -1, 1, 1)
     assert torch.allclose(model.eval()(x), nn.functional.conv2d(*signs, stride=2) + bias)
+
+
+@pytest.mark.parametrize('frames', [1, 2])
+def test_images_of_before(frames):
+    """Mutation: as many zeros in front as without them."""
+    model, x = nn.Sequential(of_wan(kernel_size=3, padding=1)), torch.randn(1, 8, 5, 4, 4)
+    binarize_(model, 'bireal')
+    whole = model.eval()(x)
+    parts = [model[0](x[:, :, :3]), model[0](x[:, :, 3:], x[:, :, 3 - frames:3])]
+    assert torch.equal(parts[0], whole[:, :, :3])
+    assert torch.equal(parts[1], whole[:, :, 3:]) == (frames == 2)
+    assert torch.equal(pack_(model)[0](x[:, :, 3:], x[:, :, 3 - frames:3]), parts[1])
+
+
+def test_a_result_written_to_a_tensor():
+    kind = pytest.importorskip('diffusers.models.autoencoders.autoencoder_kl_kvae_video').KVAESafeConv3d
+    model, x = nn.Sequential(kind(8, 6, 3)), torch.randn(1, 8, 5, 4, 4)
+    binarize_(model, 'bireal')
+    expected, place = model.eval()(x), torch.zeros(1, 6, 3, 2, 2)
+    packed = pack_(model)
+    assert packed[0](x, write_to=place) is place
+    assert torch.equal(place, expected)
+    assert torch.equal(packed(x), expected)

@@ -33,5 +33,50 @@ class PackedCausalConv3d(CausalPadding, PackedConv3d):
         return f'{super().signature()} causal {self.temporal_pad} {self.spatial_pad} {self.pad_mode}'
 
 
+class ZerosBefore:
+    """Mixin of a convolution that puts images of before, or zeros, in front of a video and zeros at its sides, all before the
+    sign."""
+
+    def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        *sides, before, after = self._padding
+        if cache_x is not None and before:
+            x = torch.cat([cache_x.to(x.device), x], 2)
+            before -= cache_x.shape[2]
+        return super().forward(F.pad(x, (*sides, before, after)))
+
+
+class BinaryConv3dAfterZeros(ZerosBefore, BinaryConv3d):
+    """Of ``WanCausalConv3d`` and ``QwenImageCausalConv3d``."""
+
+    same_attributes = ('_padding',)
+
+
+@register_packed(BinaryConv3dAfterZeros)
+class PackedConv3dAfterZeros(ZerosBefore, PackedConv3d):
+    """The packed :class:`BinaryConv3dAfterZeros`."""
+
+    def signature(self) -> str:
+        return f'{super().signature()} after zeros {self._padding}'
+
+
+class WritesTo:
+    """Mixin of a convolution whose result may be written to a tensor that is given."""
+
+    def forward(self, input: Tensor, write_to: Tensor | None = None) -> Tensor:
+        out = super().forward(input)
+        return out if write_to is None else write_to.copy_(out)
+
+
+class BinaryConv3dWritesTo(WritesTo, BinaryConv3d):
+    """Of ``KVAESafeConv3d``."""
+
+
+@register_packed(BinaryConv3dWritesTo)
+class PackedConv3dWritesTo(WritesTo, PackedConv3d):
+    """The packed :class:`BinaryConv3dWritesTo`."""
+
+
 # Those called safe only split a large input.
-FORMS = {'CosmosCausalConv3d': BinaryCausalConv3d, 'CogVideoXSafeConv3d': BinaryConv3d, 'Kandinsky6SRSafeConv3d': BinaryConv3d}
+FORMS = {'CosmosCausalConv3d': BinaryCausalConv3d, 'CogVideoXSafeConv3d': BinaryConv3d, 'Kandinsky6SRSafeConv3d': BinaryConv3d,
+         'WanCausalConv3d': BinaryConv3dAfterZeros, 'QwenImageCausalConv3d': BinaryConv3dAfterZeros,
+         'KVAESafeConv3d': BinaryConv3dWritesTo}
