@@ -6,6 +6,7 @@ The rest is in pyproject.toml. The engine is optional: without a C++20 compiler 
 import os
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -35,6 +36,14 @@ class BuildEngine(build_ext):
         return []
 
     def build_extension(self, ext):
+        compile_all = self.compiler.compile
+
+        def compile_each(sources: list[str], **options) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # a compiler for each core
+                objects = pool.map(lambda source: compile_all([source], **options), sources)
+                return [made for each in objects for made in each]
+
+        self.compiler.compile = compile_each
         try:
             super().build_extension(ext)
         except Exception:
