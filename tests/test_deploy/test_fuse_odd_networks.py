@@ -283,3 +283,15 @@ def test_linear_layers_are_one_call(shape):
     (segment,) = vars(model)['forward'].plan.program.segments
     assert len(segment.lines) == 4
     assert segment.known[next(iter(segment.known))] is not None, 'one call'
+
+
+def test_linear_layers_without_rows():
+    """As a head for regions of interest where nothing was proposed."""
+    layers = BinaryLinear(12, 40, method='reactnet'), nn.PReLU(), BinaryLinear(40, 7, method='bireal')
+    model = pack_(nn.Sequential(*layers).eval())
+    with torch.no_grad():
+        x = torch.zeros(0, 12)
+        expected = model(x)
+        fuse_(model)
+        assert torch.equal(model(x), expected)
+        assert expected.shape == (0, 7)

@@ -12,7 +12,7 @@ import bnn_kernels
 from bnn_plugins import fuse_, load_packed_, pack_, quantize_rest_, save_packed, verify
 from bnn_plugins.deploy import Bfloat16Conv2d, Bfloat16ConvTranspose2d, Bfloat16Linear, Int8Pixels2d
 from bnn_plugins.deploy.fused import fused_parts
-from bnn_plugins.layers import BinaryConv2d
+from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
 from .test_int8 import LAYERS, image, network
 
@@ -153,3 +153,68 @@ def test_one_mean_for_all_channels_and_padded_images():
 def test_an_unknown_rest():
     with pytest.raises(ValueError, match="Unknown rest 'bf16': did you mean 'bfloat16'"):
         quantize_rest_(network(), [image(1, 3, 32, 32)], 'bf16')
+
+
+class Mixed(nn.Module):
+    """Linear and transposed layers in int8, some behind each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.binary, self.norm = BinaryConv2d(8, 8, 3, padding=1, method='xnor'), nn.BatchNorm2d(8)
+        self.up, self.up_norm = nn.ConvTranspose2d(8, 12, 3, 2, 1, 1, groups=2), nn.BatchNorm2d(12)
+        self.conv, self.first, self.second = nn.Conv2d(12, 8, 1), nn.Linear(8, 20), nn.Linear(20, 6)
+        self.act, self.third = nn.PReLU(6), nn.Linear(6, 5)
+        self.reader = BinaryConv2d(12, 4, 3, method='xnor')
+
+    def forward(self, x):
+        y = F.relu(self.up_norm(self.up(self.norm(self.binary(x)))))
+        rows = self.conv(y).flatten(2).transpose(1, 2)
+        return self.third(self.act(self.second(F.relu(self.first(rows))).transpose(1, 2)).transpose(1, 2)), self.reader(y)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_linear_and_transposed_layers_are_fused(dtype):
+    torch.manual_seed(0)
+    latent, x = Mixed().eval(), image(2, 8, 9, 7)
+    model = pack_(copy.deepcopy(latent))
+    quantize_rest_(model, [x])
+    model, x = model.to(dtype), x.to(dtype)
+    one_by_one = model(x)
+    report = fuse_(model)
+    assert report.stems == {
+        'up': 'int8: transposed conv, norm, relu, sign of reader', 'conv': 'int8: conv',
+        'first': 'int8: linear, relu, then second', 'third': 'int8: linear'}
+    for _ in range(2):
+        found = model(x)
+        for one, other in zip(found, one_by_one, strict=True):
+            assert (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride())
+            assert float((one - other).double().norm() / other.double().norm()) < (1e-3 if dtype == torch.float32 else 0.1)
+    if dtype == torch.float32:
+        checked = verify(latent, model, x)
+        assert checked.ok, checked
+
+
+@pytest.mark.parametrize('shape', [(16,), (3, 16), (2, 5, 16), (0, 16)], ids=str)
+def test_int8_linear_layers_in_a_row_are_exact(shape):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8), nn.Hardtanh(), nn.Linear(8, 4),
+                          nn.Unflatten(-1, (4, 1, 1)), BinaryConv2d(4, 4, 1, method='xnor')).eval()
+    x = image(6, 16)
+    pack_(model)
+    quantize_rest_(model, [x])
+    model = nn.Sequential(*model[:5])
+    x = image(*shape) if shape != (0, 16) else torch.zeros(shape)
+    one_by_one = model(x)
+    model.append(BinaryLinear(4, 4, method='xnor'))
+    pack_(model)
+    expected = model(x)
+    assert fuse_(model).stems == {'0': 'int8: linear, ReLU, then 2, Hardtanh, then 4'}
+    for backend in ('cpu', 'reference'):
+        if bnn_kernels.available_backends()[backend] == 'available':
+            with bnn_kernels.set_backend(backend):
+                assert torch.equal(model(x), expected)
+    seen = []
+    model[5].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    fuse_(model)
+    model(x)
+    assert torch.equal(seen[0], one_by_one)

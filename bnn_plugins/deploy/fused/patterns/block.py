@@ -238,7 +238,10 @@ class BlockStep(Step):
                                                        dtype=self.stream if self.keep else torch.float32, **self.options))
 
     def on_features(self, words: Tensor, shortcut: Tensor | None):
-        """A linear layer is a 1x1 convolution of an image of one column."""
+        """A linear layer is a 1x1 convolution of an image of one column; without rows there is none."""
+        if not words.numel():
+            x = words.new_empty(*words.shape[:-1], self.width, dtype=self.stream)
+            return self.wanted(signs_of(self.consumers[0], x) if self.pack else None, x)
         if self.is_apart(words, shortcut):
             return self.in_parts(words, shortcut)
         lead, image, shortcut = words.shape[:-1], as_image(words), as_image(shortcut)

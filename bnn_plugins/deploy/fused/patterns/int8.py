@@ -1,4 +1,4 @@
-"""Real convolutions in int8, one behind another, with their pooling, norms and non-linearities: eight bits between them."""
+"""Real layers in int8, one behind another, with their pooling, norms and non-linearities: eight bits between them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,20 +11,22 @@ from bnn_kernels import OpIO, Pool2dGeometry, PreparedOp
 from bnn_kernels.epilogue import stream_of
 from bnn_kernels.geometry import Int8Conv2dGeometry
 
-from ...int8_layers import Int8Conv2d, Int8Pixels2d
+from ...int8_layers import Int8Conv2d, Int8ConvTranspose2d, Int8Layer, Int8Linear, Int8Pixels2d
 from ...packed import PackedLayer, has_hooks
 from ..fold import sign_modules, symmetric_padding, through_norms
 from ..match import Match, Matcher, act_text
 from ..steps import Step, UnownedModules, signs_of
 from .pool import pool_geometry
 
+NAMES = {'conv': 'conv', 'conv_transpose': 'transposed conv', 'linear': 'linear'}  # of layers, in the report
+
 
 @dataclass
 class Part:
-    """A convolution and what follows it."""
+    """A layer and what follows it."""
 
     name: str
-    layer: Int8Conv2d
+    layer: Int8Layer
     pool: nn.Module | None = None
     window: Pool2dGeometry | None = None  # of its largest sums, before the norms
     norms: list[nn.Module] = field(default_factory=list)
@@ -35,7 +37,11 @@ class Part:
 class Int8(Match):
     chain: list[Part] = field(default_factory=list)
 
-    packs, kind = True, 'int8'
+    kind = 'int8'
+
+    @property
+    def packs(self) -> bool:
+        return not isinstance(self.chain[0].layer, Int8Linear)
 
     def before(self):
         layers = [part.layer for part in self.chain]
@@ -53,7 +59,8 @@ class Int8(Match):
 def match(m: Matcher) -> Iterator[Int8]:
     for node in m.free():
         if fits(m, node):
-            found = Int8([node], ['conv'], node.target, chain=[Part(node.target, m.module(node))])
+            found = Int8([node], [NAMES[m.module(node)._shape().partition(' ')[0]]], node.target,
+                         chain=[Part(node.target, m.module(node))])
             while extend(m, found):
                 pass
             yield found
@@ -61,8 +68,9 @@ def match(m: Matcher) -> Iterator[Int8]:
 
 def fits(m: Matcher, node: fx.Node) -> bool:
     layer = m.module(node)
-    return isinstance(layer, Int8Conv2d) and not has_hooks(layer) and len(node.args) == 1 and not node.kwargs \
-        and layer.padding_mode == 'zeros' and symmetric_padding(layer) is not None and not m.taken & {node}
+    if not isinstance(layer, Int8Layer) or has_hooks(layer) or len(node.args) != 1 or node.kwargs or m.taken & {node}:
+        return False
+    return not isinstance(layer, Int8Conv2d) or (layer.padding_mode == 'zeros' and symmetric_padding(layer) is not None)
 
 
 def extend(m: Matcher, found: Int8) -> bool:
@@ -71,18 +79,20 @@ def extend(m: Matcher, found: Int8) -> bool:
     if reader is None:
         return False
     module, last = m.module(reader), found.chain[-1]
-    if fits(m, reader):
+    of_rows = isinstance(last.layer, Int8Linear)
+    if fits(m, reader) and isinstance(module, Int8Linear) is of_rows:
         found.chain.append(Part(reader.target, module))
         found.parts.append(f'then {reader.target}')
     elif last.act is not None or (module is not None and has_hooks(module)):
         return False
-    elif m.is_plain_norm(reader):
+    elif not of_rows and m.is_plain_norm(reader):
         last.norms.append(module)
         found.parts.append('norm')
-    elif (act := m.act_of(reader, None)) is not None:
+    elif (act := m.act_of(reader, None)) is not None and not (of_rows and has_channels(act)):
         last.act = act
         found.parts.append(act_text(act))
-    elif isinstance(module, nn.MaxPool2d) and not last.norms and last.window is None and can_pool_sums(last.layer):
+    elif isinstance(module, nn.MaxPool2d) and isinstance(last.layer, Int8Conv2d) and not last.norms and last.window is None \
+            and can_pool_sums(last.layer):
         last.pool, last.window = module, pool_geometry(m, reader)
         if last.window is None:
             return False
@@ -91,6 +101,11 @@ def extend(m: Matcher, found: Int8) -> bool:
         return False
     found.nodes.append(reader)
     return True
+
+
+def has_channels(act: nn.Module | str) -> bool:
+    """Whether a non-linearity has parameters of channels, which are at dimension 1."""
+    return isinstance(act, nn.Module) and any(True for _ in act.parameters())
 
 
 def can_pool_sums(layer: Int8Conv2d) -> bool:
@@ -111,6 +126,7 @@ class QuantizeStep(Step):
     def __init__(self, part: Part):
         super().__init__()
         self.label, self.held = f'bytes of {part.name}', UnownedModules([part.layer])
+        self.is_conv = not isinstance(part.layer, Int8Linear)
 
     @property
     def key(self) -> tuple:
@@ -152,14 +168,15 @@ class PixelStep(Step):
 
 
 class Link(Step):
-    """One convolution of a chain with its epilogue: eight bits -> eight bits of the next."""
+    """One layer of a chain with its epilogue: eight bits -> eight bits of the next."""
 
-    joins = owns = True
+    joins = True
 
-    def __init__(self, part: Part, after: Int8Conv2d | None, consumer: PackedLayer | None = None, keep: bool = True):
+    def __init__(self, part: Part, after: Int8Layer | None, consumer: PackedLayer | None = None, keep: bool = True):
         super().__init__()
         self.label, self.part, self.held = part.name, part, UnownedModules([part.layer])
         self.after, self.consumers = UnownedModules([after]), UnownedModules([] if consumer is None else [consumer])
+        self.is_conv = self.owns = not isinstance(part.layer, Int8Linear)
         self.pack, self.keep = consumer is not None, keep or consumer is None or part.window is not None
 
     def layers(self) -> list[nn.Module]:
@@ -172,13 +189,19 @@ class Link(Step):
         scale, bias = through_norms(layer.scale.double(), layer.bias.double(), self.part.norms)
         consumer = self.consumers[0] if self.consumers else None
         self._fold_epilogue(scale, bias, self.part.act, consumer, layer.scale.device)
-        self.options = dict(stride=layer.stride, padding=symmetric_padding(layer), dilation=layer.dilation,
-                            groups=layer.groups)
+        self.weight = layer.weight_int8 if self.is_conv else layer.weight_int8[:, :, None, None]
+        self.options = {}
+        if self.is_conv:
+            self.options = dict(stride=layer.stride, dilation=layer.dilation, groups=layer.groups)
+            if isinstance(layer, Int8ConvTranspose2d):
+                self.options |= dict(padding=layer.padding, output_padding=layer.output_padding)
+            else:
+                self.options['padding'] = symmetric_padding(layer)
         self.out = None if after is None else bnn_kernels.Quantization(after.input_scale, after.input_zero)
         self.dtype = self.stream if after is None else after.input_zero.dtype
         out_scale, out_zero = self.out or (None, None)
-        fixed = dict(x_zero=layer.input_zero, weight=layer.weight_int8, epilogue=self.epilogue, out_scale=out_scale,
-                     geometry=Int8Conv2dGeometry.of(layer.weight_int8.shape, **self.options), out_zero=out_zero,
+        fixed = dict(x_zero=layer.input_zero, weight=self.weight, epilogue=self.epilogue, out_scale=out_scale,
+                     geometry=Int8Conv2dGeometry.of(self.weight.shape, **self.options), out_zero=out_zero,
                      dtype=self.dtype)
         if self.part.window is None:
             self.prepared_op = PreparedOp('int8_conv2d', shortcut=None, pack=self.pack, keep=self.keep, **fixed)
@@ -186,9 +209,16 @@ class Link(Step):
             self.prepared_op = PreparedOp('int8_pooled2d', window=self.part.window, pack=self.pack, **fixed)
 
     def io(self, out, x):
+        x = as_image(x) if isinstance(x, Tensor) and not self.is_conv else x
         return OpIO({'x': x}, self.both(out))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if not self.is_conv:
+            stream = self.on_image(as_image(x)) if x.numel() else x.new_empty(0, len(self.weight), 1, 1, dtype=self.dtype)
+            return stream.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(self.weight))
+        return self.on_image(x)
+
+    def on_image(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if PreparedOp.direct(x):
             words, stream = self.prepared_op(x=x)
         elif self.part.window is not None:
@@ -198,8 +228,8 @@ class Link(Step):
         return self.wanted(words, stream)
 
     def convolve(self, x: Tensor, epilogue: bnn_kernels.Epilogue, **more) -> tuple[Tensor | None, Tensor | None]:
-        layer = self.held[0]
-        return bnn_kernels.int8_conv2d(x, layer.input_zero, layer.weight_int8, epilogue, **self.options, **more)
+        operator = bnn_kernels.int8_conv_transpose2d if 'output_padding' in self.options else bnn_kernels.int8_conv2d
+        return operator(x, self.held[0].input_zero, self.weight, epilogue, **self.options, **more)
 
     def one_by_one(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """With the pooling by torch, for code that is compiled or traced."""
@@ -221,7 +251,7 @@ class LastLink(Link):
 
     streams = True
 
-    def __init__(self, part: Part, first: Int8Conv2d, links: list[Link], consumer: PackedLayer | None, keep: bool):
+    def __init__(self, part: Part, first: Int8Layer, links: list[Link], consumer: PackedLayer | None, keep: bool):
         super().__init__(part, None, consumer, keep)
         self.first, self.links, self.text = UnownedModules([first]), UnownedModules(links), f'int8, {len(links) + 1} layers'
 
@@ -239,3 +269,8 @@ class LastLink(Link):
             values.prepare()
             _, stream = values.on_values(x, shortcut)
         return (stream.double() - expected.double()).abs()
+
+
+def as_image(rows: Tensor) -> Tensor:
+    """``[..., C]`` as ``[1, C, 1, rows]``."""
+    return rows.reshape(1, 1, -1, rows.shape[-1]).permute(0, 3, 1, 2)
