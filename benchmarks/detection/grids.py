@@ -45,6 +45,10 @@ def raccoon() -> Grid:
     return Grid((Entry(real), Entry(binary), *(Entry(binary, names, real) for names in recipes), Entry(binary, times=2)), 10)
 
 
+# Of a config: half as wide.
+HALF = 'model = dict(backbone=dict(base_channels=32), neck=dict(in_channels=[32, 64, 128, 256]))\n'
+
+
 def methods() -> Grid:
     """Methods of the literature on BCCD, half as wide as their configs."""
     entries = []
@@ -53,9 +57,18 @@ def methods() -> Grid:
         entries += [Entry(twin), *(Entry(f'{detector}_{name}_fpn_bccd') for name in (
             'bnn-r18', 'bnn-r18-es2', 'bidet-r18', 'bidet-r18-es2')),
             *(Entry(f'{detector}_{name}_fpn_bccd', (), twin) for name in ('lwsdet-r18', 'idadet-r18'))]
-    text = 'model = dict(backbone=dict(base_channels=32), neck=dict(in_channels=[32, 64, 128, 256]))\n'
-    return Grid(tuple(entries), 8, text)
+    return Grid(tuple(entries), 8, HALF)
+
+
+# Of the grid 'bccd_rests', in words.
+TITLES = {'retinanet_r18_fpn_bccd': 'float twin', 'retinanet_bnn-r18_fpn_bccd': 'binary',
+          'retinanet_bnn-r18_fpn-binary-head_bccd': 'binary, towers of the head too'}
+
+
+def rests() -> Grid:
+    """What the real layers of a binary detector cost (rests.py): of these, half as wide, all forms are compared."""
+    return Grid(tuple(map(Entry, TITLES)), 8, HALF)
 
 
 GRIDS = {'bccd': Grid((Entry('retinanet_r18_fpn_bccd'), Entry('retinanet_bnn-r18_fpn_bccd'))), 'raccoon': raccoon(),
-         'bccd_methods': methods()}
+         'bccd_methods': methods(), 'bccd_rests': rests()}

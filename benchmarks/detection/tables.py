@@ -3,9 +3,10 @@
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 from ..rows import read_rows, spread
-from .grids import GRIDS, Entry
+from .grids import GRIDS, TITLES, Entry
 
 RESULTS = Path(__file__).parent / 'results'
 
@@ -63,4 +64,25 @@ def of(rows: list[dict[str, str]], entry: Entry, epochs: int) -> list[dict[str, 
     return [row for row in rows if (row['config'], row['recipes'], row['epochs']) == names]
 
 
-TABLES = {'bccd': bccd, **{name: partial(compared, name) for name in ('raccoon', 'bccd_methods')}}
+def rests() -> str:
+    """One line per form of a trained detector: accuracy, time and size, means over the seeds."""
+    rows = read_rows(RESULTS / 'bccd_rests.csv')
+    if not rows:
+        return 'No results yet: `python -m benchmarks.detection.rests`.\n'
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row['config'], row['rest']].append(row)
+    lines = ['| network | real layers | seeds | test mAP@0.5 (%) | against float32, seed by seed | ms | MB |',
+             '|---|---|---|---|---|---|---|']
+    for (config, rest), found in groups.items():
+        whole = {row['seed']: float(row['test_map50']) for row in groups[config, 'float32']}
+        lost = [f'{100 * (float(row["test_map50"]) - whole[row["seed"]]):+.2f}' for row in found if row['seed'] in whole]
+        cells = [TITLES[config], rest, str(len(found)), spread([row['test_map50'] for row in found], 1, 100),
+                 '' if rest == 'float32' else ', '.join(lost), f'{mean(float(row["ms"]) for row in found):.2f}',
+                 f'{mean(int(row["size"]) for row in found) / 1e6:.2f}']
+        lines.append(f'| {" | ".join(cells)} |')
+    machine = sorted({f'{row["processor"]}, torch {row["torch"]}, commit {row["commit"]}' for row in rows})
+    return '\n'.join([*lines, '', f'{rows[0]["epochs"]} epochs, half width, one thread. Machine: {"; ".join(machine)}.', ''])
+
+
+TABLES = {'bccd': bccd, 'bccd_rests': rests, **{name: partial(compared, name) for name in ('raccoon', 'bccd_methods')}}

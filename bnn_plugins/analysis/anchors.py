@@ -37,13 +37,13 @@ class Flat(nn.Module):
 
 @torch.no_grad()
 def compiled(engine: str, precision: str, module: nn.Module, x: Tensor, calibration: Sequence[Tensor],
-             threads: int) -> Callable[[Tensor], object]:
+             threads: int, save: Path | None = None) -> Callable[[Tensor], object]:
     """``module`` in an engine: takes and returns what the module does, for inputs of the shape of ``x``.
 
     Args:
         engine: a key of :data:`PACKAGES`. precision: ``'float32'``, ``'bfloat16'`` (OpenVINO) or ``'int8'``, by the engine's
             own post-training flow with its defaults.
-        calibration: of int8.
+        calibration: of int8. save: a folder that takes the files of the model as the engine writes it.
 
     Raises:
         RuntimeError: a package is not installed. ValueError: int8 without calibration.
@@ -56,7 +56,8 @@ def compiled(engine: str, precision: str, module: nn.Module, x: Tensor, calibrat
     flat(x)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of tracers, about numbers that stay what they are
-        run = ENGINES[engine](flat, x.contiguous(), precision, [image.contiguous() for image in calibration], threads)
+        run = ENGINES[engine](flat, x.contiguous(), precision, [image.contiguous() for image in calibration], threads,
+                              save)
     return lambda x: pytree.tree_unflatten([torch.from_numpy(value) for value in run(x.contiguous().numpy())], flat.spec)
 
 
@@ -66,13 +67,16 @@ def openvino_options(precision: str, threads: int) -> dict[str, object]:
     return {'INFERENCE_NUM_THREADS': threads, 'NUM_STREAMS': 1, 'PERFORMANCE_HINT': 'LATENCY', **hints[precision]}
 
 
-def openvino(flat: Flat, x: Tensor, precision: str, calibration: Sequence[Tensor], threads: int) -> Callable:
+def openvino(flat: Flat, x: Tensor, precision: str, calibration: Sequence[Tensor], threads: int,
+             save: Path | None) -> Callable:
     import nncf
     import openvino as ov
     nncf.set_log_level(logging.ERROR)
     model = ov.convert_model(flat, example_input=x, input=[tuple(x.shape)])
     if precision == 'int8':
         model = nncf.quantize(model, nncf.Dataset([image.numpy() for image in calibration]), subset_size=len(calibration))
+    if save is not None:
+        ov.save_model(model, save / 'model.xml', compress_to_fp16=False)
     request = ov.Core().compile_model(model, 'CPU', openvino_options(precision, threads)).create_infer_request()
 
     def run(x) -> list:
@@ -83,11 +87,14 @@ def openvino(flat: Flat, x: Tensor, precision: str, calibration: Sequence[Tensor
     return run
 
 
-def onnxruntime(flat: Flat, x: Tensor, precision: str, calibration: Sequence[Tensor], threads: int) -> Callable:
+def onnxruntime(flat: Flat, x: Tensor, precision: str, calibration: Sequence[Tensor], threads: int,
+                save: Path | None) -> Callable:
     import onnxruntime as ort
     exported = io.BytesIO()
     torch.onnx.export(flat, (x,), exported, dynamo=False, opset_version=17, input_names=['x'])
     model = exported.getvalue() if precision == 'float32' else quantized_onnx(exported.getvalue(), calibration)
+    if save is not None:
+        (save / 'model.onnx').write_bytes(model)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     session = ort.InferenceSession(model, options)
