@@ -167,6 +167,42 @@ def test_maps_of_other_dtypes_and_tokens_are_left_to_torch():
     assert all(torch.equal(one, other) for one, other in zip(model(x), expected, strict=True))
 
 
+class Separable(nn.Module):
+    """A real depthwise convolution and its norm in a module of their own, beside nothing that is packed."""
+
+    class Depthwise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.act = nn.Conv2d(8, 8, 3, 1, 1, groups=8, bias=False), nn.BatchNorm2d(8), nn.SiLU()
+
+        def forward(self, x):
+            return self.act(self.norm(self.conv(x)))
+
+    def __init__(self):
+        super().__init__()
+        self.binary, self.real = BinaryConv2d(8, 8, 3, padding=1, method='bireal'), self.Depthwise()
+
+    def forward(self, x):
+        return self.real(self.binary(x))
+
+
+@pytest.mark.parametrize('rest', ['float32', 'int8'])
+def test_norms_of_real_layers_in_modules_of_their_own_are_folded(rest):
+    """Mutation: a module without packed layers is one call."""
+    torch.manual_seed(0)
+    latent, x = randomise_(Separable()).eval(), torch.randn(1, 8, 6, 6)
+    packed = pack_(copy.deepcopy(latent))
+    if rest == 'int8':
+        quantize_rest_(packed, [x])
+    expected = packed(x)
+    fuse_(packed)
+    torch.testing.assert_close(packed(x), expected)
+    (_, part), = fused_parts(packed)
+    assert 'ConvStep' in [type(step).__name__ for step in part.plan.steps.values()]
+    assert not any(record.kind == 'module' for record in part.plan.program.records)
+    assert verify(latent, packed, x).ok
+
+
 class Odd(nn.Module):
     """What is no window of pool2d, or no sum of it."""
 

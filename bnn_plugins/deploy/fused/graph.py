@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ...layers import RPReLU
 from ...layers.expand import Tile
 from ..packed import has_hooks
+from .fold import IMAGE_NORMS
 
 # fx replaces nn.Module.__call__ while it traces, for the whole process.
 TRACING = threading.RLock()
@@ -218,7 +219,7 @@ class Tracer(fx.Tracer):
             return False
         if super().is_leaf_module(m, name):
             return True
-        if contains(m, self.layers):
+        if contains(m, self.layers) or (contains(m, nn.Conv2d) and contains(m, IMAGE_NORMS)):  # to be folded
             return False
         # Without tensors of its own it may be a shortcut, a stochastic depth that is off, a reshaping: worth looking inside.
         return any(True for _ in (*m.parameters(), *m.buffers()))

@@ -196,7 +196,7 @@ class FusedForward:
 
 
 def expected(module: nn.Module, method: str) -> list[dict[str, Argument]]:
-    """What calls a method is probably called with: tensors, or behind the first of them numbers."""
+    """What calls a method is probably called with: tensors, or behind the first of them numbers, or the maps of all levels."""
     if isinstance(module, PackedLayer):
         return [{'input': Argument('tensor')}]
     try:
@@ -206,10 +206,14 @@ def expected(module: nn.Module, method: str) -> list[dict[str, Argument]]:
     modes = [name for name, default in defaults.items() if isinstance(default, str)]
     if modes:
         raise Untraceable('', f'ValueError: its argument {modes[0]} is a str, so that what it computes depends on it')
-    channels = input_channels(module)
-    several = isinstance(channels, list | tuple) and method == 'forward'
+    channels = input_channels(module) if method == 'forward' else None
+    several = isinstance(channels, list | tuple)
     first = {name: Argument('maps', length=len(channels)) if several else Argument('tensor') for name in names[:1]}
-    return [first | {name: Argument(kind) for name in names[1:]} for kind in ('tensor', 'number')[:len(names)]]
+    found = [first | {name: Argument(kind) for name in names[1:]} for kind in ('tensor', 'number')[:len(names)]]
+    levels = len(getattr(getattr(module, 'prior_generator', None), 'strides', ()))  # of a dense head in OpenMMLab
+    if levels and method == 'forward' and len(names) == 1 and not several:
+        found.append({names[0]: Argument('maps', length=levels)})
+    return found
 
 
 def kind_of(value: object) -> object:

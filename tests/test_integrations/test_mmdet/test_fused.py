@@ -44,6 +44,30 @@ def test_heads(name):
             assert one == other
 
 
+@pytest.mark.parametrize('name', ['RetinaHead', 'RTMDetSepBNHead', 'FCOSHead'])
+def test_a_dense_head_is_one_program_for_all_levels(name):
+    """Mutation: heads are traced for one map alone. With another number of levels it runs unfused, and says so."""
+    torch.manual_seed(0)
+    strides = [8, 16, 32]
+    options = dict(strides=strides, norm_cfg=dict(type='BN')) if name == 'FCOSHead' else dict(anchor_generator=dict(
+        type='AnchorGenerator', octave_base_scale=4, scales_per_octave=1, ratios=[1.0], strides=strides))
+    head = MODELS.build(dict(type=name, num_classes=2, in_channels=16, feat_channels=16, stacked_convs=2, **options))
+    model = nn.ModuleDict(dict(head=head))
+    binarize_(model, 'bireal')
+    pack_(randomise_(model).eval())
+    maps = tuple(torch.randn(2, 16, size, size + 2) for size in (16, 8, 4))
+    with torch.no_grad():
+        expected = parts(head(maps))
+        assert fuse_(model).parts['head'].endswith('steps')
+        for _ in range(2):
+            for one, other in zip(parts(head(maps)), expected, strict=True):
+                if isinstance(other, torch.Tensor):
+                    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+                    assert one.stride() == other.stride()
+                else:
+                    assert one == other
+
+
 def test_a_whole_centernet():
     """Its decoding calls ``view`` on what the head returns."""
     torch.manual_seed(0)
