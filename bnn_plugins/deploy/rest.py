@@ -225,8 +225,6 @@ def obstacle(model: nn.Module, name: str, layer: nn.Module, keep: Sequence[str],
     terms = INT8_CLASSES[type(layer)].rows(layer)[0].numel()
     if rest == 'int8' and terms > INT8_TERMS_LIMIT:
         return f'it sums {terms} products, and int32 holds {INT8_TERMS_LIMIT}'
-    if rest == 'int8' and getattr(layer, 'groups', 1) > 1 and terms == math.prod(layer.kernel_size):
-        return 'it is depthwise: float32 is faster than int8, which multiplies four channels of a group at a time'
     owners = [other for other, module in model.named_modules() if module is not layer
               and any(parameter is layer.weight for parameter in module._parameters.values())]
     return f'its weight is that of {owners[0]}, too' if owners else ''

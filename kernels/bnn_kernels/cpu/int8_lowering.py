@@ -18,6 +18,7 @@ from .lowering import AMX, AVX512, conv_struct, fused_fields, image, is_image, l
 WORD = 4  # bytes of a word of the engine
 TILE = 64, 16  # terms and channels of an AMX tile
 COPIED = 32  # bytes: positions that begin fewer apart get a copy each
+GROUP = 16  # channels and outputs of a group that is made of several; with AMX the terms of a tile
 LEAST_USED = 0.2  # of the products of its tiles: below, AVX-512 is faster
 
 
@@ -66,16 +67,36 @@ def convolution(fixed: dict, inputs: dict) -> dict:
     batch, _, *size = x.shape
 
     def derive(kernels: Tensor, zero: Tensor, isa: int, threads: int) -> tuple:
-        isa = AVX512 if isa == AMX and used(geometry) < LEAST_USED else isa
-        conv = conv_struct(geometry, batch, tuple(size), isa, threads, x.dtype)
+        conv, groups = seen(geometry, batch, tuple(size), isa, threads, x.dtype)
         # Tiles of AMX have an order of their own where taps follow each other, and in a transposed convolution.
         order = (geometry.stride, geometry.padding) if geometry.transposed else ()
-        prepared = prepared_weights([kernels, zero], (conv[0], geometry.groups, geometry.dilation, order), kernels, zero, conv,
-                                    geometry.groups)
+        known = conv[0], groups, geometry.groups, geometry.dilation, order
+        prepared = prepared_weights([kernels, zero], known, kernels, zero, conv, geometry.groups, groups)
         return conv.buffer_info()[0], prepared.data_ptr(), (conv, prepared)
 
     return dict(derived=('geometry', 'kernels'), derive=derive,
                 weights=[weight(fixed, inputs, 'weight'), weight(fixed, inputs, 'x_zero')])
+
+
+def seen(geometry: Int8Conv2dGeometry, batch: int, size: tuple[int, int], isa: int, threads: int,
+         dtype: torch.dtype) -> tuple[array, int]:
+    """A convolution as the engine sees it, and in how many groups."""
+    if isa == AMX:
+        whole = joined(geometry, TILE[0])
+        conv = conv_struct(whole, batch, size, isa, threads, dtype)
+        if conv[0] == AMX and used(whole) >= LEAST_USED:
+            return conv, whole.groups
+        isa = AVX512
+    whole = joined(geometry, GROUP)
+    return conv_struct(whole, batch, size, isa, threads, dtype), whole.groups
+
+
+def joined(geometry: Int8Conv2dGeometry, most: int) -> Int8Conv2dGeometry:
+    """The same sums by larger groups, of at most so many channels, with weights of 0 between the groups that each is made of:
+    one instruction multiplies four channels of a group and makes 16 of its sums, whether there are as many or not."""
+    most = max(1, most // max(geometry.group_channels, geometry.group_outputs))
+    count = max(count for count in range(1, most + 1) if geometry.groups % count == 0)
+    return geometry._replace(groups=geometry.groups // count)
 
 
 def used(geometry: Int8Conv2dGeometry) -> float:
@@ -92,7 +113,13 @@ def used(geometry: Int8Conv2dGeometry) -> float:
     return rows * columns * channels / terms * outputs / (-(-outputs // width) * width)
 
 
-def prepare(kernels: Tensor, zero: Tensor, conv: array, groups: int) -> Tensor:
+def prepare(kernels: Tensor, zero: Tensor, conv: array, groups: int, joined: int) -> Tensor:
+    if joined < groups:
+        parts = kernels.unflatten(0, (joined, groups // joined, -1))
+        kernels = parts.new_zeros(*parts.shape[:3], parts.shape[1], *parts.shape[3:])
+        for part in range(parts.shape[1]):
+            kernels[:, part, :, part] = parts[:, part]
+        kernels, groups = kernels.flatten(3, 4).flatten(0, 2), joined
     library, at, channels = engine.library(), conv.buffer_info()[0], kernels.shape[1]
     filled = F.pad(kernels.movedim(1, -1), (0, -channels % WORD)).contiguous()
     unsigned = (zero.to(torch.int32) + (128 if zero.dtype == torch.int8 else 0)).to(torch.uint8)
