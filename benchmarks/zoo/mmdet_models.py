@@ -53,7 +53,7 @@ def configs() -> Path:
 
 # Where the names suggest a config that is no detector, needs pooled deformable regions or has a base that does not exist.
 CONFIGS = {'sort': 'faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval.py',
-           'detectors': 'detectors_cascade-rcnn_r50_1x_coco.py', 'legacy_1.x': 'retinanet_r50_fpn_1x_coco_v1.py',
+           'detectors': 'cascade-rcnn_r50-sac_1x_coco.py', 'legacy_1.x': 'retinanet_r50_fpn_1x_coco_v1.py',
            'pvt': 'retinanet_pvt-t_fpn_1x_coco.py',
            'cascade_rpn': 'cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',
            'dcn': 'faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py', 'dcnv2': 'faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py'}
@@ -209,12 +209,13 @@ def build(cfg: Config) -> nn.Module:
 
 
 def drawn(model: nn.Module, size: tuple[int, int], *kind) -> tuple[Tensor, list]:
-    """As :func:`samples`, with boxes that differ from draw to draw: which level learns depends on their sizes."""
+    """As :func:`samples`, with boxes that differ from draw to draw, larger ones in the second image: which level learns
+    depends on their sizes."""
     images, labels = samples(model, size, *kind)
     height, width = size
-    for sample in labels:
+    for k, sample in enumerate(labels):
         shares = torch.rand(2, 4) / 2
-        corners = torch.cat([shares[:, :2], (shares[:, :2] + shares[:, 2:] + 0.06).clamp(max=1)], 1)
+        corners = torch.cat([shares[:, :2], (shares[:, :2] + (1 + k) * shares[:, 2:] + 0.06).clamp(max=1)], 1)
         sample.gt_instances.bboxes = corners * torch.tensor([width, height, width, height])
     return images, labels
 
@@ -279,7 +280,7 @@ def case(family: str, way: str, facts: dict) -> Case:
     def reload(latent: nn.Module, packed: nn.Module, folder: Path) -> Iterator[list[Tensor]]:
         torch.save(latent.state_dict(), folder / 'latent.pth')
         path = save_packed(packed, folder / 'packed.safetensors', 'model = None')
-        again = build(copy.deepcopy(cfg)) if way == 'whole' else None
+        again = float_model() if way == 'whole' else None  # initialised: layers of zeros stay float
         again, _ = binary_model(again)
         other = load_packed_(copy.deepcopy(again), path)
         again.load_state_dict(torch.load(folder / 'latent.pth'))

@@ -8,7 +8,6 @@ commit), so that the command can be called again until it is done. ``docs/models
 
 import argparse
 import multiprocessing
-import re
 import resource
 import signal
 import tempfile
@@ -24,7 +23,7 @@ import bnn_plugins  # noqa: F401  (before mmdet: it provides what an mmcv withou
 from bnn_plugins.analysis.machine import commit, installed
 
 from ..rows import read_rows, write_row
-from .stages import run
+from .stages import run, sentence
 from .tables import OK, SKIPPED, STAGES
 
 RESULTS = Path(__file__).parent / 'results'
@@ -55,17 +54,10 @@ def child(name: str, model: str, way: str, seconds: float, gigabytes: float, say
             say.send({'way': str(error.args[0])})
             return
         except Exception as error:
-            say.send({'float': sentence(error)[:300]})
+            say.send({'float': sentence(error)})
             return
         for stage, said in run(case, Path(folder), facts):
             say.send({stage: said, **facts, 'seconds': f'{time.process_time() - start:.0f}'})
-
-
-def sentence(error: Exception) -> str:
-    """The first line of what is wrong, without the folders of this machine."""
-    first, *_ = (str(error) or 'no message').splitlines()
-    text = first.partition(', the current sys.path')[0]
-    return re.sub(r'(/[^/\s\'"]+)+/', '', f'{type(error).__name__}: {text}')
 
 
 def run_case(name: str, model: str, way: str, seconds: float, gigabytes: float) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +63,16 @@ def run(case: Case, folder: Path, facts: dict) -> Iterator[tuple[str, str]]:
         try:
             said = globals()[f'{stage}_stage'](case, state, folder, facts)
         except Exception as error:  # what any host may raise is the result
-            said = f'{type(error).__name__}: {" ".join(str(error).split()) or "no message"}'
+            said = sentence(error)
         yield stage, said[:300]
         if said != OK and stage in ('float', 'build', 'loss', 'packed'):
             return
+
+
+def sentence(error: Exception) -> str:
+    """What is wrong, in one line and without the folders of this machine."""
+    text = ' '.join(str(error).split()).partition(', the current sys.path')[0] or 'no message'
+    return re.sub(r'(/[^/\s\'"]+)+/', '', f'{type(error).__name__}: {text}')[:300]
 
 
 def float_stage(case: Case, state: dict, folder: Path, facts: dict) -> str:

@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+
+NUMBERS = (str, bytes, bytearray, range, np.ndarray, torch.UntypedStorage, torch.TypedStorage)  # long, and without tensors
 
 
 @dataclass(frozen=True)
@@ -112,12 +115,12 @@ def tensors(value, depth: int = 6) -> Iterator[Tensor]:
     """All tensors in nested containers and objects."""
     if isinstance(value, Tensor):
         yield value
-    elif depth == 0 or isinstance(value, str | nn.Module | type):
+    elif depth == 0 or isinstance(value, (*NUMBERS, nn.Module, type)):
         return
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors(item, depth - 1)
-    elif isinstance(value, Iterable) and not isinstance(value, np.ndarray | range) and hasattr(value, '__len__'):
+    elif isinstance(value, Iterable) and hasattr(value, '__len__'):
         for item in value:
             yield from tensors(item, depth - 1)
     elif hasattr(value, '__dict__'):

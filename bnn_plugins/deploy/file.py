@@ -271,6 +271,8 @@ def load_packed_(model: nn.Module, file: str | Path | PackedFile) -> nn.Module:
         missing, unexpected = model.load_state_dict(state_dict, strict=False, assign=True)
     except RuntimeError as error:  # float parts of other shapes
         raise ValueError(f'{file.path} is for another config: {shortened(str(error).partition(":")[2])}') from None
+    loaded = {id(file.tensors[name]) for name in here if name in file.tensors}
+    unexpected = [name for name in unexpected if id(file.tensors[name]) not in loaded]  # not a second name of a tensor
     if missing or unexpected:
         raise ValueError(f'{file.path} is for another config: ' + '; '.join(
             f'{len(names)} tensors {what}, such as {shortened(names[0])!r}' for what, names in

@@ -7,7 +7,7 @@ from torch import nn
 
 from bnn_plugins import RuleSet, binarize_, register_rules, remove_rules
 from bnn_plugins.convert.dataflow import trace
-from bnn_plugins.convert.flow import Probe
+from bnn_plugins.convert.flow import Probe, tensors
 from bnn_plugins.layers import BinaryLayer
 
 X, T = torch.randn(2, 8, 6, 5), torch.tensor([3, 40])
@@ -288,3 +288,15 @@ def test_relus_behind_relus():
     assert rows['c'].reason == 'its sign would always be +1: Chained calls a ReLU before it as a function'
     assert isinstance(model.third, nn.ReLU), 'one that would help nothing'
     model.train()(X).sum().backward()
+
+
+def test_memory_is_not_searched_for_tensors():
+    """A forward pass that copies a tensor gives its storage to a function of torch: a DDQ would take minutes.
+
+    Mutation: without the storages in NUMBERS."""
+    x = torch.ones(2)
+    long = [bytes(10**9), x.untyped_storage()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.UntypedStorage, '__iter__', lambda _: pytest.fail('a storage was read'), raising=False)
+        patch.setattr(torch.UntypedStorage, '__getitem__', lambda *_: pytest.fail('a storage was read'))
+        assert list(tensors([*long, {'x': (x, range(10**9))}])) == [x]

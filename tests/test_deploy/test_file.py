@@ -654,3 +654,20 @@ def test_a_loaded_file_is_mapped(tmp_path):
     save_packed(pack_(build()), path)
     assert same(model(x), packed(x))
     assert not same(load_packed_(build(), path)(x), packed(x))
+
+
+def test_a_second_name_that_only_training_gives(tmp_path):
+    """As in DDQ of mmdet, whose decoder gets the branches of the head in its first training step.
+
+    Mutation: second names are unknown to the model, as other tensors are."""
+    def build():
+        model = nn.Module()
+        model.body, model.head = BinaryConv2d(8, 8, 3, method='xnor'), nn.Conv2d(8, 4, 1)
+        return model
+    trained = pack_(build())
+    trained.decoder = trained.head
+    path = save_packed(trained, tmp_path / 'net.safetensors')
+    assert torch.equal(load_packed_(build(), path).head.weight, trained.head.weight)
+    trained.decoder = nn.Conv2d(8, 4, 1)
+    with pytest.raises(ValueError, match='is for another config: 2 tensors unknown to the model'):
+        load_packed_(build(), save_packed(trained, tmp_path / 'other.safetensors'))
