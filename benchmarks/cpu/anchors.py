@@ -10,6 +10,7 @@ import argparse
 import copy
 import csv
 import ctypes
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -96,6 +97,12 @@ def lines(network: str, times: dict[str, list[float]], caches: str, threads: int
     return result
 
 
+def up_to_avx2() -> None:
+    """Before anything calls oneDNN, which torch and OpenVINO compute with; ONNX Runtime cannot be told."""
+    os.environ['ONEDNN_MAX_CPU_ISA'] = 'AVX2'
+    bnn_kernels.cpu.set_isa('avx2')
+
+
 def without_amx() -> None:
     """Before anything asks for AMX: Linux refuses it to a process whose stack for signals is too small for its registers."""
     class Stack(ctypes.Structure):
@@ -108,6 +115,9 @@ def without_amx() -> None:
     bnn_kernels.cpu.set_isa('avx512')
 
 
+PROCESSORS = {'avx512': without_amx, 'avx2': up_to_avx2}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS), help='default all')
@@ -115,11 +125,11 @@ def main():
     parser.add_argument('--rounds', type=int, default=25)
     parser.add_argument('--seconds', type=float, default=10, help='of each network and state of the caches at most')
     parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--without-amx', action='store_true', help='what a processor with AVX-512 alone would do')
+    parser.add_argument('--up-to', choices=PROCESSORS, help='what a processor without newer instructions would do')
     parser.add_argument('--out', type=Path, help='default: the results of this machine')
     args = parser.parse_args()
-    if args.without_amx:
-        without_amx()
+    if args.up_to:
+        PROCESSORS[args.up_to]()
     rows = []
     with torch_threads(args.threads):
         built = {network: variants(network, args.forms) for network in args.networks}
