@@ -168,17 +168,21 @@ def case(name: str, way: str, facts: dict) -> Case:
         return model, binarize_(model, METHOD, chosen if name in CASES else None)
 
     def steady(model: nn.Module) -> set[str]:
-        stream = next(key for key in inspect.signature(model.forward).parameters if isinstance(chosen.get(key), Tensor))
-        times = [key for key in chosen if 'timestep' in key or key == 't']
+        stream = next((key for key in inspect.signature(model.forward).parameters if real(chosen.get(key))), None)
+        times = [key for key in chosen if ('timestep' in key or key == 't') and real(chosen[key])]
 
         def call(shift: float, factor: float):
             return model(**{**chosen, stream: chosen[stream] + shift, **{key: chosen[key] * factor for key in times}})
-        return steady_layers(model, call) if times else set()
+        return steady_layers(model, call) if times and stream else set()
 
     case = Case(float_model, binary_model, outputs, outputs, ((), {}), reload, steady, name not in FEATURES,
                 CANNOT.get(name, ''))
     elsewhere = Fresh(loaded)
     return case
+
+
+def real(value) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def first_inputs(model: nn.Module) -> dict:

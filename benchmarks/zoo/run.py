@@ -1,4 +1,4 @@
-"""Every model of the hosts, made binary: ``python -m benchmarks.zoo.run mmdet|diffusers [names] --minutes M``.
+"""Every model of the hosts, made binary: ``python -m benchmarks.zoo.run mmdet|diffusers|pipelines [names] --minutes M``.
 
 A process for each model and way, with a limit of time and memory, goes through the stages of :mod:`.stages` on small random
 inputs. One row per model in ``results/<host>.csv``; what has a row of this commit is skipped (with ``--missing``: of any
@@ -24,10 +24,10 @@ from bnn_plugins.analysis.machine import commit, installed
 
 from ..rows import read_rows, write_row
 from .stages import run, sentence
-from .tables import OK, SKIPPED, STAGES
+from .tables import OK, SKIPPED, stages_of
 
 RESULTS = Path(__file__).parent / 'results'
-HOSTS = {'mmdet': 'onedl-mmdetection', 'diffusers': 'diffusers'}
+HOSTS = {'mmdet': 'onedl-mmdetection', 'diffusers': 'diffusers', 'pipelines': 'diffusers'}
 KEYS = ('name', 'way')
 FACTS = ('config', 'layers', 'binary', 'replaced', 'wrong', 'traced', 'fusion')
 PATIENCE = 10  # times as long as a model may compute, on a machine that others use, too
@@ -56,13 +56,13 @@ def child(name: str, model: str, way: str, seconds: float, gigabytes: float, say
         except Exception as error:
             say.send({'float': sentence(error)})
             return
-        for stage, said in run(case, Path(folder), facts):
+        for stage, said in getattr(host(name), 'run', run)(case, Path(folder), facts):
             say.send({stage: said, **facts, 'seconds': f'{time.process_time() - start:.0f}'})
 
 
 def run_case(name: str, model: str, way: str, seconds: float, gigabytes: float) -> dict[str, str]:
     """The row of one case, run in a process of its own, which has the imports of this one."""
-    start, found = time.monotonic(), {}
+    start, found, stages = time.monotonic(), {}, stages_of(name)
     hear, say = FORK.Pipe(duplex=False)
     process = FORK.Process(target=child, args=(name, model, way, seconds, gigabytes, say))
     process.start()
@@ -75,20 +75,20 @@ def run_case(name: str, model: str, way: str, seconds: float, gigabytes: float) 
         pass
     process.join()
     row = {'name': model, 'way': way, **{fact: found.get(fact, '') for fact in FACTS}}
-    row |= {stage: found.get(stage, SKIPPED) for stage in STAGES}
+    row |= {stage: found.get(stage, SKIPPED) for stage in stages}
     if 'way' in found:
         row['float'] = f'no such way: {found["way"]}'
     elif process.exitcode:
         late = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
         said = f'takes more than {seconds:.0f} s' if late else f'the process ended with {process.exitcode}'
-        row[next((stage for stage in STAGES if stage not in found), STAGES[-1])] = said
+        row[next((stage for stage in stages if stage not in found), stages[-1])] = said
     return row | {'seconds': found.get('seconds', ''), 'host': installed(HOSTS[name]), 'commit': commit()}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('host', choices=HOSTS)
-    parser.add_argument('names', nargs='*', help='families of mmdet or classes of diffusers; default all')
+    parser.add_argument('names', nargs='*', help='families of mmdet, classes or pipelines of diffusers; default all')
     parser.add_argument('--ways', nargs='+', help='how a model becomes binary; default all ways of the host')
     parser.add_argument('--minutes', type=float, default=600, help='start no model after this time; default %(default)s')
     parser.add_argument('--seconds', type=float, default=120, help='of the processor for one model; default %(default)s')
@@ -114,7 +114,7 @@ def main():
                 return
             row = run_case(args.host, name, way, args.seconds, args.gigabytes)
             write_row(path, row, KEYS, lambda r: (r['name'].lower(), r['way']))
-            failed = '; '.join(f'{stage}: {row[stage]}' for stage in STAGES if row[stage] not in (OK, SKIPPED))
+            failed = '; '.join(f'{stage}: {row[stage]}' for stage in stages_of(args.host) if row[stage] not in (OK, SKIPPED))
             print(f'{name} {way} {row["seconds"]} s: {failed or "all ok"}', flush=True)
 
 

@@ -46,7 +46,7 @@ class ZerosBefore:
 
 
 class BinaryConv3dAfterZeros(ZerosBefore, BinaryConv3d):
-    """Of ``WanCausalConv3d`` and ``QwenImageCausalConv3d``."""
+    """Of ``WanCausalConv3d`` (the models with ``QwenImageCausalConv3d`` count their layers of that class at each call)."""
 
     same_attributes = ('_padding',)
 
@@ -78,5 +78,5 @@ class PackedConv3dWritesTo(WritesTo, PackedConv3d):
 
 # Those called safe only split a large input.
 FORMS = {'CosmosCausalConv3d': BinaryCausalConv3d, 'CogVideoXSafeConv3d': BinaryConv3d, 'Kandinsky6SRSafeConv3d': BinaryConv3d,
-         'WanCausalConv3d': BinaryConv3dAfterZeros, 'QwenImageCausalConv3d': BinaryConv3dAfterZeros,
+         'WanCausalConv3d': BinaryConv3dAfterZeros,
          'KVAESafeConv3d': BinaryConv3dWritesTo}
