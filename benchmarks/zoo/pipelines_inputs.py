@@ -76,7 +76,8 @@ def flow() -> object:
     return d.FlowMatchEulerDiscreteScheduler()
 
 
-CROSS_FIRST = dict(down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'))
+CROSS_FIRST = dict(down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
+                   up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'))
 
 
 def adapter() -> nn.Module:
@@ -131,7 +132,8 @@ PIPELINES: dict[str, Pipeline] = {
                                             num_attention_heads=2, out_channels=8, num_embeds_ada_norm=1000),
         vae=vae(), scheduler=d.DDIMScheduler()), lambda: dict(class_labels=[1], output_type='np')),
     'PNDMPipeline': Pipeline(
-        lambda: dict(unet=plain_unet(), scheduler=d.PNDMScheduler()), lambda: dict(output_type='np'), dict(num_inference_steps=8)),
+        lambda: dict(unet=plain_unet(), scheduler=d.PNDMScheduler()), lambda: dict(output_type='np'),
+        dict(num_inference_steps=8)),
     'KarrasVePipeline': Pipeline(
         lambda: dict(unet=plain_unet(), scheduler=d.KarrasVeScheduler()), lambda: dict(output_type='np')),
     'ScoreSdeVePipeline': Pipeline(
@@ -205,7 +207,8 @@ PIPELINES: dict[str, Pipeline] = {
                                                  caption_projection_dim=32, joint_attention_dim=TEXT, out_channels=4,
                                                  pos_embed_max_size=256),
         vae=vae(), scheduler=flow(), **NO_TEXT),
-        lambda: dict(sd_call(**SIZE), prompt_attention_mask=torch.ones(1, 7), negative_prompt_attention_mask=torch.ones(1, 7))),
+        lambda: dict(sd_call(**SIZE), prompt_attention_mask=torch.ones(1, 7),
+                     negative_prompt_attention_mask=torch.ones(1, 7))),
     'CogView4Pipeline': Pipeline(lambda: dict(
         transformer=d.CogView4Transformer2DModel(patch_size=2, in_channels=4, num_layers=2, attention_head_dim=4,
                                                  num_attention_heads=4, out_channels=4, text_embed_dim=TEXT, time_embed_dim=8,
@@ -218,7 +221,8 @@ PIPELINES: dict[str, Pipeline] = {
                                                approximator_num_channels=16),
         vae=vae(1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1), scheduler=flow(), **NO_TEXT,
         image_encoder=None, feature_extractor=None),
-        lambda: dict(sd_call(**SIZE), prompt_attention_mask=torch.ones(1, 7), negative_prompt_attention_mask=torch.ones(1, 7))),
+        lambda: dict(sd_call(**SIZE), prompt_attention_mask=torch.ones(1, 7),
+                     negative_prompt_attention_mask=torch.ones(1, 7))),
     'HunyuanDiTPipeline': Pipeline(lambda: dict(
         transformer=d.HunyuanDiT2DModel(sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8,
                                         num_attention_heads=3, cross_attention_dim=TEXT, cross_attention_dim_t5=TEXT,
@@ -249,9 +253,9 @@ PIPELINES: dict[str, Pipeline] = {
 
 
 def sd3(channels: int = 4) -> dict:
-    transformer = d.SD3Transformer2DModel(sample_size=8, patch_size=1, in_channels=channels, num_layers=2,
-                                          attention_head_dim=8, num_attention_heads=4, joint_attention_dim=TEXT, caption_projection_dim=32,
-                                          pooled_projection_dim=TEXT, out_channels=channels)
+    transformer = d.SD3Transformer2DModel(
+        sample_size=8, patch_size=1, in_channels=channels, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        joint_attention_dim=TEXT, caption_projection_dim=32, pooled_projection_dim=TEXT, out_channels=channels)
     return dict(transformer=transformer, vae=vae(channels, shift_factor=0.06), scheduler=flow(), **NO_TEXT_3)
 
 
