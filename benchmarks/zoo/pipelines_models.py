@@ -149,6 +149,8 @@ def offloaded_stage(case: Case, folder: Path, state: dict, facts: dict) -> str:
         'cpu_offload': lambda pipe, model: accelerate.cpu_offload(model, CPU),
         'disk_offload': lambda pipe, model: accelerate.disk_offload(model, str(folder / 'disk'), CPU),
     }
+    if not case.pipe.model_cpu_offload_seq:  # diffusers has no order of the parts then, and refuses
+        del ways['enable_model_cpu_offload']
     components = dict(case.pipe.components)
     for way, start in ways.items():
         model = copy.deepcopy(getattr(case.pipe, case.denoiser))
