@@ -40,6 +40,7 @@ from .run import RESULTS, ROOT, folder, map50
 
 NAME = 'bccd_rests'
 IMAGES = 32  # to calibrate with
+FORMS = (*RESTS, 'openvino-int8')
 
 
 @dataclass
@@ -133,8 +134,8 @@ def measured(work_dir: Path, seed: int, threads: int, rounds: int, seconds: floa
     with torch_threads(threads), torch.no_grad():
         found = forms(work_dir, seed, threads)
         times = measure({name: form.call() for name, form in found.items()}, threads, 8, rounds, seconds)
-        return [Row(*name, seed, GRIDS[NAME].epochs, form.score(), round(statistics.median(times[name]), 3), form.size)
-                for name, form in found.items()]
+        return [Row(*name, seed, GRIDS[NAME].epochs, round(form.score(), 5), round(statistics.median(times[name]), 3),
+                    form.size) for name, form in found.items()]
 
 
 def plot(rows: list[dict[str, str]], out: Path = ROOT / 'docs/accuracy/rests.png') -> Path:
@@ -142,18 +143,19 @@ def plot(rows: list[dict[str, str]], out: Path = ROOT / 'docs/accuracy/rests.png
     import matplotlib
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout='constrained')
     colours = dict(zip(TITLES, ('black', 'tab:orange', 'tab:blue'), strict=True))
-    marks = {'float32': 'o', 'bfloat16': 's', 'int8': '^', 'openvino-int8': 'v'}
+    marks = dict(zip(FORMS, 'os^v', strict=True))
     for axis, key, factor, label in zip(axes, ('ms', 'size'), (1, 1e-6), ('ms of a call', 'MB'), strict=True):
         for row in rows:
             axis.plot(float(row[key]) * factor, 100 * float(row['test_map50']), marks[row['rest']], ms=8, alpha=0.8,
                       color=colours[row['config']], mfc='none' if row['seed'] != '0' else None)
         axis.set(xlabel=label, xscale='log')
         axis.grid(which='both', color='lightgray', linewidth=0.4)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter('{x:g}')
-        axis.xaxis.set_minor_formatter('{x:g}')
-        axis.tick_params(axis='x', which='minor', labelsize=7)
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel('test mAP@0.5 (%)')
     shown = [plt.Line2D([], [], color=colours[config], marker='s', linestyle='', label=title) for config, title in
              TITLES.items()]
@@ -182,7 +184,7 @@ def main():
         for row in measured(args.work_dir, seed, args.threads, args.rounds, args.seconds):
             print(row, flush=True)
             write_row(args.out, asdict(row) | facts, ('config', 'rest', 'seed', 'epochs'), lambda r: (
-                [entry.config for entry in GRIDS[NAME].entries].index(r['config']), r['rest'], int(r['seed'])))
+                [*TITLES].index(r['config']), FORMS.index(r['rest']), int(r['seed'])))
 
 
 if __name__ == '__main__':

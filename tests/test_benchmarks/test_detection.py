@@ -8,8 +8,9 @@ pytest.importorskip('mmdet')
 
 from mmengine.config import Config
 
-from benchmarks.detection import run, tables
+from benchmarks.detection import rests, run, tables
 from benchmarks.detection.grids import GRIDS, Entry, Grid
+from benchmarks.rows import read_rows, write_row
 from bnn_plugins.integrations.mmengine.run import load_config
 from tests.test_integrations.conftest import REPOSITORY
 
@@ -71,3 +72,18 @@ def test_times_are_those_beside_the_twin_of_the_same_seed(tmp_path, monkeypatch)
     lines += [f'{BINARY},,{seed},10,0.4,0.4,1000000,{minutes},cpu,1' for seed, minutes in ((0, 2.0), (1, 8.0), (2, 5.0))]
     (tmp_path / 'raccoon.csv').write_text('\n'.join(lines) + '\n')
     assert f'| {BINARY} |  | 3 | 10 | 40.0 ± 0.0 | 40.0 ± 0.0 | 1.00 |  | 2.0 ± 0.0x |' in tables.compared('raccoon')
+
+
+def test_forms_of_a_detector_are_compared_seed_by_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, 'RESULTS', tmp_path)
+    config = 'retinanet_bnn-r18_fpn_bccd'
+    facts = dict(epochs='8', ms='2', size='1000000', processor='p', torch='t', commit='c')
+    assert tables.rests().startswith('No results yet')
+    rows = [dict(config=config, rest=rest, seed=str(seed), test_map50=str(value)) | facts
+            for rest, values in (('float32', (0.5, 0.6)), ('int8', (0.49, 0.61))) for seed, value in enumerate(values)]
+    for row in rows:
+        write_row(tmp_path / 'bccd_rests.csv', row, ('rest', 'seed'), lambda r: (r['rest'], r['seed']))
+    assert '| binary | float32 | 2 | 55.0 ± 7.1 |  | 2.00 | 1.00 |' in tables.rests()
+    assert '| binary | int8 | 2 | 55.0 ± 8.5 | -1.00, +1.00 | 2.00 | 1.00 |' in tables.rests()
+    out = rests.plot(read_rows(tmp_path / 'bccd_rests.csv'), tmp_path / 'rests.png')
+    assert out.read_bytes().startswith(b'\x89PNG')
