@@ -15,8 +15,8 @@ from benchmarks.zoo.fresh import Fresh
 from benchmarks.zoo.run import run_case
 from benchmarks.zoo.stages import Case, outputs_of, run
 from benchmarks.zoo.structure import must_be_real, steady_layers
-from benchmarks.zoo.tables import OK, SKIPPED, STAGES
-from bnn_plugins import BNNConfig, binarize_
+from benchmarks.zoo.tables import OK, PIPELINE_STAGES, SKIPPED, STAGES
+from bnn_plugins import BNNConfig, binarize_, pack_
 
 
 def toy(rules=(), reload=lambda latent, packed: (latent, packed), **changes) -> Case:
@@ -149,6 +149,20 @@ def test_a_class_of_diffusers_of_each_kind(name, tmp_path):
     pytest.importorskip('diffusers')
     from benchmarks.zoo.diffusers_models import case
     assert said(case(name, 'whole', {}), tmp_path) == dict.fromkeys(STAGES, OK)
+
+
+def test_a_pipeline_of_diffusers(tmp_path):
+    """One that needs no package besides. Mutation: a stage that says OK whatever it sees (another packed UNet)."""
+    pytest.importorskip('diffusers')
+    from benchmarks.zoo import pipelines_models as pipelines
+    case = pipelines.case('DDPMPipeline', 'whole', {})
+    assert dict(pipelines.run(case, tmp_path, {})) == dict.fromkeys(PIPELINE_STAGES, OK)
+    other = [tensor + 1 for tensor in torch.load(tmp_path / 'packed.pt')]
+    for stage in ('packed', 'saved', 'offloaded'):
+        case.build()
+        binarize_(case.pipe.unet, pipelines.METHOD)
+        pack_(case.pipe) if stage != 'packed' else None
+        assert 'outputs differ' in pipelines.STAGES[stage](case, tmp_path, {'expected': other}, {})
 
 
 def test_a_detector(tmp_path):
