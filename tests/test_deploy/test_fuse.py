@@ -150,11 +150,16 @@ def test_a_converted_head():
                        norm_cfg=dict(type='BN'))
     packed = pack_(copy.deepcopy(latent))
     report = fuse_(packed)
-    assert report.parts[''].endswith('(forward_single)')
+    assert report.parts[''].endswith('steps'), 'one program for all levels'
     assert report.rows['cls_convs.0.conv'] == 'conv, norm, PReLU, sign of cls_convs.1.conv, words only'
-    checked = verify(latent, packed, [torch.randn(1, 16, 8, 8), torch.randn(1, 16, 4, 4)])
+    sizes = 16, 8, 4, 2, 1
+    checked = verify(latent, packed, [torch.randn(1, 16, size, size) for size in sizes])
     assert checked.ok, checked
-    assert checked.signs == 2 * 16 * (64 + 16)
+    assert checked.signs == 2 * 16 * sum(size * size for size in sizes)
+    two = [torch.randn(1, 16, size, size) for size in sizes[:2]]
+    with torch.no_grad():
+        for one, other in zip(packed(two), latent(two), strict=True):
+            assert len(one) == 2 and all(float((a - b).abs().max()) < 1 for a, b in zip(one, other, strict=True))
 
 
 class TestThresholds:
