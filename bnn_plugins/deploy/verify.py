@@ -281,7 +281,7 @@ def watched(module: nn.Module, part: FusedForward, row: Callable[[str, str], Lay
         yield
         handle.remove()
         return
-    _, graph = trace_region(module, BinaryLayer, part.method, plan.traced)
+    _, graph = trace_region(module, (BinaryLayer, RestLayer), part.method, plan.traced)
     recorder = ValueRecorder(graph_module(module, graph), plan.places)
     original = vars(module).get(part.method)
     run = getattr(module, part.method)

@@ -159,7 +159,8 @@ def test_a_converted_head():
     two = [torch.randn(1, 16, size, size) for size in sizes[:2]]
     with torch.no_grad():
         for one, other in zip(packed(two), latent(two), strict=True):
-            assert len(one) == 2 and all(float((a - b).abs().max()) < 1 for a, b in zip(one, other, strict=True))
+            assert len(one) == 2
+            assert all(float((a - b).abs().max()) < 1 for a, b in zip(one, other, strict=True))
 
 
 class TestThresholds:
