@@ -79,11 +79,11 @@ def concat2d(maps: Sequence[Tensor], threshold: Tensor | None = None, groups: in
         >>> stream.shape, hex(words[0, 0, 0, 0])
         (torch.Size([1, 32, 5, 5]), '0xffffff')
     """
-    call = dict(threshold=threshold, **named(maps))
+    inputs = named(maps)
     if PreparedOp.direct(maps[0]):
-        return shared_op('concat2d', ('groups', groups), ('pack', pack), ('keep', keep))(**call)
-    checks.concat2d(groups=groups, pack=pack, keep=keep, **call)
-    return maps_side_by_side(groups=groups, pack=pack, keep=keep, **call)
+        return shared_op('concat2d', ('groups', groups), ('pack', pack), ('keep', keep))(threshold=threshold, **inputs)
+    checks.concat2d(threshold, groups, pack, keep, **inputs)
+    return maps_side_by_side(threshold, groups, pack, keep, **inputs)
 
 
 def named(maps: Sequence[Tensor]) -> dict[str, Tensor]:
