@@ -13,8 +13,8 @@ class Head(nn.Module):
         return [x + 1, x * 2], {'whole': x.amax()}
 
 
-def fake(flat, x, precision, calibration, threads):
-    assert (precision, len(calibration), threads, x.is_contiguous()) == ('int8', 2, 1, True)
+def fake(flat, x, precision, calibration, threads, save):
+    assert (precision, len(calibration), threads, save, x.is_contiguous()) == ('int8', 2, 1, None, True)
     return lambda values: [leaf.numpy() for leaf in flat(torch.from_numpy(values))]
 
 

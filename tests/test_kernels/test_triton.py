@@ -19,7 +19,7 @@ def run(*command, **environment) -> subprocess.CompletedProcess:
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize('backend', ['triton-popcount', 'triton-bitplane'])
+@pytest.mark.parametrize('backend', [pytest.param('triton-popcount', marks=pytest.mark.nightly), 'triton-bitplane'])
 def test_interpreted(backend):
     """Every test of triton_interpreted.py, in a process where Triton interprets."""
     tests = run('-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', str(HERE / 'triton_interpreted.py'),

@@ -384,6 +384,7 @@ def test_autocast_does_not_round_sums(unet):
         assert torch.equal(conv(x).float(), pack_(nn.Sequential(conv))(x).float())
 
 
+@pytest.mark.nightly
 def test_compile_and_gradient_checkpointing(unet):
     binarize_(unet, 'reactnet')
     x, t = torch.randn(1, 1, 8, 8), torch.tensor([3])

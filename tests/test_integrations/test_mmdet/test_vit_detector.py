@@ -43,6 +43,7 @@ def options(cells):
             **{f'{split}_dataloader.num_workers': 0 for split in ('train', 'val', 'test')}}
 
 
+@pytest.mark.nightly
 def test_train_pack_evaluate(cells, tmp_path):
     runner = train(CONFIG, str(tmp_path), cfg_options=options(cells))
     assert runner.iter == 2

@@ -8,13 +8,16 @@ from bnn_plugins.integrations.mmengine.run import train
 
 from .classification import CONFIGS, make_sets, short_run
 
+EACH = 4  # of them, one is trained daily
+
 
 @pytest.fixture(scope='session')
 def sets(tmp_path_factory):
     return make_sets(tmp_path_factory.mktemp('images'))
 
 
-@pytest.mark.parametrize('config', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('config', [pytest.param(path, id=path.stem, marks=[pytest.mark.nightly] * (number % EACH > 0))
+                                    for number, path in enumerate(CONFIGS)])
 def test_config_trains(config, sets, tmp_path):
     runner = train(str(config), str(tmp_path), cfg_options=short_run(config, sets))
     assert runner.iter == 2

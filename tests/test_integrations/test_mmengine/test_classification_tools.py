@@ -74,6 +74,7 @@ def test_ema_and_bfloat16_from_the_shell(tmp_path):
     assert all(value.isfinite().all() for value in average.values())
 
 
+@pytest.mark.nightly
 def test_two_processes_count_every_image_once(tmp_path):
     """A set that does not divide: one image is dealt twice and must not count."""
     options = {**SHORT, 'train_cfg.max_epochs': 1, 'val_dataloader.dataset.held_out': 237, 'val_dataloader.batch_size': 50}

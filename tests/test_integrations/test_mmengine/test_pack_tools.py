@@ -60,6 +60,7 @@ def test_the_fused_detector_gives_the_same_boxes_within_rounding(trained, tmp_pa
         assert near.float().mean() > 0.9, 'a sign that flipped reaches few boxes'
 
 
+@pytest.mark.nightly
 def test_augmented_images(trained, digits, tmp_path):
     """Mutation: without loading into the model inside, mmengine only warns of all keys; boxes are of random weights."""
     config, checkpoint, packed = trained

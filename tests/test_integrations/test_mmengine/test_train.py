@@ -19,6 +19,7 @@ from bnn_plugins.integrations.mmengine.run import latest_checkpoint, load_config
 
 from ..conftest import CONFIG, REPOSITORY, as_arguments, command, environment, on_digits, tool
 
+DAILY = 'bireal', 'recu', 'bidm'  # the others at night: the contract of layers trains each
 STOCK = """
 _base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 method = {method!r}
@@ -63,7 +64,8 @@ def run_tool(monkeypatch, *arguments) -> None:
     runpy.run_path(str(REPOSITORY / 'tools/train.py'), run_name='__main__')
 
 
-@pytest.mark.parametrize('method', bnn_plugins.list_methods())
+@pytest.mark.parametrize('method', [pytest.param(name, marks=[pytest.mark.nightly] * (name not in DAILY))
+                                    for name in bnn_plugins.list_methods()])
 def test_a_stock_config_trains_with_each_method(method, coco, tmp_path, monkeypatch):
     config = tmp_path / f'stock_{method}.py'
     config.write_text(STOCK.format(method=method))
