@@ -138,7 +138,7 @@ class StemStep(Step):
                                       dtype=self.stream, pack=self.pack)
 
     def io(self, out, x):
-        return OpIO({'x': x}, out if self.pack else (None, out))
+        return OpIO({'x': x}, self.both(out))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if PreparedOp.direct(x):
@@ -146,7 +146,7 @@ class StemStep(Step):
         else:
             words, stream = bnn_kernels.stem2d(x, self.weight, self.epilogue, **self.options, dtype=self.stream,
                                                pack=self.pack)
-        return (words, stream) if self.pack else stream
+        return self.wanted(words, stream)
 
     def error_bound(self, x, shortcut, expected):
         weight, where = self.held[0].weight.double().abs(), self.options
