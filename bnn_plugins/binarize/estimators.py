@@ -64,6 +64,18 @@ class Estimator(nn.Module):
         return sign_with(x, self.surrogate(x.detach()))
 
 
+@lru_cache
+def says_it_too(kind: type, changed: str, other: str) -> bool:
+    """Whether the class that defines the method `changed` also defines its other form: a subclass may change one alone."""
+    return next(base for base in kind.__mro__ if changed in vars(base)) is next(
+        (base for base in kind.__mro__ if other in vars(base)), None)
+
+
+def triangle_of(estimator: Estimator) -> Surrogate | None:
+    """:meth:`Estimator.triangle`, where it belongs to the surrogate of this estimator."""
+    return estimator.triangle() if says_it_too(type(estimator), 'surrogate', 'triangle') else None
+
+
 ESTIMATORS = Registry('estimator', Estimator)
 register_estimator, list_estimators = ESTIMATORS.register, ESTIMATORS.list
 

@@ -10,18 +10,19 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from bnn_kernels.training import Latent, Surrogate
 from bnn_kernels.updates import Tensors, count_flips_
 
 from .activations import round_ste
 from .bunches import bunches, flat, memory, shapes, units
-from .estimators import STE, Estimator, build_estimator, sign, sign_with
+from .estimators import STE, Estimator, build_estimator, sign, sign_with, triangle_of
 
 __all__ = ['BNextWeight', 'DoReFaWeight', 'FloatWeight', 'IRNetWeight', 'RBNNWeight', 'ReBNNWeight', 'ReCUWeight',
            'ScaledStandardWeight', 'SignWeight', 'StochasticSignWeight', 'WeightBinarizer', 'XNORWeight']
@@ -47,6 +48,40 @@ def per_filter(values: Tensor, weight: Tensor) -> Tensor:
     return values.view(-1, *[1] * (weight.ndim - 1))
 
 
+def rows_of(weight: Tensor) -> Tensor:
+    """``[O, n]``, each filter in the order in which it lies in memory: a view, of channels-last weights as well."""
+    if weight.ndim == 4 and not weight.is_contiguous():
+        weight = weight.permute(0, 2, 3, 1)
+    return weight.flatten(1)
+
+
+def of_rows(rows: Tensor, weight: Tensor) -> Tensor:
+    """Numbers in the order of :func:`rows_of` in the shape of ``weight``."""
+    if weight.ndim == 4 and not weight.is_contiguous():
+        return rows.view(weight.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+    return rows.view_as(weight)
+
+
+def mean_magnitude(rows: Tensor, dim: int | None = None) -> Tensor:
+    """The mean of ``|rows|``, in one pass and without memory of its size."""
+    count = rows.numel() if dim is None else rows.shape[dim]
+    return torch.linalg.vector_norm(rows, 1, dim=dim) / count
+
+
+class Latents(NamedTuple):
+    """Real numbers whose signs are the levels, for operators of training that need no levels.
+
+    Attributes:
+        weight: of the shape of the filters.
+        latent: how their gradient follows.
+        scale: as that of :meth:`WeightBinarizer.forward`.
+    """
+
+    weight: Tensor
+    latent: Latent
+    scale: Tensor | None
+
+
 class WeightBinarizer(nn.Module):
     """Base class.
 
@@ -62,6 +97,13 @@ class WeightBinarizer(nn.Module):
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
+
+    def latents(self, weight: Tensor) -> Latents | None:
+        """What :meth:`forward` computes in training, before the sign; ``None``: it is no sign of latents with such a gradient.
+
+        A subclass that changes :meth:`forward` changes this as well.
+        """
+        return None
 
     def after_step(self, weight: Tensor) -> None:
         """Called with the whole weight after each optimizer step, see :func:`bnn_plugins.binarize.after_step_`."""
@@ -142,11 +184,18 @@ class SignWeight(WeightBinarizer):
 
     def scaled(self, levels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Levels, through whose gradient the scale is not multiplied, and the scale of ``weight``."""
+        scale = self.magnitude(weight)
+        return levels if scale is None else _UnscaleGrad.apply(levels, per_filter(scale, weight)), scale
+
+    def magnitude(self, weight: Tensor) -> Tensor | None:
         if self.scale == 'none':
-            return levels, None
-        magnitude = weight.detach().abs()
-        scale = magnitude.flatten(1).mean(1) if self.scale == 'channel' else magnitude.mean().view(1)
-        return _UnscaleGrad.apply(levels, per_filter(scale, weight)), scale
+            return None
+        rows = rows_of(weight.detach())
+        return mean_magnitude(rows, 1) if self.scale == 'channel' else mean_magnitude(rows).view(1)
+
+    def latents(self, weight: Tensor) -> Latents | None:
+        surrogate = triangle_of(self.estimator)
+        return surrogate and Latents(weight, Latent(surrogate, through_scale=False), self.magnitude(weight))
 
     def extra_repr(self) -> str:
         return f'scale={self.scale!r}'
@@ -281,14 +330,21 @@ class ReCUWeight(WeightBinarizer):
         return dict(tau=tau, quantile=-math.log(2 - 2 * tau))
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        # W_1 but for a factor, which neither its sign nor the share of what is clamped depends on: torch's fused layer norm,
-        # whose variance is that of all n weights and not divided by n - 1.
-        flat = weight.flatten(1)
-        unbiased = max(flat.shape[1] - 1, 1) / flat.shape[1]
-        flat = F.layer_norm(flat, flat.shape[1:], eps=1e-5 * unbiased)
-        magnitude = flat.detach().abs()
-        inside = (magnitude <= self.quantile * magnitude.mean()).to(flat.dtype).mul_(math.sqrt(8 * unbiased))
-        return sign_with(flat, inside).view_as(weight), self.alpha
+        rows, limit, factor = self.standardised(weight)
+        inside = (rows.detach().abs() <= limit).to(rows.dtype).mul_(factor)
+        return of_rows(sign_with(rows, inside), weight), self.alpha
+
+    def latents(self, weight: Tensor) -> Latents:
+        rows, limit, factor = self.standardised(weight)
+        return Latents(of_rows(rows, weight), Latent(Surrogate(factor, limit=float(limit))), self.alpha)
+
+    def standardised(self, weight: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Rows ``[O, n]`` that are :math:`W_1` but for a factor, what :math:`Q` is of them, and the factor: neither their
+        signs nor what is clamped depends on it. Torch's fused layer norm divides the variance by n, not by n - 1."""
+        rows = rows_of(weight)
+        unbiased = max(rows.shape[1] - 1, 1) / rows.shape[1]
+        rows = F.layer_norm(rows, rows.shape[1:], eps=1e-5 * unbiased)
+        return rows, self.quantile * mean_magnitude(rows.detach()), math.sqrt(8 * unbiased)
 
 
 class RBNNWeight(WeightBinarizer):

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from bnn_kernels import training
 from bnn_kernels.geometry import TERMS_LIMIT, Conv2dGeometry, linear_geometry
-from bnn_kernels.training import GRADIENTS, NORM_TERMS, Norm, SignProduct
+from bnn_kernels.training import GRADIENTS, NORM_TERMS, Latent, Norm, SignProduct
 
 from ..binarize.activations import SignActivation
-from ..binarize.estimators import Estimator
+from ..binarize.estimators import Estimator, says_it_too, triangle_of
 from ..binarize.lookup import unknown
 from .activations import RPReLU
 from .expand import expand_input
@@ -121,9 +121,8 @@ def accumulation(layer, x: Tensor) -> Accumulation | None:
         with torch.no_grad():
             layer._levels(x)
     estimator = layer.activation.estimator
-    surrogate = estimator.triangle() if own_triangle(type(estimator)) else None
-    return Accumulation(operand.x, SignProduct(geometry_of(layer), surrogate or estimator.surrogate, operand.standardize,
-                                               len(x), gradients), operand.shift)
+    return Accumulation(operand.x, SignProduct(geometry_of(layer), triangle_of(estimator) or estimator.surrogate,
+                                               operand.standardize, len(x), gradients), operand.shift)
 
 
 def refusal_of(layer, x: Tensor) -> str:
@@ -172,13 +171,6 @@ def products_of(layer, x: Tensor) -> int:
 
 def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
-
-
-@lru_cache
-def own_triangle(estimator: type[Estimator]) -> bool:
-    """Whether the class that defines the surrogate also says what triangle it is."""
-    return next(kind for kind in estimator.__mro__ if 'surrogate' in vars(kind)) is next(
-        kind for kind in estimator.__mro__ if 'triangle' in vars(kind))
 
 
 def geometry_of(layer) -> Conv2dGeometry:
@@ -286,14 +278,27 @@ def _unit2d(conv, norm: nn.Module, act: nn.Module | None, x: Tensor, shortcut: T
         return None
     fused = act_of(act, norm.num_features)
     name, gamma, slope, zeta = fused or Act('identity')
-    levels, scale = conv.weight_binarizer(conv.weight)
-    if scale is not None and len(scale) != len(levels):
-        scale = scale.expand(len(levels))
+    weight, scale, latent = weight_of(conv)
+    if scale is not None and len(scale) != len(weight):
+        scale = scale.expand(len(weight))
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     with torch.autocast('cpu', enabled=False):
         out = training.sign_conv2d_norm(
-            how.x, levels, how.product, Norm(name, norm.eps, norm.momentum, frozen=not norm.training), shift=how.shift,
-            scale=scale, weight=norm.weight, bias=norm.bias, running_mean=norm.running_mean, running_var=norm.running_var,
-            shortcut=around, gamma=gamma, slope=slope, zeta=zeta)
+            how.x, weight, how.product._replace(latent=latent),
+            Norm(name, norm.eps, norm.momentum, frozen=not norm.training), shift=how.shift, scale=scale, weight=norm.weight,
+            bias=norm.bias, running_mean=norm.running_mean, running_var=norm.running_var, shortcut=around, gamma=gamma,
+            slope=slope, zeta=zeta)
     return out if fused else act(out)
+
+
+def weight_of(layer) -> tuple[Tensor, Tensor | None, Latent | None]:
+    """Weights of a layer, or their signs, as the training operators take them, and the scale."""
+    binarizer, weight = layer.weight_binarizer, layer.weight
+    estimator = getattr(binarizer, 'estimator', None)
+    if says_it_too(type(binarizer), 'forward', 'latents') and not has_hooks(binarizer) and (
+            estimator is None or (not has_hooks(estimator) and type(estimator).forward is Estimator.forward)):
+        latents = binarizer.latents(weight)
+        if latents is not None:
+            return latents.weight, latents.scale, latents.latent
+    return *binarizer(weight), None

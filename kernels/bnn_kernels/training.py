@@ -40,6 +40,19 @@ class Surrogate(NamedTuple):
     limit: float = math.inf
 
 
+class Latent(NamedTuple):
+    """Weights that are given as they are: their signs are what is multiplied.
+
+    Attributes:
+        surrogate: the derivative that stands for that of their sign.
+        through_scale: their gradient is multiplied by the scale of the product, as that of `scale * sign(weight)` is; without,
+            it is that of the signs alone (the released codes of Bi-Real Net and ReActNet).
+    """
+
+    surrogate: Surrogate = Surrogate()
+    through_scale: bool = True
+
+
 class SignProduct(NamedTuple):
     """A product of signs with signs, in training.
 
@@ -50,6 +63,7 @@ class SignProduct(NamedTuple):
             on (ReCU, arXiv 2103.12369, released code).
         samples: of the input; by default its first dimension.
         gradients: dtype of the operands of the two products of the backward pass: 'float32' or 'bfloat16'.
+        latent: of weights that are not signs yet.
     """
 
     geometry: Conv2dGeometry
@@ -57,6 +71,7 @@ class SignProduct(NamedTuple):
     standardize: bool = False
     samples: int | None = None
     gradients: str = 'float32'
+    latent: Latent | None = None
 
 
 class Norm(NamedTuple):
@@ -92,8 +107,9 @@ def sign_conv2d(x: Tensor, signs: Tensor, product: SignProduct, shift: Tensor | 
 
     Args:
         x: float32 `[N, C, H, W]`.
-        signs: float32 `[O, C / groups, kH, kW]` of -1 and +1, for example `sign(weight)` of an estimator.
-        product: geometry and surrogate.
+        signs: float32 `[O, C / groups, kH, kW]` of -1 and +1, for example `sign(weight)` of an estimator; or, with
+            `product.latent`, weights, whose signs they are.
+        product: geometry and surrogates.
         shift: float32 `[C]`, added before the sign.
 
     Returns:
@@ -238,15 +254,33 @@ def _norm_sums(words: Tensor, prepared: Tensor, conv: array, geometry: Conv2dGeo
 
 
 class _Weight(NamedTuple):
-    """Signs of a weight `[O, C / groups, kH, kW]` as bits, and how their gradient lies in memory."""
+    """Signs of a weight `[O, C / groups, kH, kW]` as bits, how their gradient lies in memory, and what it still depends on."""
 
     words: Tensor
     memory_format: torch.memory_format
+    latents: Tensor | None
+    scale: Tensor | None
 
 
-def _weight(signs: Tensor) -> _Weight:
-    return _Weight(pack_activations(signs.detach()),
-                   torch.contiguous_format if signs.is_contiguous() else torch.channels_last)
+def _weight(signs: Tensor, latent: Latent | None, scale: Tensor | None = None) -> _Weight:
+    signs = signs.detach()
+    memory_format = torch.contiguous_format if signs.is_contiguous() else torch.channels_last
+    surrogate = latent and latent.surrogate
+    return _Weight(pack_activations(signs), memory_format, None if surrogate in (None, Surrogate()) else
+                   engine.dense(signs, memory_format), None if latent is None or latent.through_scale else scale)
+
+
+def _latent_gradient(d_signs: Tensor | None, weight: _Weight, latent: Latent | None) -> Tensor | None:
+    """The gradient of the latents, in the memory of that of their signs."""
+    if d_signs is None or latent is None:
+        return d_signs
+    d_signs = engine.dense(d_signs, weight.memory_format)
+    if weight.latents is not None or weight.scale is not None:
+        filters, surrogate = len(d_signs), latent.surrogate
+        _pass('latent_backward', 'LatentBackward', filters=filters, size=d_signs.numel() // filters,
+              peak=float(surrogate.peak), steepness=float(surrogate.steepness), limit=float(surrogate.limit),
+              latents=weight.latents, scale=weight.scale, grad=d_signs)
+    return d_signs
 
 
 def _levels(words: Tensor, channels: int, groups: int, dtype: torch.dtype) -> Tensor:
@@ -337,7 +371,7 @@ def _gradients(d_sums: Tensor | dict[str, Any], operand: _Operand, weight: _Weig
               d_weight=d_signs)
     elif call is not None:
         engine.call('bnn_sign_backward', engine.isa_number(), call.buffer_info()[0])
-    return d_x, d_shift, d_signs
+    return d_x, d_shift, _latent_gradient(d_signs, weight, product.latent)
 
 
 def _together(geometry: Conv2dGeometry, samples: int, batch: int) -> bool:
@@ -353,18 +387,18 @@ class _SignConv2d(torch.autograd.Function):
     def forward(ctx, x: Tensor, shift: Tensor | None, signs: Tensor, product: SignProduct) -> Tensor:
         x, shift = _image(x), _vector(shift)
         operand = _operand(x, shift, product, any(ctx.needs_input_grad[:2]))
-        weight = _weight(signs)
-        ctx.save_for_backward(*operand, shift, weight.words)
+        weight = _weight(signs, product.latent)
+        ctx.save_for_backward(*operand, shift, weight.words, weight.latents)
         ctx.call = product, weight.memory_format
         return _sums(operand.words, weight.words, product.geometry).float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        *operand, shift, w_words = ctx.saved_tensors
+        *operand, shift, w_words, latents = ctx.saved_tensors
         product, memory_format = ctx.call
-        return *_gradients(_image(grad.to(GRADIENTS[product.gradients])), _Operand(*operand), _Weight(w_words, memory_format),
-                           shift, product, ctx.needs_input_grad[:3]), None
+        return *_gradients(_image(grad.to(GRADIENTS[product.gradients])), _Operand(*operand),
+                           _Weight(w_words, memory_format, latents, None), shift, product, ctx.needs_input_grad[:3]), None
 
 
 class _SignConv2dNorm(torch.autograd.Function):
@@ -382,7 +416,7 @@ class _SignConv2dNorm(torch.autograd.Function):
         operand = _operand(x, shift, product, any(ctx.needs_input_grad[:2]))
         geometry = product.geometry
         conv = conv_struct(geometry, len(x), tuple(x.shape[2:]), engine.isa_number(), torch.get_num_threads())
-        signs_of = _weight(signs)
+        signs_of = _weight(signs, product.latent, vectors['scale'])
         prepared = prepare(signs_of.words, conv)
         totals = torch.zeros(2, geometry.outputs, dtype=torch.int64)
         sums = _norm_sums(operand.words, prepared, conv, geometry, totals)
@@ -396,15 +430,15 @@ class _SignConv2dNorm(torch.autograd.Function):
             for statistic in (running_mean, running_var):
                 if statistic is not None:
                     torch.autograd.graph.increment_version(statistic)
-        ctx.save_for_backward(*operand, shift, signs_of.words, prepared, around if norm.act == 'prelu' else None, inside,
-                              statistics, *vectors.values())
+        ctx.save_for_backward(*operand, shift, signs_of.words, signs_of.latents, prepared,
+                              around if norm.act == 'prelu' else None, inside, statistics, *vectors.values())
         ctx.call = product, norm, own_shortcut, conv, signs_of.memory_format
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (*operand, shift, w_words, prepared, around, inside, statistics, scale, weight, bias, gamma, slope,
+        (*operand, shift, w_words, latents, prepared, around, inside, statistics, scale, weight, bias, gamma, slope,
          zeta) = ctx.saved_tensors
         operand, needs = _Operand(*operand), ctx.needs_input_grad
         product, norm, own_shortcut, conv, memory_format = ctx.call
@@ -421,7 +455,8 @@ class _SignConv2dNorm(torch.autograd.Function):
                       inside=inside, grad=grad, d_input=d_input, **d)
         del sums
         residual = _Residual(grad, inside) if d_input is None else _Residual(d_input, None)
-        gradients = _gradients(d_sums, operand, _Weight(w_words, memory_format), shift, product, needs[:3],
-                               residual if own_shortcut else None)
+        through_scale = product.latent is None or product.latent.through_scale
+        signs_of = _Weight(w_words, memory_format, latents, None if through_scale else scale)
+        gradients = _gradients(d_sums, operand, signs_of, shift, product, needs[:3], residual if own_shortcut else None)
         return (*gradients, d['d_scale'], d['d_weight'], d['d_bias'], residual.grad if needs[6] else None, d['d_gamma'],
                 d['d_slope'], d['d_zeta'], *[None] * 6)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bnn_kernels.cpu.engine import TILES, available_isas, set_isa
 from bnn_kernels.geometry import Conv2dGeometry, linear_geometry
-from bnn_kernels.training import Norm, SignProduct, Surrogate, sign_conv2d, sign_conv2d_norm, sign_linear, supported
+from bnn_kernels.training import Latent, Norm, SignProduct, Surrogate, sign_conv2d, sign_conv2d_norm, sign_linear, supported
 
 pytestmark = pytest.mark.sanitize
 SURROGATES = {
@@ -22,6 +22,9 @@ SURROGATES = {
     'triangle': Surrogate(1.5, 0.4, 2.0),
     'tanh': lambda x: 1 - torch.tanh(x).square(),
 }
+
+
+TRIANGLES = [name for name, surrogate in SURROGATES.items() if isinstance(surrogate, Surrogate)]
 
 
 def surrogate_of(surrogate, x: Tensor) -> Tensor:
@@ -42,13 +45,31 @@ class Sign(torch.autograd.Function):
         return grad * ctx.saved_tensors[0], None
 
 
+class Unscaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.save_for_backward(scale)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / ctx.saved_tensors[0].clamp(min=1e-30).view(-1, 1, 1, 1), None
+
+
+def signs_of(weight: Tensor, latent: Latent | None, scale: Tensor | None = None) -> Tensor:
+    if latent is None:
+        return weight
+    signs = Sign.apply(weight, latent.surrogate)
+    return signs if latent.through_scale or scale is None else Unscaled.apply(signs, scale.detach())
+
+
 def image(vector: Tensor | None) -> Tensor | float:
     return 0.0 if vector is None else vector.view(-1, 1, 1)
 
 
-def sums_of(x: Tensor, signs: Tensor, product: SignProduct, shift: Tensor | None) -> Tensor:
+def sums_of(x: Tensor, signs: Tensor, product: SignProduct, shift: Tensor | None, scale: Tensor | None = None) -> Tensor:
     """As the docstrings of the operators say, operation by operation."""
-    x = x + image(shift)
+    x, signs = x + image(shift), signs_of(signs, product.latent, scale)
     if product.standardize:
         x = x / (x.var((1, 2, 3), keepdim=True) + 1e-5).sqrt()
     _, _, _, stride, padding, dilation, groups, pad_value, *_ = product.geometry
@@ -58,7 +79,7 @@ def sums_of(x: Tensor, signs: Tensor, product: SignProduct, shift: Tensor | None
 
 def block_of(x, signs, product, norm, *, shift=None, scale=None, weight=None, bias=None, running_mean=None, running_var=None,
              shortcut=None, gamma=None, slope=None, zeta=None):
-    y = sums_of(x, signs, product, shift)
+    y = sums_of(x, signs, product, shift, scale)
     y = y if scale is None else y * image(scale)
     y = y.repeat(1, len(running_mean) // len(signs), 1, 1)
     y = F.batch_norm(y, running_mean, running_var, weight, bias, not norm.frozen, norm.momentum, norm.eps)
@@ -90,7 +111,17 @@ def products(draw):
         outputs, kernel, stride, padding = channels, (3, 3), 1, dilation
     pad_value = draw(st.sampled_from([0, 0, -1, 1]))
     geometry = Conv2dGeometry(channels, outputs, kernel, stride, padding, dilation, groups, pad_value)
-    return SignProduct(geometry, SURROGATES[draw(st.sampled_from(sorted(SURROGATES)))], draw(st.booleans()))
+    surrogate, triangle = (SURROGATES[draw(st.sampled_from(sorted(kinds)))] for kinds in (SURROGATES, TRIANGLES))
+    latent = draw(st.sampled_from([None, Latent(triangle), Latent(triangle, through_scale=False)]))
+    return SignProduct(geometry, surrogate, draw(st.booleans()), latent=latent)
+
+
+def weights(generator: torch.Generator, product: SignProduct) -> Tensor:
+    """Signs, or latents, in one of two memory formats."""
+    geometry = product.geometry
+    x = numbers(generator, geometry.outputs, geometry.channels // geometry.groups, *geometry.kernel)
+    x = x if product.latent else torch.where(x >= 0, 1.0, -1.0)
+    return x.contiguous(memory_format=torch.channels_last) if geometry.channels % 2 else x
 
 
 def numbers(generator: torch.Generator, *shape: int) -> Tensor:
@@ -110,16 +141,17 @@ def test_blocks(product, data, isa):
     norm = Norm(act, 1e-3, 0.3, frozen=data.draw(st.booleans()))
     own = (outputs, *size) == (geometry.channels, height, width) and data.draw(st.booleans())
     use = {name: data.draw(st.booleans()) for name in ('shift', 'scale', 'affine', 'shortcut')}
-    w_shape = geometry.outputs, geometry.channels // geometry.groups, *geometry.kernel
 
     def vector(given=True, of=outputs):
         return numbers(generator, of) if given else None
 
     x = numbers(generator, batch, geometry.channels, height, width)
     product = product._replace(standardize=product.standardize and not use['shift'])
+    scale = vector(use['scale'], geometry.outputs)
+    scale = scale.abs() if use['scale'] and product.latent else scale  # a magnitude of latents
     tensors = dict(
-        x=x, signs=torch.where(numbers(generator, *w_shape) >= 0, 1.0, -1.0), shift=vector(use['shift'], geometry.channels),
-        scale=vector(use['scale'], geometry.outputs), weight=vector(use['affine']), bias=vector(use['affine']),
+        x=x, signs=weights(generator, product), shift=vector(use['shift'], geometry.channels),
+        scale=scale, weight=vector(use['affine']), bias=vector(use['affine']),
         running_mean=vector(), running_var=vector().square() + 0.1,
         shortcut=numbers(generator, batch, outputs, *size) if use['shortcut'] and not own else None,
         gamma=vector(act == 'prelu' and gamma), slope=vector(act == 'prelu'), zeta=vector(act == 'prelu' and gamma))
@@ -160,14 +192,26 @@ def test_gradients_of_a_shortcut_stop_where_the_act_is_flat(act, own):
         assert_close(one, other, 'gradient', 1.0)
 
 
+@pytest.mark.parametrize('surrogate', TRIANGLES)
+@pytest.mark.parametrize('through_scale', [True, False])
+def test_latents_are_signs_with_a_gradient_of_their_own(surrogate, through_scale):
+    latent, scale = Latent(SURROGATES[surrogate], through_scale), torch.rand(24) + 0.1
+    product = SignProduct(Conv2dGeometry(20, 24, 3, padding=1), SURROGATES['clipped'])
+    x, w, grad, found = torch.randn(2, 20, 6, 6), torch.randn(24, 20, 3, 3, requires_grad=True), torch.randn(2, 24, 6, 6), []
+    for weight, kind in ((w, product._replace(latent=latent)), (signs_of(w, latent, scale), product)):
+        y = sign_conv2d_norm(x, weight, kind, Norm(), scale=scale)
+        found.append((y, *torch.autograd.grad(y, w, grad)))
+    (one, gradient), (other, expected) = found
+    assert torch.equal(one, other)
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7)
+
+
 @settings(max_examples=60, deadline=None)
 @given(product=products(), seed=st.integers(0, 2**31), shifted=st.booleans(), isa=st.sampled_from(available_isas()))
 def test_convolutions(product, seed, shifted, isa):
     generator, geometry = torch.Generator().manual_seed(seed), product.geometry
     product = product._replace(standardize=product.standardize and not shifted)
-    w_shape = geometry.outputs, geometry.channels // geometry.groups, *geometry.kernel
-    tensors = dict(x=numbers(generator, 2, geometry.channels, 7, 6),
-                   signs=torch.where(numbers(generator, *w_shape) >= 0, 1.0, -1.0),
+    tensors = dict(x=numbers(generator, 2, geometry.channels, 7, 6), signs=weights(generator, product),
                    shift=numbers(generator, geometry.channels) if shifted else None)
     given_ = leaves(tensors)
     expected = leaves({name: value if value is None else value.double() for name, value in tensors.items()})

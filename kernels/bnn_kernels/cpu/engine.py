@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
 
-VERSION = 17  # of the C interface, as in src/api.cpp
+VERSION = 18  # of the C interface, as in src/api.cpp
 # From slow to fast; their places are enum Isa of src/engine.hpp.
 ISAS = ('portable', 'neon', 'avx2', 'avx512', 'amx', 'amx-emulated')
 TILES = ('amx', 'amx-emulated')  # have products of bfloat16
@@ -40,8 +40,8 @@ FUNCTIONS = {
     'bnn_attention': (c_char_p, [c_int64, c_void_p]),
     'bnn_normalized': (c_char_p, [c_int64, c_int64, c_void_p]),
     **{f'bnn_{name}': (c_char_p, [c_int64, c_void_p]) for name in (
-        'operand', 'norm_sums', 'norm_forward', 'norm_backward', 'sign_backward', 'unpack_signs',
-        'sign_products')},
+        'operand', 'norm_sums', 'norm_forward', 'norm_backward', 'sign_backward', 'latent_backward',
+        'unpack_signs', 'sign_products')},
     **{f'bnn_{name}': (c_char_p, [c_int64] * 2 + [c_void_p] * (2 + tensors) + [c_double] * numbers)
        for name, tensors, numbers in (('clip', 1, 1), ('count_flips', 3, 0), ('flip', 3, 2), ('clip_units', 2, 2))},
     'bnn_ceilings': (None, [c_int64, c_void_p]),

@@ -57,7 +57,7 @@ class Stopwatch {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 17; }
+BNN_API int64_t bnn_version() { return 18; }
 
 // "Name:<bytes> field:<offset> ..." of a struct that Python fills in, empty for another name; valid until the thread asks again.
 BNN_API const char* bnn_struct_layout(const char* name) {
@@ -136,6 +136,7 @@ BNN_TRAINING(norm_sums, NormSums)
 BNN_TRAINING(norm_forward, NormForward)
 BNN_TRAINING(norm_backward, NormBackward)
 BNN_TRAINING(sign_backward, SignBackward)
+BNN_TRAINING(latent_backward, LatentBackward)
 BNN_TRAINING(unpack_signs, Signs2Float)
 BNN_TRAINING(sign_products, SignProducts)
 

@@ -160,6 +160,11 @@ void sign_backward(int64_t isa, const SignBackward& p) {
     for (int64_t c = 0; c < p.channels; c++) p.d_shift[c] = static_cast<float>(d_shift[c]);
 }
 
+void latent_backward(int64_t isa, const LatentBackward& p) {
+  const TrainingKernel& kernel = training_kernel_of(isa);
+  ranges(p.filters, p.filters * p.size, p.threads, [&](int64_t first, int64_t last) { kernel.latent_backward(p, first, last); });
+}
+
 void unpack_signs(int64_t isa, const Signs2Float& p) {
   const TrainingKernel& kernel = training_kernel_of(isa);
   ranges(p.rows, p.rows * p.channels, p.threads, [&](int64_t first, int64_t last) { kernel.unpack_signs(p, first, last); });

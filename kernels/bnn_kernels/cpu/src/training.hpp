@@ -83,6 +83,15 @@ struct SignBackward {
   float* d_shift;  // [channels], or null
 };
 
+// Of the signs of latent weights to those of the latents, in place: grad *= surrogate(latent) / scale. The surrogate is as above.
+struct LatentBackward {
+  int64_t threads, filters, size;
+  double peak, steepness, limit;
+  const float* latents;  // [filters][size], or null: a surrogate of `peak` everywhere
+  const float* scale;  // [filters]: by which the gradient was multiplied and shall not be; or null
+  float* grad;  // [filters][size]
+};
+
 // Bits to -1 and +1.
 struct Signs2Float {
   int64_t threads, rows, channels, groups, dtype;
@@ -95,6 +104,7 @@ void norm_sums(int64_t isa, const NormSums& p);
 void norm_forward(int64_t isa, const NormForward& p);
 void norm_backward(int64_t isa, const NormBackward& p);
 void sign_backward(int64_t isa, const SignBackward& p);
+void latent_backward(int64_t isa, const LatentBackward& p);
 void unpack_signs(int64_t isa, const Signs2Float& p);
 
 // Per-channel numbers of a norm.
@@ -117,6 +127,7 @@ struct TrainingKernel {
   void (*norm_backward_totals)(const NormBackward&, const Affine&, int64_t first, int64_t last, double* totals);
   void (*norm_backward_sums)(const NormBackward&, const GradAffine&, int64_t first, int64_t last);
   void (*sign_backward)(const SignBackward&, int64_t sample, int64_t first, int64_t last, double* d_shift);  // rows of a sample
+  void (*latent_backward)(const LatentBackward&, int64_t first, int64_t last);
   void (*unpack_signs)(const Signs2Float&, int64_t first, int64_t last);
 };
 

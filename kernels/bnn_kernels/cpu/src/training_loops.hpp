@@ -257,6 +257,14 @@ void operand(const Operand& p, int64_t first, int64_t last, double* totals) {
   });
 }
 
+// peak + drop * |v|, not below 0, where |v| <= limit.
+template <class V>
+typename V::Float triangle(typename V::Float v, typename V::Float peak, typename V::Float drop, typename V::Float limit, bool bounded) {
+  v = absolute<V>(v);
+  const typename V::Float slope = V::at_least(0.0F, V::multiply_add(v, drop, peak));
+  return bounded ? V::where(V::mask_ge(limit, v), slope, V::set(0.0F)) : slope;
+}
+
 // One row block of grad * surrogate(v), as store(row, c, value).
 template <class S, class Store>
 void surrogates(const SignBackward& p, double deviation, int64_t from, int64_t to, const Store& finish) {
@@ -278,10 +286,7 @@ void surrogates(const SignBackward& p, double deviation, int64_t from, int64_t t
       } else if (factor) {
         g = V::mul(g, V::load(factor + i));
       } else if (x) {
-        const typename V::Float v = absolute<V>(V::mul(V::add(V::load(x + i), shift), inverse));
-        typename V::Float slope = V::at_least(0.0F, V::multiply_add(v, drop, peak));
-        if (bounded) slope = V::where(V::mask_ge(limit, v), slope, zero);
-        g = V::mul(g, slope);
+        g = V::mul(g, triangle<V>(V::mul(V::add(V::load(x + i), shift), inverse), peak, drop, limit, bounded));
       } else {
         g = V::mul(g, peak);
       }
@@ -348,6 +353,22 @@ void sign_backward(const SignBackward& p, int64_t sample, int64_t first, int64_t
 }
 
 template <class S>
+void latent_backward(const LatentBackward& p, int64_t first, int64_t last) {
+  const bool bounded = p.limit < std::numeric_limits<float>::max();
+  for (int64_t filter = first; filter < last; filter++) {
+    const double scale = p.scale ? std::max(p.scale[filter], std::numeric_limits<float>::min()) : 1.0F, top = p.peak / scale;
+    const float* latents = p.latents ? p.latents + filter * p.size : nullptr;
+    float* grad = p.grad + filter * p.size;
+    each_channel<S>(p.size, [&]<class V>(int64_t i) {
+      const typename V::Float peak = V::set(static_cast<float>(top)), drop = V::set(static_cast<float>(-top * p.steepness)),
+                              limit = V::set(static_cast<float>(p.limit));
+      const typename V::Float slope = latents ? triangle<V>(V::load(latents + i), peak, drop, limit, bounded) : peak;
+      V::store(grad + i, V::mul(V::load(grad + i), slope));
+    });
+  }
+}
+
+template <class S>
 void unpack_signs(const Signs2Float& p, int64_t first, int64_t last) {
   const int64_t size = p.channels / p.groups, words = divide_up(size, WORD_BITS);
   for (int64_t row = first; row < last; row++)
@@ -362,7 +383,7 @@ void unpack_signs(const Signs2Float& p, int64_t first, int64_t last) {
 
 template <class S>
 constexpr TrainingKernel training_kernel = {operand<S>,  narrow<S>,       norm_forward<S>, norm_backward_totals<S>, norm_backward_sums<S>,
-                                            sign_backward<S>, unpack_signs<S>};
+                                            sign_backward<S>, latent_backward<S>, unpack_signs<S>};
 
 }  // namespace
 }  // namespace bnn
