@@ -12,6 +12,7 @@ import mmdet.models
 import mmdet.testing  # noqa: F401
 import torch
 from mmdet.models import backbones
+from mmdet.models.dense_heads import EmbeddingRPNHead
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
@@ -208,6 +209,14 @@ def build(cfg: Config) -> nn.Module:
     return model
 
 
+def initialised(model: nn.Module) -> nn.Module:
+    model.init_weights()
+    for module in model.modules():
+        if isinstance(module, EmbeddingRPNHead):  # boxes of whole images, as they begin, are none of the lowest level
+            nn.init.uniform_(module.init_proposal_bboxes.weight[:, 2:], 0.1, 1)
+    return model
+
+
 def drawn(model: nn.Module, size: tuple[int, int], *kind) -> tuple[Tensor, list]:
     """As :func:`samples`, with boxes that differ from draw to draw, larger ones in the second image: which level learns
     depends on their sizes."""
@@ -266,16 +275,23 @@ def case(family: str, way: str, facts: dict) -> Case:
 
     def float_model() -> nn.Module:
         torch.manual_seed(0)
-        model = build(copy.deepcopy(cfg))
-        model.init_weights()
-        return model
+        return initialised(build(copy.deepcopy(cfg)))
 
     def binary_model(model: nn.Module) -> tuple[nn.Module, BinarizationReport]:
         if way == 'whole':
             return model, binarize_(model, METHOD)
         made = build(in_parts(copy.deepcopy(cfg)) if way == 'parts' else own_resnet(copy.deepcopy(cfg)))
-        made.init_weights()
-        return made, BinarizationReport.of(made)
+        return initialised(made), BinarizationReport.of(made)
+
+    def load_(model: nn.Module, state: dict[str, Tensor]) -> None:
+        """Strictly, but for the names that the float detector, too, has only once it was trained (DDQ's)."""
+        if state.keys() - model.state_dict().keys():
+            trained = float_model()
+            late = set(trained.state_dict())
+            losses(trained)
+            late ^= set(trained.state_dict())
+            state = {name: value for name, value in state.items() if name not in late}
+        model.load_state_dict(state)
 
     def reload(latent: nn.Module, packed: nn.Module, folder: Path) -> Iterator[list[Tensor]]:
         torch.save(latent.state_dict(), folder / 'latent.pth')
@@ -283,7 +299,7 @@ def case(family: str, way: str, facts: dict) -> Case:
         again = float_model() if way == 'whole' else None  # initialised: layers of zeros stay float
         again, _ = binary_model(again)
         other = load_packed_(copy.deepcopy(again), path)
-        again.load_state_dict(torch.load(folder / 'latent.pth'))
+        load_(again, torch.load(folder / 'latent.pth'))
         return (outputs_of(case, model) for model in (again, other))
 
     case = Case(float_model, binary_model, losses, outputs, ((), {}), reload)

@@ -165,10 +165,10 @@ def obstacle(layer: Any, expand: Expansion) -> str:
 
 
 def replace_relus_(model: nn.Module, act: str, report: BinarizationReport, flow: Trace) -> None:
-    """Replace each ReLU that makes the input of a binary layer non-negative, as far as the forward pass of ``flow`` got; of
-    those that it did not call, all but the ones of channel attention."""
+    """Replace each ReLU that makes the input of a binary layer non-negative, or features that ``model`` returns, as far as the
+    forward pass of ``flow`` got; of those that it did not call, all but the ones of channel attention."""
     feeding = {relu for row in report.binary if row.name in flow.layers for relu in flow.layers[row.name].relus}
-    feeding = frozenset().union(*feeding)
+    feeding = flow.returned.union(*feeding)
     found = {c.module: c for c in walk(model) if type(c.module) in NON_NEGATIVE}
     shared: dict[nn.Module, nn.Module] = {}
     for name, old in list(model.named_modules(remove_duplicate=False)):

@@ -184,6 +184,9 @@ class Observer(TorchFunctionMode):
         raw = isinstance(outputs, RawOutputs)
         for tensor in tensors(outputs):
             self.use(tensor, 'raw output' if raw else 'output')
+            if not self.probe.predicts:
+                self.found.returned |= flow_of(tensor).non_negative or ZEROS
+        self.found.returned -= ZEROS
 
     def use(self, tensor: Tensor, kind: str) -> None:
         for name in flow_of(tensor).layers:

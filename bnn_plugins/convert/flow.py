@@ -98,6 +98,7 @@ class Trace:
         layers: ``{name: LayerFlow}`` of the layers that were called.
         called: names of all modules that were called.
         modulating: names of layers that only compute gates, modulations or positions.
+        returned: the ReLUs that make features non-negative which the model returns, for other layers to read.
         predicts: see :class:`Probe`.
         said: one sentence about what was run.
         failure: the first error, ``''`` without one.
@@ -106,6 +107,7 @@ class Trace:
     layers: dict[str, LayerFlow] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
     modulating: set[str] = field(default_factory=set)
+    returned: set[str] = field(default_factory=set)
     predicts: bool = False
     said: str = 'no forward pass: names and classes decided'
     failure: str = ''

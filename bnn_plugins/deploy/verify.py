@@ -1,10 +1,10 @@
 """``verify``: a packed model, fused or not, against the latent model that it was made from, layer by layer."""
 
 import copy
-import math
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +14,7 @@ from bnn_kernels.layout import unpack_bits
 from ..convert.tables import printed, report_table
 from ..layers import BinaryLayer
 from ..layers.expand import expand_input
+from .choices import distance, goes_on_alike, recorded
 from .drift import ROUNDINGS, Drift, drift_of, read_levels, read_packed_levels, tolerance_of
 from .fused import fused_parts, fused_steps
 from .fused.fold import sign_threshold
@@ -63,6 +64,9 @@ class VerificationReport:
         drift: signs that are others when both models run by themselves, from input to output. Rounding turns a first one, and
             layers behind it see other inputs.
         tolerance: how large ``relative`` may be by rounding alone.
+        choices: the outputs are others by more than that, but the latent model computes the same where it goes on from what
+            each fused part of the packed one returned, which is within rounding: behind a part the model sorts, or takes the
+            largest, of nearly equal values.
         rest: of a model with a rest in int8 or bfloat16: how far it takes the outputs, as ``relative``; what is
             lost, and no error.
     """
@@ -72,13 +76,18 @@ class VerificationReport:
     relative: float = 0.0
     drift: Drift = field(default_factory=Drift)
     tolerance: float = 0.0
+    choices: bool = False
     rest: float = 0.0
 
     @property
     def ok(self) -> bool:
-        """Nothing is outside of its bound, and the outputs are the same within rounding, or signs explain why not."""
-        explained = self.relative <= self.tolerance or self.drift.signs > 0
-        return explained and not self.drift.far and not any(row.violations for row in self.rows)
+        """Nothing is outside of its bound, and the outputs are the same within rounding, or it is explained why not."""
+        return self.explained and not any(row.violations for row in self.rows)
+
+    @property
+    def explained(self) -> bool:
+        """The outputs are the same within rounding, or signs that are near to their thresholds, or choices, explain them."""
+        return self.choices or (not self.drift.far and (self.relative <= self.tolerance or self.drift.signs > 0))
 
     @property
     def flips(self) -> int:
@@ -99,6 +108,7 @@ class VerificationReport:
             for count in ('positions', 'different', 'violations'):
                 setattr(total, count, getattr(total, count) + getattr(row, count))
             total.worst = max(total.worst, row.worst)
+        self.choices = self.explained and other.explained and (self.choices or other.choices)
         self.outputs, self.relative = max(self.outputs, other.outputs), max(self.relative, other.relative)
         self.tolerance, self.rest = max(self.tolerance, other.tolerance), max(self.rest, other.rest)
         self.drift = Drift(self.drift.signs + other.drift.signs, self.drift.far + other.drift.far,
@@ -114,7 +124,8 @@ class VerificationReport:
         if self.drift.signs:
             where = f'{self.drift.far:,} too far from their threshold' if self.drift.far else 'within rounding'
             drift = f'in a whole run {self.drift.signs:,} signs are others, the first, in {self.drift.first}, {where}; '
-        verdict = 'NOT OK' if not self.ok else 'ok' if self.relative <= self.tolerance else 'explained by the signs'
+        why = 'another choice among nearly equal values' if self.choices else 'the signs'
+        verdict = 'NOT OK' if not self.ok else 'ok' if self.relative <= self.tolerance else f'explained by {why}'
         return (f'{len(layers)} layers, {sum(row.positions for row in layers):,} accumulators, '
                 f'{sum(row.different for row in layers):,} different; {self.flips:,} of {self.signs:,} signs flipped; '
                 f'{wrong:,} violations; {rest}{drift}outputs differ by at most {self.outputs:.3g}: {verdict}')
@@ -135,7 +146,7 @@ def verify(latent: nn.Module, packed: nn.Module, *inputs, **more) -> Verificatio
 
     So each layer is judged by itself, and a sign that may flip does not make the layers behind it look wrong. Then both run by
     themselves: their outputs must be the same within rounding, or differ because of signs, the first of which (in the order of
-    the layers) lie within rounding of their thresholds.
+    the layers) lie within rounding of their thresholds, or because of a choice behind a fused part (``report.choices``).
 
     - Each binary layer: given the same input, the accumulators of both are equal integers.
     - Each fused step: its real-valued stream ``v`` is that of the latent model within
@@ -191,10 +202,12 @@ def verify(latent: nn.Module, packed: nn.Module, *inputs, **more) -> Verificatio
         report.tolerance = max(report.tolerance, STEPS / UNSIGNED if rest and streams else 0.0)
         levels = stack.enter_context(read_levels(layers, report.tolerance))
         expected = latent(*inputs, **more)
-    with read_packed_levels(packed) as read:
+    with read_packed_levels(packed) as read, recorded(packed) as returned:
         found = packed(*inputs, **more)
     report.drift = drift_of(levels, read, packed)
-    compare_outputs(report, tensors_in(expected), tensors_in(found))
+    report.outputs, report.relative = distance(expected, found)
+    if not report.explained:
+        report.choices = goes_on_alike(latent, returned, found, lambda: latent(*inputs, **more), report.tolerance)
     report.rows += rows.values()
     return report
 
@@ -216,9 +229,7 @@ def compare_rest(latent: nn.Module, rest: dict[str, RestLayer], inputs: tuple, m
         expected = latent(*inputs, **more)
     changed = copy.deepcopy(latent)
     changed = replace_(changed, {changed.get_submodule(name): other for name, other in rest.items()})
-    apart = VerificationReport()
-    compare_outputs(apart, tensors_in(expected), tensors_in(changed(*inputs, **more)))
-    report.rest = apart.relative
+    report.rest = distance(expected, changed(*inputs, **more))[1]
     return changed, report
 
 
@@ -228,19 +239,6 @@ def compare_rest_layer(check: LayerCheck, layer: nn.Module, other: RestLayer, x:
     bound = bound + ROUNDINGS * torch.finfo(expected.dtype).eps * expected.abs() + torch.finfo(torch.float32).tiny
     check.positions += expected.numel()
     compare_values(check, other.forward(x), expected, bound)
-
-
-def compare_outputs(report: VerificationReport, expected: list[Tensor], found: list[Tensor]) -> None:
-    if [x.shape for x in expected] != [x.shape for x in found]:
-        report.relative = report.outputs = math.inf
-        return
-    for one, other in zip(expected, found, strict=True):
-        if one.numel():
-            distance = float((one.double() - other.double()).abs().nan_to_num(nan=math.inf).max())
-            distance = 0.0 if one.isnan().equal(other.isnan()) and one.nan_to_num().equal(other.nan_to_num()) else distance
-            size = float(one.double().abs().nan_to_num(posinf=0).max())
-            report.outputs = max(report.outputs, distance)
-            report.relative = max(report.relative, distance / size if distance and size else distance)
 
 
 def matching_layers(latent: nn.Module, packed: nn.Module) -> dict[str, tuple[BinaryLayer, PackedLayer]]:
@@ -283,7 +281,6 @@ def watched(module: nn.Module, part: FusedForward, row: Callable[[str, str], Lay
         return
     _, graph = trace_region(module, (BinaryLayer, RestLayer), part.method, plan.traced)
     recorder = ValueRecorder(graph_module(module, graph), plan.places)
-    original = vars(module).get(part.method)
     run = getattr(module, part.method)
 
     def call(*args, **kwargs):
@@ -296,11 +293,8 @@ def watched(module: nn.Module, part: FusedForward, row: Callable[[str, str], Lay
             compare_step(row, part, place, recorder.values)
         return out
 
-    setattr(module, part.method, call)
-    yield
-    delattr(module, part.method)
-    if original is not None:
-        setattr(module, part.method, original)
+    with patch.object(module, part.method, call):
+        yield
 
 
 class ValueRecorder(fx.Interpreter):
@@ -349,11 +343,3 @@ def compare_signs(check: LayerCheck, step: Step, signs: Tensor, expected: Tensor
     check.different += distance.numel()
     check.violations += int((distance > 1).sum())
     check.worst = max(check.worst, float(distance.max()) if distance.numel() else 0.0)
-
-
-def tensors_in(value) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [tensor for item in value for tensor in tensors_in(item)] if isinstance(value, list | tuple) else []

@@ -216,6 +216,51 @@ class TestOutputs:
         assert report.drift.first == '1'
         assert not report.ok
 
+    @pytest.mark.parametrize('signs', [False, True], ids=['', 'signs behind it'])
+    def test_another_choice_among_nearly_equal_values(self, signs):
+        """As a DETR takes the best queries. Mutations: a head that is another one, too; without the comparison of what the
+        parts return, or of what the latent model makes of it."""
+        class Best(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body = nn.Sequential(BinaryLinear(12, 12), nn.BatchNorm1d(12), nn.Linear(12, 3))
+                self.head = nn.Linear(3, 3)
+
+            def forward(self, x):
+                y = self.body(x)
+                y = self.head(x[:, :3] + y)[(y[:, 0] * 2**22 % 1).argsort()]  # an order that each rounding changes
+                return y if self.behind is None else self.behind(y)
+
+        torch.manual_seed(0)
+        latent = Best()
+        latent.behind = BinaryLinear(3, 3) if signs else None
+        latent = randomise_(latent).eval()
+        packed = pack_(copy.deepcopy(latent))
+        fuse_(packed.body)
+        if signs:
+            fuse_(packed.behind)
+        x = torch.randn(50, 12)
+        report = verify(latent, packed, x)
+        assert report.relative > 0.1
+        assert (report.drift.far > 0) == signs
+        assert report.ok
+        assert report.choices
+        assert report.summary().endswith('explained by another choice among nearly equal values')
+        total = VerificationReport()
+        total.add(report)
+        assert total.ok
+        for wrong in (packed.head, packed.body[2]):
+            with torch.no_grad():
+                wrong.bias += 0.01
+            fuse_(packed.body)
+            found = verify(latent, packed, x)
+            assert not found.ok
+            assert not found.choices
+            total.add(found)
+            assert not total.ok
+            with torch.no_grad():
+                wrong.bias -= 0.01
+
     def test_outputs_of_other_shapes(self):
         class Chosen(nn.Sequential):
             def forward(self, x):

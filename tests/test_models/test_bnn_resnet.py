@@ -214,6 +214,17 @@ class TestPartsOfTheHost:
                 if isinstance(module, nn.BatchNorm2d) and name.startswith('layer') and 'downsample' not in name:
                     assert module.weight.any() == (not name.endswith(last)), name
 
+    def test_eps_of_frozen_statistics(self):
+        """Of NAS-FCOS, whose float norms are frozen. Mutation: torch refuses 0 in training."""
+        cfg = dict(type='BN', requires_grad=False, eps=0)
+        with pytest.warns(UserWarning, match='norm_cfg has eps=0, .*; its norms are trained, with the default eps'):
+            model = BNNResNet(18, base_channels=8, norm_cfg=cfg)
+        assert model.train()(torch.randn(2, 3, 64, 64))[-1].isfinite().all()
+        assert {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-5}
+        frozen = BNNResNet(18, base_channels=8, norm_cfg=cfg, norm_eval=True).train()
+        assert frozen(torch.randn(2, 3, 64, 64))[-1].isfinite().all()
+        assert {m.eps for m in frozen.modules() if isinstance(m, nn.BatchNorm2d)} == {0}
+
     @pytest.mark.parametrize('kwargs', [dict(depth=18, dcn=dict(type='DCN')), dict(depth=18, plugins=[dict(cfg={})]),
                                         dict(depth=50, dcn=dict(type='DCN'), expand=dict(tau=2))])
     def test_only_bottlenecks_have_them(self, kwargs):

@@ -41,7 +41,10 @@ def pyramid(channels: int | list[int], levels: int) -> list[Tensor]:
 
 
 def features(x: Tensor | list[Tensor], given: Callable, predicts: bool = True) -> Probe:
-    return Probe([lambda model: model.train()(given(x))], x if isinstance(x, list) else [x], predicts=predicts)
+    def call(model: nn.Module) -> object:
+        model.train()  # of backbones with frozen stages it returns nothing
+        return model(given(x))
+    return Probe([call], x if isinstance(x, list) else [x], predicts=predicts)
 
 
 def detector(model: nn.Module) -> Probe:

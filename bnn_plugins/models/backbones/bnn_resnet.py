@@ -1,5 +1,6 @@
 """Binary ResNet with a shortcut around each binary convolution."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -143,7 +144,8 @@ class BNNResNet(BinaryBackbone):
         avg_down (bool): shortcuts pool; otherwise their 1x1 convolutions have the stride (IR-Net, RBNN, ReCU).
         in_channels, stem_channels, base_channels, num_stages, strides, dilations, out_indices, deep_stem, frozen_stages,
             norm_cfg, norm_eval, with_cp, init_cfg: as in ``mmdet.ResNet``. ``norm_eval`` defaults to False and
-            ``frozen_stages`` to -1: frozen latents or statistics of a float network do not fit a binary one.
+            ``frozen_stages`` to -1: frozen latents or statistics of a float network do not fit a binary one. Norms that are
+            trained take the default for ``eps=0``, with a warning.
         style (str): which convolution of a bottleneck has the stride: its 3x3 (``'pytorch'``) or its first 1x1 (``'caffe'``).
         dcn, stage_with_dcn: as in ``mmdet.ResNet``: the 3x3 of bottlenecks in these stages are deformable and real.
         plugins (list[dict]): as in ``mmdet.ResNet``: real modules inside of bottlenecks.
@@ -173,6 +175,10 @@ class BNNResNet(BinaryBackbone):
                  frozen_stages: int = -1, norm_cfg: dict | None = None, norm_eval: bool = False, with_cp: bool = False,
                  dcn: dict | None = None, stage_with_dcn: Sequence[bool] = (False,) * 4, plugins: list[dict] | None = None,
                  zero_init_residual: bool = False, init_cfg: dict | list | None = None):
+        if norm_cfg and norm_cfg.get('eps') == 0 and not norm_eval:
+            norm_cfg = {key: value for key, value in norm_cfg.items() if key != 'eps'}
+            warnings.warn(f'{type(self).__name__}: norm_cfg has eps=0, which torch takes for frozen statistics alone '
+                          '(norm_eval=True); its norms are trained, with the default eps', stacklevel=2)
         super().__init__(LayerFactory(method, act, pad_value, norm_cfg, expand), init_cfg)
         if depth not in self.arch_settings:
             raise KeyError(f'BNNResNet has depth {", ".join(map(str, self.arch_settings))}, but got {depth}')

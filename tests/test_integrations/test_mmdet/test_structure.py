@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip('mmdet')
 
+import torch
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 
@@ -51,3 +52,18 @@ def test_masks_of_positive_places():
     assert report.traced == 'a forward pass decided, then names and classes'
     assert {'bbox_head.controller', 'mask_head.mask_feature_head.conv_pred'} <= {
         row.name for row in report.rows if not row.binary}
+
+
+def test_a_backbone_whose_train_returns_nothing():
+    """ResNeSt's, as all of mmdet's that freeze stages. Its split attention has one ReLU behind two layers, which only a
+    forward pass sees before ``conv3``; its features are not those of a ReLU, for a binary neck. Mutations:
+    ``model.train()(x)``; without ``Trace.returned``."""
+    init_default_scope('mmdet')
+    backbone = MODELS.build(dict(type='ResNeSt', depth=50, stem_channels=16, base_channels=8, out_indices=(3,)))
+    report = binarize_(backbone, 'bireal')
+    assert report.traced == 'a forward pass decided, then names and classes'
+    assert 'layer2.0.conv2.relu' in report.replaced
+    assert 'layer2.0.conv3' in {row.name for row in report.binary}
+    backbone.train()
+    (features,) = backbone(torch.randn(2, 3, 64, 64))
+    assert features.min() < 0
