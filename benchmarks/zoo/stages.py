@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bnn_plugins import BinarizationReport, fuse_, pack_, summarize, verify
 from bnn_plugins.layers import BinaryLayer
+from bnn_plugins.layers.multihead import split_names
 
 from .structure import must_be_real
 from .tables import OK, STAGES
@@ -86,8 +87,9 @@ def float_stage(case: Case, state: dict, folder: Path, facts: dict) -> str:
         return 'the loss of the float model is not finite'
     state['real'] = must_be_real(model, losses, case.predicts)
     total(losses).backward()
-    state['without gradient'] = {name for name, parameter in model.named_parameters()
-                                 if parameter.grad is None or not parameter.grad.any()}
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    state['without gradient'] = {new for name in without for new in split_names(name[:name.rfind('.') + 1],
+                                                                                name[name.rfind('.') + 1:])}
     state['real'] |= case.steady(copy.deepcopy(state['float']).eval())
     outputs = outputs_of(case, copy.deepcopy(state['float']))
     finite = any(output.isfinite().all() for output in outputs)

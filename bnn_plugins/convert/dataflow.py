@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from .flow import Flow, LayerFlow, Probe, RawOutputs, Trace, bounds, broadcast, carry, flow_of, learned, merge, tensors
+from .flow import (
+    Flow, LayerFlow, Probe, RawOutputs, Trace, bounds, broadcast, carry, flow_of, has_values, learned, merge, tensors)
 
 LAYERS = (_ConvNd, nn.Linear, nn.RNNBase)
 NON_NEGATIVE = (nn.ReLU, nn.ReLU6)
@@ -210,13 +211,13 @@ class Observer(TorchFunctionMode):
         zero = name in MULTIPLIES and any(isinstance(n, int | float) and n == 0 for n in args)
         if name in ('zeros', 'new_zeros', 'zeros_like'):  # often the beginning of a sum
             for result in results:
-                if result.is_floating_point():
+                if has_values(result):
                     carry(result, Flow(non_negative=ZEROS))
         elif results and given and not (zero or name.startswith(NO_VALUES)):
             self.read_weights(given)
             flow = self.through(name.rstrip('_') if not name.startswith('__') else name, args, kwargs, given)
             for result in results:
-                if result.is_floating_point() and not isinstance(result, nn.Parameter):
+                if has_values(result) and not isinstance(result, nn.Parameter):
                     carry(result, flow)
         return out
 
@@ -230,7 +231,7 @@ class Observer(TorchFunctionMode):
 
     def through(self, name: str, args: tuple, kwargs: dict, given: list[Tensor]) -> Flow:
         """The flow of what the function ``name`` returns."""
-        values = [t for t in given if t.is_floating_point() and (isinstance(t, nn.Parameter) or hasattr(t, 'flow'))]
+        values = [t for t in given if has_values(t) and (isinstance(t, nn.Parameter) or hasattr(t, 'flow'))]
         weights = {id(p) for module in self.stack[-1:] for p in module.parameters(recurse=False)} if name in NORMS else ()
         flows = [flow_of(t) for t in values if id(t) not in weights]
         if name == 'grid_sample' and len(values) > 1:
@@ -265,7 +266,7 @@ class Observer(TorchFunctionMode):
         numbers = [n for n in (*args, *kwargs.values()) if isinstance(n, int | float)]
         if name in MAY_BE_NEGATIVE or (name in MULTIPLIES | ADDS and any(n < 0 for n in numbers)):
             return None
-        known = all(hasattr(t, 'flow') or not t.is_floating_point() for t in given)
+        known = all(hasattr(t, 'flow') or not has_values(t) for t in given)
         return merged if known else None
 
     def combine(self, name: str, values: list[Tensor]) -> tuple[bool, set[str]]:
@@ -277,7 +278,7 @@ class Observer(TorchFunctionMode):
         for a in values:
             for b in values:
                 mine, other = flow_of(a), flow_of(b)
-                if a is b or 'stream' not in other.sources:
+                if a is b or not other.sources & {'stream', 'condition'}:
                     continue
                 for layer, since in mine.layers.items():
                     if layer in other.layers:
@@ -310,7 +311,7 @@ class Observer(TorchFunctionMode):
                 if weighted:
                     self.read_by_function(first.layers)
                 for result in tensors(out, 2):
-                    if result.is_floating_point():
+                    if has_values(result):
                         carry(result, Flow({} if weighted else first.layers, first.sources))
             return out
         return classmethod(apply)

@@ -129,6 +129,11 @@ def tensors(value, depth: int = 6) -> Iterator[Tensor]:
         yield from tensors(vars(value), depth - 1)
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether it holds numbers that may be features, not indices or masks; rotary positions are complex."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def carry(tensor: Tensor, flow: Flow) -> None:
     vars(tensor)['flow'] = flow
 

@@ -18,7 +18,7 @@ from .choices import distance, goes_on_alike, recorded
 from .drift import ROUNDINGS, Drift, drift_of, read_levels, read_packed_levels, tolerance_of
 from .fused import fused_parts, fused_steps
 from .fused.fold import sign_threshold
-from .fused.graph import graph_module, trace_region
+from .fused.graph import Nothing, graph_module, trace_region
 from .fused.region import FusedForward
 from .fused.steps import Step, signs_of
 from .fused.write import Place
@@ -279,22 +279,34 @@ def watched(module: nn.Module, part: FusedForward, row: Callable[[str, str], Lay
         yield
         handle.remove()
         return
-    _, graph = trace_region(module, (BinaryLayer, RestLayer), part.method, plan.traced)
-    recorder = ValueRecorder(graph_module(module, graph), plan.places)
+    recorder = recorder_of(module, part)
     run = getattr(module, part.method)
 
     def call(*args, **kwargs):
-        entry = part.entry(args, kwargs)
+        nonlocal recorder
+        plan, entry = part.plan, part.entry(args, kwargs)
         if entry is None or entry.plan is not plan:
             return run(*args, **kwargs)
         recorder.values.clear()
-        out = recorder.run(*entry.tensors(args, kwargs))
+        try:
+            out = recorder.run(*entry.tensors(args, kwargs))
+        except Nothing as found:
+            part.trace_again(plan, found)
+            recorder = recorder_of(module, part)
+            return call(*args, **kwargs) if part.plan is not plan else run(*args, **kwargs)
         for place in plan.places:
             compare_step(row, part, place, recorder.values)
         return out
 
     with patch.object(module, part.method, call):
         yield
+
+
+def recorder_of(module: nn.Module, part: FusedForward) -> 'ValueRecorder':
+    """Runs ``module`` of the latent model as ``part`` was traced."""
+    plan = part.plan
+    _, graph = trace_region(module, (BinaryLayer, RestLayer), part.method, plan.traced, plan.nothings)
+    return ValueRecorder(graph_module(module, graph), plan.places)
 
 
 class ValueRecorder(fx.Interpreter):

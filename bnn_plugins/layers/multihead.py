@@ -9,6 +9,23 @@ from .attention import BinaryAttention, merge_heads, split_heads
 PROJECTIONS = ('q_proj', 'k_proj', 'v_proj')
 
 
+def split_names(prefix: str, leaf: str) -> list[str]:
+    """How the parameter ``prefix + leaf`` of an ``nn.MultiheadAttention`` is called in its place: a name for each part."""
+    if leaf in ('in_proj_weight', 'in_proj_bias'):
+        return [f'{prefix}{projection}.{leaf.removeprefix("in_proj_")}' for projection in PROJECTIONS]
+    projection = leaf.removesuffix('_weight')  # of queries, keys and values of different widths
+    return [f'{prefix}{projection}.weight' if projection in PROJECTIONS and leaf != projection else f'{prefix}{leaf}']
+
+
+def split_tensors_(state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Split the tensors of an ``nn.MultiheadAttention`` whose names begin with ``prefix``, in place."""
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        names = split_names(prefix, key.removeprefix(prefix))
+        if names != [key]:
+            parts = state_dict.pop(key).chunk(len(names))
+            state_dict.update(zip(names, (part.clone() for part in parts), strict=True))
+
+
 class SplitMultiheadAttention(nn.Module):
     """What ``nn.MultiheadAttention`` computes, with four linear layers ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj``.
 
@@ -104,14 +121,7 @@ class SplitMultiheadAttention(nn.Module):
         return total
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        whole = {name: state_dict.pop(f'{prefix}in_proj_{name}') for name in ('weight', 'bias')
-                 if f'{prefix}in_proj_{name}' in state_dict}
-        for name, tensor in whole.items():
-            state_dict.update({f'{prefix}{projection}.{name}': part.clone()
-                               for projection, part in zip(PROJECTIONS, tensor.chunk(3), strict=True)})
-        for projection in PROJECTIONS:  # of queries, keys and values of different widths
-            if f'{prefix}{projection}_weight' in state_dict:
-                state_dict[f'{prefix}{projection}.weight'] = state_dict.pop(f'{prefix}{projection}_weight')
+        split_tensors_(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

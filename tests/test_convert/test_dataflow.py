@@ -300,3 +300,27 @@ def test_memory_is_not_searched_for_tensors():
         patch.setattr(torch.UntypedStorage, '__iter__', lambda _: pytest.fail('a storage was read'), raising=False)
         patch.setattr(torch.UntypedStorage, '__getitem__', lambda *_: pytest.fail('a storage was read'))
         assert list(tensors([*long, {'x': (x, range(10**9))}])) == [x]
+
+
+class Rotated(nn.Module):
+    """Gates behind complex positions, and gates of a text: neither reads the latents as they are."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ('key', 'value', 'beta', 'text', 'text_gate', 'read', 'rest', 'out'):
+            setattr(self, name, nn.Linear(8, 8))
+
+    def forward(self, x, text):
+        angles = torch.polar(torch.ones(5, 4), torch.arange(20.0).view(5, 4))
+        key = torch.view_as_real(torch.view_as_complex(F.relu(self.key(x)).unflatten(-1, (4, 2))) * angles).flatten(-2)
+        x = x + self.read((key * self.beta(x).sigmoid()) @ self.value(x).mT @ x) + self.rest(key)
+        text = self.text(text) * self.text_gate(text).sigmoid()
+        return self.out(torch.cat([x, text], 1))
+
+
+def test_gates_of_complex_numbers_and_of_conditions():
+    """As in SanaWM's linear attention and Krea2's text blocks. Mutations: complex tensors carry nothing; only what comes
+    from the latents can have a gate."""
+    rows = {row.name: row for row in binarize_(Rotated(), 'bireal', (torch.randn(2, 5, 8), torch.randn(2, 3, 8))).rows}
+    assert {name for name, row in rows.items() if row.binary} == {'key', 'value', 'text', 'read', 'rest'}
+    assert rows['beta'].reason == rows['text_gate'].reason == 'its output is a gate of other features (data flow)'

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnn_kernels
-from bnn_plugins import fuse_, pack_, unfuse_
+from bnn_plugins import fuse_, pack_, unfuse_, verify
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear, RPReLU
 
 from .fuse_nets import Sequence, exact_image, make_exact_, near, run, small
@@ -295,3 +295,44 @@ def test_linear_layers_without_rows():
         fuse_(model)
         assert torch.equal(model(x), expected)
         assert expected.shape == (0, 7)
+
+
+class Optional(nn.Module):
+    """What its caller gets beside ``x`` may be None; fx cannot look into it."""
+
+    def forward(self, x, extra=None):
+        if x.sum() > 1e9:
+            x = -x
+        return x, None, extra
+
+
+class Asking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.opaque = Optional()
+        self.opaque.conv = nn.Conv2d(1, 1, 1)  # or it would be looked into
+        self.block = small(nn.Hardtanh(), None)
+
+    def forward(self, x, extra=None):
+        x, nothing, extra = self.opaque(x, extra)
+        if nothing is not None:
+            x = torch.cat([x, nothing], 1)
+        if extra is not None:
+            x = x + extra
+        return self.block(x)
+
+
+def test_a_module_that_was_not_traced_returns_none(recwarn):
+    """As AnyFlow's embedder of conditions. Mutation: the item that is None goes on as a value."""
+    latent, x = randomise_(Asking()).eval(), torch.randn(2, 12, 6, 7)
+    model = pack_(copy.deepcopy(latent))
+    expected = [run(model, x), run(lambda x: model(x, x), x)]
+    report = fuse_(model)
+    assert verify(latent, model, x).ok
+    for _ in range(2):
+        assert near(run(model, x), expected[0])
+        assert near(run(lambda x: model(x, x), x), expected[1])
+    assert report.parts.keys() == {''}
+    assert len(model.forward.plans) == 2
+    assert verify(latent, copy.deepcopy(model), x, x).ok
+    assert not recwarn.list, 'nothing runs unfused'

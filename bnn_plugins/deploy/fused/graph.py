@@ -27,7 +27,7 @@ TRACING = threading.RLock()
 LEAVES = (RPReLU, Tile)
 SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 VIEWS = {'view', 'reshape', 'flatten', 'unflatten', 'permute', 'transpose', 'chunk', 'split', 'narrow', 'squeeze', 'unsqueeze',
-         'expand', 'expand_as', 'contiguous', 'detach', 'unbind', 'select', 't', 'to', 'float', 'getitem'}
+         'expand', 'expand_as', 'contiguous', 'detach', 'unbind', 'select', 't', 'to', 'float', 'getitem', 'item_of'}
 # Modules and functions whose result has the channels of their input.
 KEEPERS = (*SKIPPED, RPReLU, Tile, nn.PReLU, nn.ReLU, nn.Hardtanh, nn.LeakyReLU, nn.SiLU, nn.MaxPool2d, nn.AvgPool2d,
            nn.AdaptiveAvgPool2d)
@@ -42,6 +42,21 @@ class Untraceable(Exception):
     def __init__(self, where: str, why: str):
         super().__init__(why)
         self.where, self.why = where, why
+
+
+class Nothing(Exception):
+    """Raised by a program: the module ``name`` has returned None at ``index``, which the trace took for a value."""
+
+    def __init__(self, name: str, index: int):
+        super().__init__(f'{name}[{index}] is None')
+        self.place = name, index
+
+
+def item_of(values, index: int, name: str):
+    """``values[index]`` of what the module ``name``, which was not traced, has returned."""
+    if values[index] is None:
+        raise Nothing(name, index)
+    return values[index]
 
 
 class Value(fx.Proxy):
@@ -129,12 +144,14 @@ class Tracer(fx.Tracer):
         given: the arguments, but for those that are left at their defaults.
         opaque: names of modules that are called as they are.
         method: name of the traced method.
+        nothings: ``(name, index)`` where what modules return is None, on which the code around them may depend.
     """
 
     def __init__(self, layers: type | tuple[type, ...], given: dict[str, Argument], opaque: set[str] = frozenset(),
-                 method: str = 'forward'):
+                 method: str = 'forward', nothings: frozenset[tuple[str, int]] = frozenset()):
         super().__init__()
         self.layers, self.given, self.opaque, self.traced_func_name = layers, given, opaque, method
+        self.nothings = nothings
         self.inlined: list[nn.Module] = []
         self.kind_matters: set[str] = set()
         self.rank_matters: set[str] = set()
@@ -201,7 +218,13 @@ class Tracer(fx.Tracer):
         return super().to_bool(obj)
 
     def create_proxy(self, kind: str, target, args: tuple, kwargs: dict, *other, **more):
-        """Numbers of channels are no secret: code that asks for ``x.shape[1]`` gets the number."""
+        """Numbers of channels are no secret: code that asks for ``x.shape[1]`` gets the number. So is None that a module
+        returns, once it is known."""
+        if target is operator.getitem and args[0].node.op == 'call_module' and isinstance(args[1], int):
+            name = args[0].node.target
+            if (name, args[1]) in self.nothings:
+                return None
+            target, args = item_of, (*args, name)
         asked = None
         if kind == 'call_method' and target == 'dim' and isinstance(args[0], Input) and (rank := args[0].rank()) is not None:
             return rank
@@ -268,8 +291,8 @@ def input_channels(module: nn.Module) -> int | list[int] | None:
     return vars(module).get('in_channels')
 
 
-def trace_region(module: nn.Module, layers: type | tuple[type, ...], method: str,
-                 given: dict[str, Argument]) -> tuple[Tracer, fx.Graph]:
+def trace_region(module: nn.Module, layers: type | tuple[type, ...], method: str, given: dict[str, Argument],
+                 nothings: frozenset[tuple[str, int]] = frozenset()) -> tuple[Tracer, fx.Graph]:
     """Trace ``method`` of ``module`` for such arguments; modules inside that cannot be traced become calls.
 
     Raises:
@@ -277,7 +300,7 @@ def trace_region(module: nn.Module, layers: type | tuple[type, ...], method: str
     """
     opaque: set[str] = set()
     while True:
-        tracer = Tracer(layers, given, opaque, method)
+        tracer = Tracer(layers, given, opaque, method, nothings)
         try:
             return tracer, tracer.trace(module)
         except Untraceable as error:

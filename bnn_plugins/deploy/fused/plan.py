@@ -26,6 +26,7 @@ class Plan:
     Args:
         module, name, method: what is traced, and how it is called in its model.
         given: what is known of each argument that is not left at its default.
+        nothings: where what its modules return is None, see :class:`Tracer`.
 
     Attributes:
         arguments: those of ``given``, with what the trace has asked about them: another call may differ in all else.
@@ -41,12 +42,13 @@ class Plan:
         Untraceable: when torch.fx cannot follow the method.
     """
 
-    def __init__(self, module: nn.Module, name: str, method: str, given: dict[str, Argument], options: Options):
-        self.module, self.name, self.options, self.traced = module, name, options, given
+    def __init__(self, module: nn.Module, name: str, method: str, given: dict[str, Argument], options: Options,
+                 nothings: frozenset[tuple[str, int]] = frozenset()):
+        self.module, self.name, self.options, self.traced, self.nothings = module, name, options, given, nothings
         if isinstance(module, PackedLayer):
             graph, inlined, opaque, self.arguments = layer_graph(), [], (), {'input': Argument('any')}
         else:
-            tracer, graph = trace_region(module, (PackedLayer, RestLayer), method, given)
+            tracer, graph = trace_region(module, (PackedLayer, RestLayer), method, given, nothings)
             inlined, opaque, self.arguments = tracer.inlined, tracer.opaque, tracer.asked()
         self.opaque, self.called = sorted(opaque), inlined
         inputs = [node for node in graph.nodes if node.op == 'placeholder']

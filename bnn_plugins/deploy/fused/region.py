@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import CodeType
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..packed import PackedLayer
 from . import events
-from .graph import Argument, Untraceable, arguments_of, input_channels
+from .graph import Argument, Nothing, Untraceable, arguments_of, input_channels
 from .plan import Options, Plan
 
 MOST_PLANS = 8  # for kinds of calls
@@ -84,11 +85,13 @@ class FusedForward:
                 plan, tensors = entry.plan, entry.tensors(args, kwargs)
                 if not plan.fits(tensors):
                     self.say_once('channels', 'is called with other channels than it says')
-                elif not torch.is_grad_enabled():
-                    return plan.program(*tensors)
-                elif not plan.wants_gradients(tensors):
-                    with torch.no_grad():
-                        return plan.program(*tensors)
+                elif not (torch.is_grad_enabled() and plan.wants_gradients(tensors)):
+                    try:
+                        with nullcontext() if not torch.is_grad_enabled() else torch.no_grad():
+                            return plan.program(*tensors)
+                    except Nothing as found:
+                        self.trace_again(plan, found)
+                        return self(*args, **kwargs)
                 else:
                     self.say_once('gradients', 'is called where gradients are wanted, which a fused program has not')
         return self.original(*args, **kwargs)
@@ -148,9 +151,21 @@ class FusedForward:
                 last = last or error
         raise last or Untraceable('', 'it has no argument that must be given')
 
-    def add(self, given: dict[str, Argument]) -> Plan:
+    def trace_again(self, plan: Plan, found: Nothing) -> None:
+        """Put another plan in the place of ``plan``: one that knows that a module returns None."""
+        try:
+            new = self.add(plan.traced, plan.nothings | {found.place})
+        except Untraceable as error:
+            plan.usable = False
+            self.say_once(found.place, f'gets None from {found.place[0]}, and cannot be traced so ({error.why})')
+            return
+        self.plans.remove(plan)
+        self.plan = new if self.plan is plan else self.plan
+        self.entries.clear()
+
+    def add(self, given: dict[str, Argument], nothings: frozenset[tuple[str, int]] = frozenset()) -> Plan:
         with torch.no_grad():
-            plan = Plan(self.module, self.name, self.method, given, self.options)
+            plan = Plan(self.module, self.name, self.method, given, self.options, nothings)
         self.plans.append(plan)
         events.watch(self, self.module.modules(), plan.folded)
         return plan

@@ -23,7 +23,8 @@ from ...convert.rules import BINARY_FORMS
 from ...deploy import PACKED, pack_
 from ...deploy.file import FORMAT, SCHEMA_VERSION, check_versions, checksum, damaged, parsed, prepare_
 from ...deploy.plain_data import from_json
-from ...layers import BinaryLayer, build_act
+from ...layers import BinaryAttention, BinaryLayer, build_act
+from ...layers.multihead import PROJECTIONS, SplitMultiheadAttention, split_names, split_tensors_
 
 logger = logging.get_logger(__name__)
 
@@ -48,6 +49,7 @@ class BNNQuantizer(DiffusersQuantizer):
         self.packed, self.report, self.layers = False, None, []
         # Of packed weights: the first file, the names of the tensors, the signatures of the layers where the file has them.
         self.path, self.stored_keys, self.signatures = '', set(), None
+        self.loaded_keys, self.split = [], []  # of the checkpoint, and names of what was an nn.MultiheadAttention there
 
     @property
     def is_trainable(self) -> bool:
@@ -70,7 +72,21 @@ class BNNQuantizer(DiffusersQuantizer):
         elif str(checkpoint_files[0]).endswith('.safetensors'):
             with safe_open(str(checkpoint_files[0]), framework='pt') as file:
                 self.layers = latent_layers(file.metadata() or {}, checkpoint_files[0])
+        self.loaded_keys = loaded_keys
         return loaded_keys
+
+    def maybe_update_state_dict(self, state_dict: dict) -> dict:
+        for prefix in self.split:
+            split_tensors_(state_dict, prefix)
+        return state_dict
+
+    def split_keys_(self, model: nn.Module) -> None:
+        """Name the parameters of each ``nn.MultiheadAttention`` in a float checkpoint as the layers in its place, in the list
+        that diffusers was given: it asks for the names before it has the model."""
+        self.split = [f'{name}.' for name, module in model.named_modules() if isinstance(module, SplitMultiheadAttention)]
+        for prefix in self.split:
+            self.loaded_keys[:] = [new for key in self.loaded_keys for new in (
+                split_names(prefix, key.removeprefix(prefix)) if key.startswith(prefix) else [key])]
 
     def preprocess_model(self, model: nn.Module, **kwargs):
         # Not the base class's: it would call every binary model quantized, and those refuse a change of dtype.
@@ -81,6 +97,7 @@ class BNNQuantizer(DiffusersQuantizer):
         if not any(isinstance(module, BinaryLayer) for module in model.modules()):  # our own models have them already
             self.report = convert_(model, self.exact_config(model))
             note_config(model, self.quantization_config)
+            self.split_keys_(model)
             logger.info('%s: %s', type(model).__name__, self.report.summary())
         if self.packed:
             pack_(model) if self.signatures is None else prepare_(model, self.signatures, self.path)
@@ -89,16 +106,20 @@ class BNNQuantizer(DiffusersQuantizer):
 
     def exact_config(self, model: nn.Module) -> BNNConfig:
         """With the layers that are binary in the checkpoint, whatever the rules of this version would say."""
-        known = dict(model.named_modules())
-        if not self.layers or not all(isinstance(known.get(name), tuple(BINARY_FORMS)) for name in self.layers):
+        known = {name for name, module in model.named_modules() if isinstance(module, tuple(BINARY_FORMS))}
+        known |= {f'{name}.{projection}' for name, module in model.named_modules() for projection in PROJECTIONS
+                  if isinstance(module, nn.MultiheadAttention)}
+        if not self.layers or not known.issuperset(self.layers):
             return self.quantization_config
         rules = {**dict.fromkeys(self.layers, 'binary'), '*': 'float'}
         return replace(self.quantization_config, rules=rules, roles=None, modules_to_not_convert=None)
 
     def new_modules(self, model: nn.Module) -> dict[str, nn.Module]:
-        """The modules that a float checkpoint does not know by name: binary layers, and what stands in for ReLUs."""
+        """The modules that a float checkpoint does not know by name: binary layers, binary attention, and what stands in for
+        ReLUs."""
         replaced = self.report.replaced if self.report else ()
-        return {name: module for name, module in model.named_modules() if isinstance(module, BinaryLayer) or name in replaced}
+        return {name: module for name, module in model.named_modules() if isinstance(module, BinaryLayer | BinaryAttention)
+                or (name in replaced and not isinstance(module, SplitMultiheadAttention))}
 
     def materialise_(self, model: nn.Module) -> None:
         """Give what a float checkpoint does not have (thresholds, scales, slopes) its initial values, in place; the
@@ -109,6 +130,8 @@ class BNNQuantizer(DiffusersQuantizer):
                 continue
             if isinstance(module, BinaryLayer):
                 fill_(module, to_binary(module, cfg, 'cpu')[0].state_dict(), skip=('weight', 'bias'))
+            elif isinstance(module, BinaryAttention):
+                fill_(module, BinaryAttention(module.channels, module.heads, cfg.method, cfg.attention).to(dtype).state_dict())
             else:
                 fill_(module, build_act(cfg.replacement_act, 1).to(dtype).state_dict())
 

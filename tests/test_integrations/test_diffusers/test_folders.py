@@ -83,3 +83,36 @@ def test_a_folder_has_the_layers_that_were_saved(packed, tmp_path, monkeypatch):
     again = tmp_path / 'again'
     loaded.save_pretrained(again)
     assert torch.equal(diffusers.UNet2DModel.from_pretrained(again).eval()(X, 3).sample, expected)
+
+
+class Attending(diffusers.ModelMixin, diffusers.ConfigMixin):
+    """An ``nn.MultiheadAttention``, as ControlNetUnionModel has it, whose parameters have other names when it is binary."""
+
+    @diffusers.configuration_utils.register_to_config
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.attention, self.out = nn.MultiheadAttention(width, 2), nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.out(x + self.attention(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize('attention', [None, 'bool', 'elastic'])
+@pytest.mark.parametrize('rules', [{}, {'*.k_proj': 'float'}], ids=['all', 'a projection is real'])
+def test_attention_of_torch(rules, attention, tmp_path):
+    """Mutations: names of the float checkpoint are kept; what stands for the attention is taken for one for a ReLU; its
+    projections are none of the layers that a folder may name."""
+    torch.manual_seed(0)
+    model, x = Attending().eval(), torch.randn(5, 2, 8)
+    cfg = BNNConfig(method='bireal', rules=rules, attention=attention)
+    model.save_pretrained(tmp_path / 'float')
+    loaded = Attending.from_pretrained(tmp_path / 'float', quantization_config=cfg).eval()
+    binarize_(model, cfg)
+    assert torch.equal(loaded(x), model(x))
+    assert not any(parameter.is_meta for parameter in loaded.parameters())
+    for kind in ('latent', 'packed'):
+        model = pack_(model) if kind == 'packed' else model
+        model.save_pretrained(tmp_path / kind)
+        again = Attending.from_pretrained(tmp_path / kind).eval()
+        assert torch.equal(again(x), model(x))
+        assert torch.equal(again(x), loaded(x))
