@@ -19,7 +19,20 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from .flow import (
-    Flow, LayerFlow, Probe, RawOutputs, Trace, bounds, broadcast, carry, flow_of, has_values, learned, merge, tensors)
+    Flow,
+    LayerFlow,
+    Probe,
+    RawOutputs,
+    Trace,
+    bounds,
+    broadcast,
+    carry,
+    flow_of,
+    has_values,
+    learned,
+    merge,
+    tensors,
+)
 
 LAYERS = (_ConvNd, nn.Linear, nn.RNNBase)
 NON_NEGATIVE = (nn.ReLU, nn.ReLU6)
