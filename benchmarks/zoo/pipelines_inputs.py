@@ -28,10 +28,6 @@ class Pipeline:
     def inputs(self) -> dict:
         return {'generator': torch.Generator().manual_seed(0), **self.taken, **self.call()}
 
-    def plain(self, components: dict) -> dict:
-        """The components of a pipeline and the other arguments that it is made with."""
-        return {**{name: value for name, value in self.components().items() if not isinstance(value, nn.Module)}, **components}
-
 
 def real(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

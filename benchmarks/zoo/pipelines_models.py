@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import accelerate
 import diffusers
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from bnn_plugins.layers import BinaryLayer
 
 from .fresh import Fresh
 from .pipelines_inputs import PIPELINES, Pipeline
+from .pipelines_offload import copied, try_all, ways
 from .stages import compared, same_random
 from .tables import OK, PIPELINE_STAGES
 
@@ -29,7 +29,7 @@ WAYS = ('whole',)
 small_networks = nullcontext
 METHOD = 'bireal'
 DENOISERS = ('transformer', 'unet', 'prior', 'decoder')
-CPU = torch.device('cpu')
+FACTS = ('config', 'layers', 'binary', 'replaced', 'traced', 'fusion', 'refused')
 
 
 def names() -> list[str]:
@@ -100,8 +100,11 @@ def finite(case: Case) -> tuple[list[Tensor], str]:
 
 
 def float_stage(case: Case, folder: Path, state: dict, facts: dict) -> str:
-    case.build()
-    return finite(case)[1]
+    state['float'] = copied(case.build())
+    said = finite(case)[1]
+    if said == OK:
+        state['float'].save_pretrained(folder / 'float')
+    return said
 
 
 def build_stage(case: Case, folder: Path, state: dict, facts: dict) -> str:
@@ -135,47 +138,38 @@ def saved_stage(case: Case, folder: Path, state: dict, facts: dict) -> str:
 
 
 def offloaded_stage(case: Case, folder: Path, state: dict, facts: dict) -> str:
-    """Every way of diffusers and accelerate to keep the packed denoiser elsewhere; the CPU is the device that computes.
+    """Every way to keep the parts elsewhere computes the same as without; one that fails with the float pipeline, too, is the
+    host's, and named in ``facts``."""
+    args, kwargs = first_call(case)
 
-    Without ``enable_sequential_cpu_offload``, which is ``cpu_offload`` on a device with a number: on 'cpu:0' accelerate
-    fails with float pipelines, too.
-    """
-    ways = {
-        'enable_model_cpu_offload': lambda pipe, model: pipe.enable_model_cpu_offload(device='cpu'),
-        'leaves': lambda pipe, model: model.enable_group_offload(CPU, CPU, 'leaf_level'),
-        'leaves on disk': lambda pipe, model: model.enable_group_offload(CPU, CPU, 'leaf_level',
-                                                                         offload_to_disk_path=str(folder / 'leaves')),
-        'blocks': lambda pipe, model: model.enable_group_offload(CPU, CPU, 'block_level', num_blocks_per_group=1),
-        'cpu_offload': lambda pipe, model: accelerate.cpu_offload(model, CPU),
-        'disk_offload': lambda pipe, model: accelerate.disk_offload(model, str(folder / 'disk'), CPU),
-    }
-    if not case.pipe.model_cpu_offload_seq:  # diffusers has no order of the parts then, and refuses
-        del ways['enable_model_cpu_offload']
-    components = dict(case.pipe.components)
-    for way, start in ways.items():
-        model = copy.deepcopy(getattr(case.pipe, case.denoiser))
-        pipe = case.cls(**{**case.given.plain(components), case.denoiser: model})
-        pipe.set_progress_bar_config(disable=True)
-        try:
-            start(pipe, model)
-            said = compared(state['expected'], made(pipe, case.given))
-        except Exception as error:
-            said = f'{type(error).__name__}: {" ".join(str(error).split())}'
-        if said != OK:
-            return f'{way}: {said}'
-        pipe.remove_all_hooks()
-    return OK
+    def alone(model: nn.Module) -> list[Tensor]:
+        same_random()
+        with torch.no_grad():
+            return [x for x in tensors(model(*copy.deepcopy(args), **copy.deepcopy(kwargs))) if x.is_floating_point()]
+
+    pipes = {'packed': case.pipe, 'float': state['float']}
+    expected = {kind: [made(pipe, case.given), alone(getattr(pipe, case.denoiser))] for kind, pipe in pipes.items()}
+    found = ways(pipes, case.denoiser, folder, lambda pipe: made(pipe, case.given), alone)
+    said, host = try_all(found, folder / 'offloaded', expected)
+    facts['refused'] = '; '.join(host)
+    return said
+
+
+def first_call(case: Case) -> tuple[tuple, dict]:
+    """What the pipeline calls its denoiser with first."""
+    calls = []
+    handle = getattr(case.pipe, case.denoiser).register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    made(case.pipe, case.given)
+    handle.remove()
+    return calls[0]
 
 
 def fused_stage(case: Case, folder: Path, state: dict, facts: dict) -> str:
     """The fused denoiser against the latent one, on what the pipeline calls it with first."""
-    model, calls = getattr(case.pipe, case.denoiser), []
-    handle = model.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
-    made(case.pipe, case.given)
-    handle.remove()
-    fused = copy.deepcopy(model)
+    args, kwargs = first_call(case)
+    fused = copy.deepcopy(getattr(case.pipe, case.denoiser))
     facts['fusion'] = fuse_(fused).summary()
-    args, kwargs = calls[0]
     report = verify(state['latent'], fused, *args, **kwargs)
     return OK if report.ok else report.summary()
 

@@ -74,7 +74,7 @@ def run_case(name: str, model: str, way: str, seconds: float, gigabytes: float) 
     except EOFError:
         pass
     process.join()
-    row = {'name': model, 'way': way, **{fact: found.get(fact, '') for fact in FACTS}}
+    row = {'name': model, 'way': way, **{fact: found.get(fact, '') for fact in getattr(host(name), 'FACTS', FACTS)}}
     row |= {stage: found.get(stage, SKIPPED) for stage in stages}
     if 'way' in found:
         row['float'] = f'no such way: {found["way"]}'
