@@ -212,8 +212,9 @@ def build(cfg: Config) -> nn.Module:
 def initialised(model: nn.Module) -> nn.Module:
     model.init_weights()
     for module in model.modules():
-        if isinstance(module, EmbeddingRPNHead):  # boxes of whole images, as they begin, are none of the lowest level
-            nn.init.uniform_(module.init_proposal_bboxes.weight[:, 2:], 0.1, 1)
+        if isinstance(module, EmbeddingRPNHead):  # boxes of all levels; as they begin, they are those of whole images
+            sizes = module.init_proposal_bboxes.weight.data[:, 2:]
+            sizes.copy_(0.1 * 40**torch.rand_like(sizes))
     return model
 
 

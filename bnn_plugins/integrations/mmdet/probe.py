@@ -49,7 +49,9 @@ def features(x: Tensor | list[Tensor], given: Callable, predicts: bool = True) -
 
 def detector(model: nn.Module) -> Probe:
     """Its losses, then its raw outputs."""
-    kinds = [(SIZE, 1, True), (SIZE, 8, True), (SIZE, 1, False), ((320, 320), 1, True)]
+    head = getattr(model, 'bbox_head', None)
+    lines = [((head.img_h, head.img_w), 1, False)] if hasattr(head, 'n_offsets') else []
+    kinds = [*lines, (SIZE, 1, True), (SIZE, 8, True), (SIZE, 1, False), ((320, 320), 1, True)]
     inputs = [samples(model, *kind) for kind in kinds]
     calls = [lambda model: first_that_runs(model, inputs, 'loss'),
              lambda model: RawOutputs(first_that_runs(model, inputs, 'tensor'))]
@@ -107,6 +109,9 @@ def samples(model: nn.Module, size: tuple[int, int], stride: int, masks: bool = 
 
     data = demo_mm_inputs(2, image_shapes=(3, *size), num_items=[2, 2], num_classes=2, with_mask=masks, with_semantic=True,
                           sem_seg_output_strides=stride, use_box_type=False)
+    points = getattr(getattr(model, 'bbox_head', None), 'n_offsets', 0)
+    # No background, a line; it begins at the bottom, in the middle, at half a right angle, and is that long: columns.
+    line = torch.cat([torch.tensor([0, 1, 0, size[1] / 2, 0.25, points]), torch.linspace(size[1] / 2, size[1], points)])[None]
     for k, sample in enumerate(data['data_samples']):
         sample.gt_instances.labels.zero_()
         sample.gt_instances.bboxes = torch.tensor([[8., 8, 70, 90], [40, 30, 150, 120]]) + k
@@ -115,6 +120,8 @@ def samples(model: nn.Module, size: tuple[int, int], stride: int, masks: bool = 
         sample.proposals = InstanceData(bboxes=sample.gt_instances.bboxes + 2, scores=torch.ones(2),
                                         labels=torch.zeros(2, dtype=torch.long))
         sample.gt_sem_seg.sem_seg.zero_()
+        if points:
+            sample.lines_array = line
     # Some labels are only made in training.
     data = model.data_preprocessor(data, hasattr(model.data_preprocessor, 'pairwise_size'))
     images = data['inputs']

@@ -8,7 +8,7 @@ import torch
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 
-from benchmarks.zoo.mmdet_models import case, small_networks, without_checkpoints
+from benchmarks.zoo.mmdet_models import CONFIGS, case, small_networks, without_checkpoints
 from benchmarks.zoo.structure import must_be_real
 from bnn_plugins import binarize_
 
@@ -41,6 +41,44 @@ def test_what_only_the_loss_reads_stays_real(family):
     binary = {row.name for row in report.binary}
     assert real & binary == set()
     assert FEATURES.get(family, set()) <= binary
+
+
+# What bug reports name beside those above: predictions, positions and gates, in the words of each head.
+NAMES = {
+    'vfnet': {f'bbox_head.vfnet_{kind}' for kind in ('cls', 'reg', 'reg_refine')},
+    'yolof': {'bbox_head.object_pred', 'bbox_head.cls_score'},
+    'cornernet': {f'bbox_head.{corner}_{kind}.1.1.conv' for corner in ('tl', 'br') for kind in ('heat', 'off', 'emb')},
+    'centripetalnet': {f'bbox_head.{corner}_dcn_offset.1.conv' for corner in ('tl', 'br')},
+    'maskformer': {'panoptic_head.mask_embed.4', 'panoptic_head.cls_embed'},
+    'solo': {'mask_head.conv_cls'},
+    'rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py': {f'bbox_head.rtm_{kind}.0' for kind in ('kernel', 'cls', 'reg')},
+    'point_rend': {'roi_head.mask_head.fc_logits', 'roi_head.point_head.fc_logits'},
+    'sabl': {'bbox_head.retina_bbox_reg', 'bbox_head.retina_bbox_cls', 'bbox_head.retina_cls'},
+    'guided_anchoring': {'bbox_head.conv_loc', 'bbox_head.conv_shape', 'bbox_head.feature_adaption.conv_offset'},
+    'yolact': {'mask_head.segm_branch.segm_conv', 'mask_head.protonet.10', 'bbox_head.conv_coeff'},
+    'ddq': {'bbox_head.aux_cls_branches.0', 'bbox_head.aux_reg_branches.0.4', 'decoder.ref_point_head.layers.1'},
+    'ddod': {'bbox_head.cls_convs.0.conv.conv_offset', 'bbox_head.atss_iou'},
+    'clrnet': {'bbox_head.reg_layers', 'bbox_head.cls_layers', 'bbox_head.seg_decoder.conv'},
+    'conditional_detr': {'decoder.ref_point_head.layers.1', 'bbox_head.fc_reg'},
+    'dcnv2': {'backbone.layer2.0.conv2.conv_offset'},
+    'empirical_attention/faster-rcnn_r50-attn1111_fpn_1x_coco.py': {
+        f'backbone.layer3.0.gen_attention_block.appr_geom_fc_{side}' for side in 'xy'},
+    'gcnet/mask-rcnn_r50-gcb-r4-c3-c5_fpn_1x_coco.py': {
+        f'backbone.layer2.0.context_block.{name}' for name in ('channel_add_conv.0', 'channel_add_conv.3', 'conv_mask')},
+}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_names_of_predictions_positions_and_gates(name, monkeypatch):
+    """Mutation: a rule set without names, and without the data flow."""
+    family, _, config = name.partition('/')
+    if config:
+        monkeypatch.setitem(CONFIGS, family, config)
+    with small_networks():
+        report = binarize_(case(family, 'whole', {}).float_model(), 'bireal')
+    real = {row.name: row.reason for row in report.rows if not row.binary}
+    assert NAMES[name] <= real.keys()
+    assert len(report.binary) > len(real) / 2, 'and not because nothing became binary'
 
 
 def test_masks_of_positive_places():
