@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnn_kernels.training import NORM_TERMS
+
 from ..binarize import ActivationBinarizer, LayerSpec, build_method, quantize_gradient
 from ..binarize.activations import per_channel
 from . import training
@@ -81,6 +83,18 @@ class BinaryLayer(nn.Module):
         """The product of the input's levels with those of the weight."""
         acc = training.sums(self, x, weight_levels)
         return self._multiply(self._levels(x), weight_levels) if acc is None else acc
+
+    def _product(self, x: Tensor, weight: Tensor, alone: bool = True) -> tuple[Tensor, Tensor | None]:
+        """The product of the input's levels with those of the latent weight, and the scale that it is still multiplied by.
+
+        ``alone``: the scale is all that follows, so that training operators may multiply by it.
+        """
+        alone = alone and self.gain is None and self.folded_scale is None and self.g_bits == 32 and self.fan_in <= NORM_TERMS
+        acc = training.scaled_sums(self, x, weight) if alone else None
+        if acc is not None:
+            return acc, None
+        levels, scale = self.weight_binarizer(weight)
+        return self._multiply(self._levels(x), levels) if alone else self._accumulate(x, levels), scale
 
     def _multiply(self, levels: Tensor, weight_levels: Tensor) -> Tensor:
         """By torch's operators."""

@@ -95,8 +95,8 @@ class BinaryConv(BinaryLayer):
         check_dims(self, input)
         if self.pre_norm is not None:
             input = self.pre_norm(input)
-        weight_levels, scale = self.weight_binarizer(weight)
-        return self._epilogue(input, self._accumulate(input, weight_levels), scale, bias, factor)
+        acc, scale = self._product(input, weight, alone=factor is None)
+        return self._epilogue(input, acc, scale, bias, factor)
 
     _multiply = convolve_levels
 

@@ -44,8 +44,8 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         self.to(device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        weight_levels, scale = self.weight_binarizer(self.weight)
-        return self._epilogue(input, self._accumulate(input, weight_levels), scale, self.bias)
+        acc, scale = self._product(input, self.weight)
+        return self._epilogue(input, acc, scale, self.bias)
 
     _multiply = multiply_levels
 

@@ -196,12 +196,24 @@ def in_format_of(x: Tensor, y: Tensor) -> Tensor:
 def sums(layer, x: Tensor, weight_levels: Tensor) -> Tensor | None:
     """The sums of a layer in training, float32; ``None`` where it takes torch's operators."""
     how = accumulation(layer, x)
+    return None if how is None else product_of(layer, x, how, weight_levels, None)
+
+
+def scaled_sums(layer, x: Tensor, weight: Tensor) -> Tensor | None:
+    """The same of a latent weight, times its scale, for a layer that does nothing else with its sums."""
+    how = accumulation(layer, x)
     if how is None:
         return None
+    weight, scale, latent = weight_of(layer, weight)
+    return product_of(layer, x, how._replace(product=how.product._replace(latent=latent)), weight, scale)
+
+
+def product_of(layer, x: Tensor, how: Accumulation, weight: Tensor, scale: Tensor | None) -> Tensor:
+    scale = None if scale is None else scale.expand(len(weight))
     with torch.autocast('cpu', enabled=False):
         if layer.channel_dim == -1:
-            return training.sign_linear(how.x, weight_levels, how.product, how.shift)
-        return in_format_of(x, training.sign_conv2d(how.x, weight_levels, how.product, how.shift))
+            return training.sign_linear(how.x, weight, how.product, how.shift, scale)
+        return in_format_of(x, training.sign_conv2d(how.x, weight, how.product, how.shift, scale))
 
 
 class Act(NamedTuple):
@@ -278,9 +290,8 @@ def _unit2d(conv, norm: nn.Module, act: nn.Module | None, x: Tensor, shortcut: T
         return None
     fused = act_of(act, norm.num_features)
     name, gamma, slope, zeta = fused or Act('identity')
-    weight, scale, latent = weight_of(conv)
-    if scale is not None and len(scale) != len(weight):
-        scale = scale.expand(len(weight))
+    weight, scale, latent = weight_of(conv, conv.weight)
+    scale = None if scale is None else scale.expand(len(weight))
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     with torch.autocast('cpu', enabled=False):
@@ -292,9 +303,9 @@ def _unit2d(conv, norm: nn.Module, act: nn.Module | None, x: Tensor, shortcut: T
     return out if fused else act(out)
 
 
-def weight_of(layer) -> tuple[Tensor, Tensor | None, Latent | None]:
-    """Weights of a layer, or their signs, as the training operators take them, and the scale."""
-    binarizer, weight = layer.weight_binarizer, layer.weight
+def weight_of(layer, weight: Tensor) -> tuple[Tensor, Tensor | None, Latent | None]:
+    """Latent weights of a layer or their levels, as the training operators take them, and the scale."""
+    binarizer = layer.weight_binarizer
     estimator = getattr(binarizer, 'estimator', None)
     if says_it_too(type(binarizer), 'forward', 'latents') and not has_hooks(binarizer) and (
             estimator is None or (not has_hooks(estimator) and type(estimator).forward is Estimator.forward)):

@@ -13,6 +13,7 @@ import math
 import struct as binary
 from array import array
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -102,8 +103,9 @@ def supported(x: Tensor) -> tuple[bool, str]:
     return True, ''
 
 
-def sign_conv2d(x: Tensor, signs: Tensor, product: SignProduct, shift: Tensor | None = None) -> Tensor:
-    """The sums of `F.conv2d(sign(x + shift), signs)`; gradients reach `x`, `signs` and `shift`.
+def sign_conv2d(x: Tensor, signs: Tensor, product: SignProduct, shift: Tensor | None = None,
+                scale: Tensor | None = None) -> Tensor:
+    """The sums of `F.conv2d(sign(x + shift), signs)`, times `scale`; gradients reach `x`, `signs`, `shift` and `scale`.
 
     Args:
         x: float32 `[N, C, H, W]`.
@@ -111,6 +113,7 @@ def sign_conv2d(x: Tensor, signs: Tensor, product: SignProduct, shift: Tensor | 
             `product.latent`, weights, whose signs they are.
         product: geometry and surrogates.
         shift: float32 `[C]`, added before the sign.
+        scale: float32 `[O]`, of sums of at most `NORM_TERMS` products; None is 1.
 
     Returns:
         float32 `[N, O, H', W']` in channels-last memory.
@@ -123,10 +126,15 @@ def sign_conv2d(x: Tensor, signs: Tensor, product: SignProduct, shift: Tensor | 
         >>> bool((x.grad[x.abs() > 1] == 0).all())
         True
     """
-    return _SignConv2d.apply(x, shift, signs, product)
+    if scale is None:
+        return _SignConv2d.apply(x, shift, signs, product)
+    zeros, ones = _standard(len(signs))  # a norm that changes nothing
+    return _SignConv2dNorm.apply(x, shift, signs, scale, *[None] * 6, zeros, ones, product, Norm(eps=0.0, frozen=True),
+                                 len(signs), False)
 
 
-def sign_linear(x: Tensor, signs: Tensor, product: SignProduct, shift: Tensor | None = None) -> Tensor:
+def sign_linear(x: Tensor, signs: Tensor, product: SignProduct, shift: Tensor | None = None,
+                scale: Tensor | None = None) -> Tensor:
     """As `sign_conv2d`, float32 `[..., C]` and `[O, C]` to `[..., O]`; the geometry is that of a 1x1
     convolution.
 
@@ -138,7 +146,7 @@ def sign_linear(x: Tensor, signs: Tensor, product: SignProduct, shift: Tensor | 
     *lead, channels = x.shape
     image = x.reshape(1, -1, 1, channels).permute(0, 3, 1, 2)
     samples = product.samples or (lead[0] if lead else 1)
-    sums = _SignConv2d.apply(image, shift, signs[:, :, None, None], product._replace(samples=samples))
+    sums = sign_conv2d(image, signs[:, :, None, None], product._replace(samples=samples), shift, scale)
     return sums.permute(0, 2, 3, 1).reshape(*lead, len(signs))
 
 
@@ -173,6 +181,11 @@ def sign_conv2d_norm(x: Tensor, signs: Tensor, product: SignProduct, norm: Norm,
     width = next((len(v) for v in (weight, bias, running_mean, slope) if v is not None), len(signs))
     return _SignConv2dNorm.apply(x, shift, signs, scale, weight, bias, None if own else shortcut, gamma, slope, zeta,
                                  running_mean, running_var, product, norm, width, own)
+
+
+@cache
+def _standard(width: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(width), torch.ones(width)
 
 
 # --- one pass each -----------------------------------------------------------------------------------------------------------
