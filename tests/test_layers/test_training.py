@@ -243,9 +243,10 @@ def test_profiles_see_a_unit_as_one_binary_layer():
     assert any(event.key == 'kind:binary' for event in profile.key_averages())
 
 
-def test_sums_that_int16_cannot_hold():
-    """A unit keeps its sums as int16 for a while, so one of more terms is trained as a convolution and a norm."""
-    conv = BinaryConv2d(33000, 2, 1, bias=False, method='binarynet').train()
+@pytest.mark.parametrize('method', ['binarynet', 'bireal'])
+def test_sums_that_int16_cannot_hold(method):
+    """Sums of a norm or a scale are int16 for a while, so those of more terms are followed by torch's operators."""
+    conv = BinaryConv2d(33000, 2, 1, bias=False, method=method).train()
     nn.init.ones_(conv.weight)
     x = torch.tensor([1.0, -1.0, 1.0]).view(3, 1, 1, 1).expand(3, 33000, 2, 2).contiguous(memory_format=torch.channels_last)
     y = unit2d(conv, nn.BatchNorm2d(2), None, x)
