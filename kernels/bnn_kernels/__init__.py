@@ -18,7 +18,7 @@ from .dispatch import (
 from .epilogue import Epilogue
 from .int8_ops import Quantization, int8_conv2d, int8_conv_transpose2d, int8_linear, quantize
 from .layout import LAYOUT_VERSION, WORD_BITS, pack_bits, pack_weight, transpose_weight, unpack_weight
-from .map_ops import Pool2dGeometry, concat2d, pool2d, to_planes
+from .map_ops import Pool2dGeometry, concat2d, pool2d, to_planes, weighted_sum2d
 from .ops import (
     binary_block2d,
     binary_block2d_,
@@ -57,6 +57,7 @@ __all__ = [
     'binary_linear',
     'binary_lstm',
     'concat2d',
+    'weighted_sum2d',
     'downsample2d',
     'explain',
     'input_signature',

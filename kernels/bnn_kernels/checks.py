@@ -157,6 +157,55 @@ def concat2d(threshold: Tensor | None, groups: int, pack: bool, keep: bool, x: T
     return (batch, height, width, words) if pack else (0,), (batch, channels, height, width) if keep else (0,)
 
 
+def weighted_sum2d(epilogue: Epilogue, spread: tuple[int, ...], weight: Tensor | None, dtype: torch.dtype, pack: bool,
+                   keep: bool, x: Tensor, gate: Tensor | None = None, **others: Tensor) -> tuple[Shape, Shape]:
+    """`x`, `gate`, `x1`, `x2`, ... [N, C, H, W], smaller by their `spread` -> words [N, H, W, out_groups * words] and stream.
+
+    The shape of a result that is not asked for is [0].
+    """
+    maps = dict(x=x, **others)
+    if len(maps) > MOST_MAPS:
+        raise ValueError(f'weighted_sum2d takes {MOST_MAPS} maps at most, got {len(maps)}.')
+    if not (pack or keep):
+        raise ValueError('pack=False and keep=False leave nothing to return: ask for the words, the stream or both.')
+    if len(spread) != len(maps) + 1 or spread[0] != 1 or not all(1 <= size < STEPS_LIMIT for size in spread):
+        raise ValueError(f'spread must be 1 for x, and a size from 1 on for each other map and the gate, got {spread}.')
+    if x.dim() != 4 or min(x.shape) < 1:
+        raise ValueError(f'weighted_sum2d takes maps [N, C, H, W], got x {list(x.shape)}.')
+    batch, channels, *sizes = x.shape
+    for (name, other), size in zip((*maps.items(), ('gate', gate)), spread, strict=True):
+        if other is None:
+            continue
+        expected = [batch, channels, *(-(-side // size) for side in sizes)]
+        if list(other.shape) != expected:
+            raise ValueError(f'{name} must be {expected} to be spread {size}-fold over x {list(x.shape)}, got '
+                             f'{list(other.shape)}.')
+        if other.dtype not in STREAMS or other.dtype != x.dtype:
+            raise TypeError(f'maps must all be float32, float16 or bfloat16, got x {x.dtype} and {name} {other.dtype}.')
+        _check_dense(name, other)
+        _check_device(x, other, name, 'x')
+    _check_tensor('weight', weight, torch.float32, [len(maps), channels], 'one row per map', x, 'x')
+    words = _check_epilogue(epilogue, channels, dtype, x, 'x')
+    if epilogue.width != channels:
+        raise ValueError(f'scale must have one element per channel, [{channels}], got [{epilogue.width}].')
+    return (batch, *sizes, words) if pack else (0,), tuple(x.shape) if keep else (0,)
+
+
+def folded_block2d(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, epilogue: Epilogue, shortcut: Tensor | None,
+                   dtype: torch.dtype, pack: bool, keep: bool, fold: int) -> tuple[Shape, Shape]:
+    """As `binary_block2d` with a stream [N, P / fold, H', W']; the channels of `shortcut` may divide P."""
+    if not 1 <= fold < STEPS_LIMIT or fold & (fold - 1) or epilogue.width % fold:
+        raise ValueError(f'fold must be a power of two that divides the {epilogue.width} channels, got {fold}.')
+    repeated = None
+    if shortcut is not None:
+        if shortcut.dim() != 4 or shortcut.shape[1] < 1 or epilogue.width % shortcut.shape[1]:
+            raise ValueError(f'shortcut must be [N, C, H, W] with C that divides the {epilogue.width} channels, got '
+                             f'{list(shortcut.shape)}.')
+        repeated = shortcut[:, :1].expand(-1, epilogue.width, -1, -1)
+    words, stream = binary_block2d(x_words, w_words, geometry, epilogue, repeated, dtype, pack, keep)
+    return words, (stream[0], stream[1] // fold, *stream[2:]) if keep else stream
+
+
 def to_planes(x: Tensor) -> Shape:
     """[N, C, H, W] -> the same."""
     if x.dim() != 4 or x.dtype not in STREAMS:

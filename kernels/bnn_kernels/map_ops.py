@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .epilogue import Epilogue, stream_of, words_of
 from .geometry import Pool2dGeometry
 from .layout import pack_bits
 from .prepared_op import PreparedOp, shared_op
@@ -86,6 +87,41 @@ def concat2d(maps: Sequence[Tensor], threshold: Tensor | None = None, groups: in
     return maps_side_by_side(threshold, groups, pack, keep, **inputs)
 
 
+def weighted_sum2d(maps: Sequence[Tensor], epilogue: Epilogue, weight: Tensor | None = None, spread: Sequence[int] | None = None,
+                   gate: Tensor | None = None, gate_spread: int = 1, dtype: torch.dtype = torch.float32, pack: bool = False,
+                   keep: bool = True) -> tuple[Tensor, Tensor]:
+    """Maps added, each times a vector, and what follows: affine, non-linearity, signs; see `epilogue.py`.
+
+    Args:
+        maps: at most 8 of the same dtype, float32, float16 or bfloat16: the first `[N, C, H, W]`, others `[N, C, ceil(H / s),
+            ceil(W / s)]`, each pixel of which stands for `s` rows and columns.
+        epilogue: of the sum, C channels. Without a shortcut.
+        weight: float32 `[maps, C]`; None: 1.
+        spread: `s` of each map; None: 1.
+        gate, gate_spread: a map that the first one is multiplied with, and its `s`.
+        dtype: of the stream. pack, keep: whether the words, and the stream, are wanted.
+
+    Returns:
+        int32 words `[N, H, W, out_groups * words]` and the stream `[N, C, H, W]` in channels-last memory; `[0]` for what is not
+        wanted. Products and sums are float32, each rounded by itself, in the order of the maps.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: wrong shapes, too many maps, tensors on different devices.
+
+    Example:
+        >>> one, two = torch.ones(1, 4, 6, 6), torch.full((1, 4, 1, 1), 2.0)
+        >>> _, stream = weighted_sum2d([one, two], Epilogue(torch.ones(4), torch.ones(4)), spread=(1, 6))
+        >>> stream.unique()
+        tensor([4.])
+    """
+    spread = (*(spread or [1] * len(maps)), gate_spread)
+    call = dict(epilogue=epilogue, spread=spread, weight=weight, dtype=dtype, pack=pack, keep=keep)
+    if PreparedOp.direct(maps[0]):
+        return PreparedOp('weighted_sum2d', **call)(gate=gate, **named(maps))
+    checks.weighted_sum2d(**call, gate=gate, **named(maps))
+    return weighted_sum_of(**call, gate=gate, **named(maps))
+
+
 def named(maps: Sequence[Tensor]) -> dict[str, Tensor]:
     """Maps by the names that `checks.concat2d` gives them."""
     return {f'x{number or ""}': x for number, x in enumerate(maps)}
@@ -97,6 +133,36 @@ def maps_side_by_side(threshold: Tensor | None, groups: int, pack: bool, keep: b
     words = pack_bits(stream.permute(0, 2, 3, 1) >= (0 if threshold is None else threshold), groups) if pack else \
         stream.new_empty(0, dtype=torch.int32)
     return words, stream.contiguous(memory_format=torch.channels_last) if keep else stream.new_empty(0)
+
+
+def weighted_sum_of(epilogue: Epilogue, spread: tuple[int, ...], weight: Tensor | None, dtype: torch.dtype, pack: bool,
+                    keep: bool, x: Tensor, gate: Tensor | None = None, **others: Tensor) -> tuple[Tensor, Tensor]:
+    """`weighted_sum2d` in plain torch."""
+    *spreads, gate_spread = spread
+    v = x.float() if gate is None else x.float() * spread_over(gate, gate_spread, x.shape[2:]).float()
+    v = v if weight is None else v * weight[0].view(-1, 1, 1)
+    for number, (other, size) in enumerate(zip(others.values(), spreads[1:], strict=True), 1):
+        term = spread_over(other, size, x.shape[2:]).float()
+        v = v + (term if weight is None else term * weight[number].view(-1, 1, 1))
+    stream = stream_of(v, epilogue, None, dtype)
+    words = words_of(stream, epilogue) if pack else stream.new_empty(0, dtype=torch.int32)
+    return words, stream.contiguous(memory_format=torch.channels_last) if keep else stream.new_empty(0)
+
+
+def spread_over(x: Tensor, size: int, sides: Sequence[int]) -> Tensor:
+    """Every pixel over `size` rows and columns of a map of these sides."""
+    if size == 1:
+        return x
+    rows, columns = (torch.arange(side, device=x.device) // size for side in sides)
+    return x[:, :, rows][:, :, :, columns]
+
+
+def mean_of_neighbours(x: Tensor, fold: int) -> Tensor:
+    """`[N, fold * C, H, W]` to `[N, C, H, W]` of the same dtype, in float32: sums of two, then of two of these, ..."""
+    total = x.float()
+    for _ in range(fold.bit_length() - 1):
+        total = total[:, 0::2] + total[:, 1::2]
+    return (total * (1 / fold)).to(x.dtype)
 
 
 def planes_of(x: Tensor) -> Tensor:

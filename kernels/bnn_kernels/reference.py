@@ -53,6 +53,15 @@ def binary_block2d(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, e
     return words, _channels_last(stream) if keep else stream.new_empty(0)
 
 
+def folded_block2d(x_words: Tensor, w_words: Tensor, geometry: Conv2dGeometry, epilogue: Epilogue, shortcut: Tensor | None,
+                   dtype: torch.dtype, pack: bool, keep: bool, fold: int) -> tuple[Tensor, Tensor]:
+    """As `binary_block2d`: the channels of a narrower shortcut are repeated, one whole set behind the other, and the stream
+    `[N, P / fold, H', W']` is the mean of `fold` neighbouring channels (`map_ops.mean_of_neighbours`)."""
+    repeated = None if shortcut is None else shortcut.repeat(1, epilogue.width // shortcut.shape[1], 1, 1)
+    words, stream = binary_block2d(x_words, w_words, geometry, epilogue, repeated, dtype, pack, keep)
+    return words, _channels_last(map_ops.mean_of_neighbours(stream, fold)) if keep else stream
+
+
 def downsample2d(x: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Tensor:
     """`[N, O, H', W']` of the dtype of `x`; see `bnn_kernels.downsample2d`."""
     pooled = F.avg_pool2d(x.float(), pool, pool, ceil_mode=True, count_include_pad=False)
@@ -98,6 +107,7 @@ class Reference(Backend):
     binary_conv2d = staticmethod(binary_conv2d)
     binary_conv2d_sign = staticmethod(binary_conv2d_sign)
     binary_block2d = staticmethod(binary_block2d)
+    folded_block2d = staticmethod(folded_block2d)
     downsample2d = staticmethod(downsample2d)
     stem2d = staticmethod(stem2d)
     binary_conv_transpose2d = staticmethod(binary_conv_transpose2d)
@@ -108,6 +118,7 @@ class Reference(Backend):
     pool2d = staticmethod(map_ops.windows_of)
     to_planes = staticmethod(map_ops.planes_of)
     concat2d = staticmethod(map_ops.maps_side_by_side)
+    weighted_sum2d = staticmethod(map_ops.weighted_sum_of)
     pack_normalized = staticmethod(sequence_reference.pack_normalized)
     binary_lstm = staticmethod(sequence_reference.binary_lstm)
     binary_attention = staticmethod(sequence_reference.binary_attention)

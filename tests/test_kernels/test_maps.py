@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import bnn_kernels as bk
-from bnn_kernels import Pool2dGeometry
+from bnn_kernels import Epilogue, Pool2dGeometry, PreparedOp
 from bnn_kernels.cpu import engine
 from bnn_kernels.cpu.backend import Cpu
-from bnn_kernels.map_ops import named
+from bnn_kernels.epilogue import ACTS
+from bnn_kernels.geometry import Conv2dGeometry
+from bnn_kernels.map_ops import mean_of_neighbours, named
 from bnn_kernels.reference import Reference
 
 from . import cases
@@ -146,3 +148,97 @@ def test_maps_side_by_side_on_every_instruction_set(seed):
 def test_one_sentence_for_bad_maps(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         bk.concat2d(**(dict(maps=[torch.ones(1, 1, 2, 2)] * 2) | call))
+
+
+def values(rng: random.Random, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    x = torch.randn(shape)
+    x = torch.where(torch.rand(shape) < 0.05, rng.choice([0.0, torch.inf, -torch.inf]), x).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last) if rng.random() < 0.8 and len(shape) == 4 else x
+
+
+def epilogue_of(rng: random.Random, width: int) -> Epilogue:
+    act, groups = rng.choice(ACTS), rng.choice([g for g in (1, 1, 2, 3) if width % g == 0])
+    shifts = [torch.randn(width) if act == 'prelu' and rng.random() < 0.7 else None for _ in range(2)]
+    return Epilogue(torch.randn(width), torch.randn(width), act, shifts[0], torch.randn(width) if act == 'prelu' else None,
+                    shifts[1], torch.randn(width) if rng.random() < 0.5 else None, groups)
+
+
+def same_results(found, expected, keep: bool, case: object) -> None:
+    assert torch.equal(found[0], expected[0]), case
+    both = [x.nan_to_num(7.25, 8.25, 9.25) for x in (found[1], expected[1])]
+    assert cases.same(*both, torch.channels_last if keep else torch.contiguous_format), case
+
+
+@pytest.mark.parametrize('seed', range(200))
+def test_weighted_sums_on_every_instruction_set(seed):
+    """Mutations: a gate behind the weight; the weight of another map; a pixel spread over columns alone; words of a block at
+    the wrong pixel; the bias before the sum."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    size, dtype = (rng.randint(1, 13), rng.randint(1, 13)), rng.choice(cases.STREAMS)
+    batch, width, count = rng.randint(1, 3), rng.choice([1, 3, 8, 24, 31, 32, 64, 65, 200]), rng.randint(1, 8)
+    spread = (1, *[rng.choice([1, 1, 2, 3, 13]) for _ in range(count)])
+    maps = [values(rng, batch, width, *[-(-side // s) for side in size], dtype=dtype) for s in spread]
+    gate = maps.pop() if rng.random() < 0.5 else (maps.pop(), None)[1]
+    weight = torch.randn(count, width) if rng.random() < 0.5 else None
+    call = dict(epilogue=epilogue_of(rng, width), spread=spread, weight=weight, dtype=rng.choice(cases.STREAMS), gate=gate)
+    for isa in ISAS:
+        for pack, keep in (True, True), (True, False), (False, True):
+            with engine.set_isa(isa):
+                found = CPU.weighted_sum2d(**call, pack=pack, keep=keep, **named(maps))
+            same_results(found, REFERENCE.weighted_sum2d(**call, pack=pack, keep=keep, **named(maps)), keep, isa)
+
+
+@pytest.mark.parametrize('seed', range(200))
+def test_folded_blocks_on_every_instruction_set(seed):
+    """Mutations: neighbours that are added in another order; a shortcut whose channels are not repeated, or from the wrong
+    one; words of the folded stream."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    width = rng.choice([16, 40, 64, 128, 192, 256, 512])
+    channels, size = rng.choice([7, 32, 65]), (rng.randint(1, 9), rng.randint(1, 9))
+    geometry = Conv2dGeometry.of((width, 1, 1, -(-channels // 32)), channels)
+    words = bk.pack_activations(torch.randn(2, channels, *size)), bk.pack_weight(torch.randn(width, channels, 1, 1))
+    narrow = rng.choice([c for c in (1, 2, 4, 8) if width % c == 0])
+    shortcut = values(rng, 2, width // narrow, *size, dtype=rng.choice(cases.STREAMS)) if rng.random() < 0.8 else None
+    call = dict(x_words=words[0], w_words=words[1], geometry=geometry, epilogue=epilogue_of(rng, width), shortcut=shortcut,
+                dtype=rng.choice(cases.STREAMS), fold=rng.choice([1, 2, 4, 8, 8, 16] if width > 40 else [1, 2, 8]))
+    for isa in ISAS:
+        for pack, keep in (True, True), (True, False), (False, True):
+            with engine.set_isa(isa):
+                found = CPU.folded_block2d(**call, pack=pack, keep=keep)
+            same_results(found, REFERENCE.folded_block2d(**call, pack=pack, keep=keep), keep, isa)
+
+
+def test_means_of_neighbours():
+    x = torch.randn(2, 24, 3, 3)
+    assert torch.allclose(mean_of_neighbours(x, 8), x.unflatten(1, (3, 8)).mean(2), atol=1e-6)
+
+
+@pytest.mark.parametrize(('call', 'message'), [
+    (dict(maps=[torch.ones(1, 2, 2, 2)] * 9), '8 maps at most, got 9'),
+    (dict(spread=(1, 2)), r'x1 must be \[1, 2, 1, 1\] to be spread 2-fold'),
+    (dict(spread=(2, 1)), 'spread must be 1 for x'),
+    (dict(gate=torch.ones(1, 2, 1, 1)), r'gate must be \[1, 2, 2, 2\]'),
+    (dict(maps=[torch.ones(1, 2, 2, 2), torch.ones(1, 2, 2, 2).half()]), 'x torch.float32 and x1 torch.float16'),
+    (dict(weight=torch.ones(2)), r'weight must be .*\[2, 2\]'),
+    (dict(epilogue=Epilogue(torch.ones(4), torch.ones(4))), r'one element per channel, \[2\]'),
+    (dict(keep=False), 'leave nothing to return')])
+def test_one_sentence_for_bad_sums(call, message):
+    given = dict(maps=[torch.ones(1, 2, 2, 2)] * 2, epilogue=Epilogue(torch.ones(2), torch.ones(2))) | call
+    with pytest.raises((TypeError, ValueError), match=message):
+        bk.weighted_sum2d(**given)
+
+
+@pytest.mark.parametrize(('call', 'message'), [
+    (dict(fold=3), 'power of two'), (dict(fold=8), 'divides the 4 channels'),
+    (dict(shortcut=torch.ones(1, 3, 2, 2)), 'divides the 4 channels'),
+    (dict(shortcut=torch.ones(1, 2, 2, 3)), 'shortcut must have the shape')])
+def test_one_sentence_for_bad_folds(call, message):
+    words, weight = bk.pack_activations(torch.ones(1, 8, 2, 2)), bk.pack_weight(torch.ones(4, 8, 1, 1))
+    epilogue = Epilogue(torch.ones(4), torch.ones(4))
+    given = dict(geometry=Conv2dGeometry.of(weight.shape, 8), epilogue=epilogue, shortcut=None, dtype=torch.float32, pack=True,
+                 keep=True, fold=2) | call
+    with pytest.raises(ValueError, match=message):
+        PreparedOp('folded_block2d', w_words=weight, **{k: v for k, v in given.items() if k != 'shortcut'})(
+            x_words=words, shortcut=given['shortcut'])

@@ -50,7 +50,9 @@ def readable(op: str, name: str, tensor: Tensor | Epilogue | None, call: dict) -
         return dense(tensor.reshape(-1).float().expand(channels))
     if op == 'stem2d' and name == 'x':  # in any order
         return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
-    images = name in ('shortcut', 'out') or (op == 'concat2d' and tensor.dim() == 4) or (name == 'x' and (
+    if op == 'folded_block2d' and name == 'shortcut':  # the engine repeats whole chunks
+        tensor = tensor.repeat(1, call['epilogue'].width // tensor.shape[1], 1, 1)
+    images = name in ('shortcut', 'out', 'gate') or (op in ('concat2d', 'weighted_sum2d') and tensor.dim() == 4) or (name == 'x' and (
         op in OF_IMAGES or (op == 'quantize' and tensor.dim() == 4) or (op == 'pack_activations' and is_image(tensor))))
     return dense(tensor, torch.channels_last if images else torch.contiguous_format)
 
@@ -95,6 +97,7 @@ class Cpu(SequenceOperators, Backend):
     binary_conv_transpose2d = wherever('binary_conv_transpose2d')
     binary_conv2d_sign = wherever('binary_conv2d_sign')
     binary_block2d = wherever('binary_block2d')
+    folded_block2d = wherever('folded_block2d')
     downsample2d = wherever('downsample2d')
     stem2d = wherever('stem2d')
     quantize = wherever('quantize')
@@ -103,6 +106,7 @@ class Cpu(SequenceOperators, Backend):
     pool2d = wherever('pool2d')
     to_planes = wherever('to_planes')
     concat2d = wherever('concat2d')
+    weighted_sum2d = wherever('weighted_sum2d')
     _linear = wherever('binary_linear')
 
     def binary_linear(self, x_words: Tensor, w_words: Tensor, features: int) -> Tensor:

@@ -19,7 +19,7 @@ from ..dispatch import OpIO
 from . import engine
 
 # enum Operation of src/driver.hpp
-CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM, QUANTIZE, POOLED2D, POOL2D, PLANES, CONCAT = range(11)
+CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM, QUANTIZE, POOLED2D, POOL2D, PLANES, CONCAT, WEIGHTED_SUM = range(12)
 SETTINGS = ('isa', 'threads')
 LINE = 64  # bytes; where results of a program start
 

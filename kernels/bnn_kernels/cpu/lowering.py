@@ -27,6 +27,7 @@ from .engine import DTYPES, ISAS, STREAMS, address, dense, fields, struct
 ACTS = {'identity': 0, 'relu': 1, 'hardtanh': 2, 'prelu': 3, 'silu': 4}  # enum Act of src/engine.hpp
 NO_SHORTCUT = -1
 PANEL = 16
+CHUNK = 64  # channels, of src/engine.hpp
 AVX512, AMX = ISAS.index('avx512'), ISAS.index('amx')
 VECTORS = 'scale', 'bias', 'gamma', 'slope', 'zeta', 'threshold'
 FEW_PIXELS = 8  # of 16 in a tile of AMX: below, expanding the weights takes longer than counting their signs
@@ -203,21 +204,34 @@ def lower_conv2d_sign(cpu, fixed: dict, inputs: dict) -> Callable | None:
 
 
 def lower_block2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
+    return block(cpu, 'binary_block2d', fixed, inputs)
+
+
+def lower_folded_block2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
+    call = fixed | inputs
+    shortcut, width = call['shortcut'], call['epilogue'].width
+    narrow = shortcut is not None and shortcut.shape[1] != width
+    if narrow and (shortcut.shape[1] % CHUNK or call['geometry'].groups != 1 or width != call['geometry'].outputs):
+        return None
+    return block(cpu, 'folded_block2d', fixed, inputs, shortcut_width=shortcut.shape[1] if narrow else 0, fold=call['fold'])
+
+
+def block(cpu, op: str, fixed: dict, inputs: dict, **more: int) -> Callable | None:
     call = fixed | inputs
     own = image_convolution(fixed, inputs)
     shortcut, out, dtype = call['shortcut'], call.get('out'), call['dtype']
-    fused, held = fused_fields(fixed, inputs, dtype, shortcut, 'stream' if out is None else 'out')
+    fused, held = fused_fields(fixed, inputs, dtype, shortcut, 'stream' if out is None else 'out', **more)
     if fused is None or own is None or not (is_image(shortcut) and is_image(out)) or 'shortcut' in fixed or 'out' in fixed:
         return None
-    words, stream = checks.binary_block2d(**call)
+    words, stream = getattr(checks, op)(**call)
     # What is not wanted has the shape [0], and null for an address.
     made = dict(words=rows(words)) | ({} if out is not None else dict(stream=(image if call['keep'] else rows)(stream, dtype)))
-    return lowered(cpu, 'binary_block2d', BLOCK2D, ['geometry', 'x_words', 'weight', *fused], fixed, inputs, made,
+    return lowered(cpu, op, BLOCK2D, ['geometry', 'x_words', 'weight', *fused], fixed, inputs, made,
                    ['words', 'stream' if out is None else 'out'], holds=held, **own)
 
 
-def fused_fields(fixed: dict, inputs: dict, dtype: torch.dtype, shortcut: Tensor | None,
-                 stream: str | int) -> tuple[list[int | str] | None, list[Tensor]]:
+def fused_fields(fixed: dict, inputs: dict, dtype: torch.dtype, shortcut: Tensor | None, stream: str | int,
+                 shortcut_width: int = 0, fold: int = 1) -> tuple[list[int | str] | None, list[Tensor]]:
     """The struct of an epilogue, and what keeps its memory; None as in `vectors`."""
     epilogue = (fixed | inputs)['epilogue']
     places, held = vectors(spread(fixed), spread(inputs), *VECTORS)
@@ -228,7 +242,7 @@ def fused_fields(fixed: dict, inputs: dict, dtype: torch.dtype, shortcut: Tensor
         'Fused', width=epilogue.width, out_groups=epilogue.out_groups, act=ACTS[epilogue.act], dtype=STREAMS[dtype],
         shortcut_dtype=NO_SHORTCUT if shortcut is None else DTYPES[shortcut.dtype],
         shortcut=0 if shortcut is None else 'shortcut', stream=stream, words='words', stream_first=0,
-        **codes, **places), held + kept
+        shortcut_width=shortcut_width, fold=fold, **codes, **places), held + kept
 
 
 def prepare(words: Tensor, conv: array) -> Tensor:
@@ -326,4 +340,4 @@ prepared_stems = Derived(prepare_stem)
 LOWERINGS: dict[str, Callable[..., Callable | None]] = {
     'pack_activations': lower_pack_activations, 'pack_features': lower_pack_features, 'binary_conv2d': lower_conv2d,
     'binary_conv_transpose2d': lower_conv_transpose2d, 'binary_linear': lower_linear, 'binary_conv2d_sign': lower_conv2d_sign,
-    'binary_block2d': lower_block2d, 'downsample2d': lower_downsample2d, 'stem2d': lower_stem2d}
+    'binary_block2d': lower_block2d, 'folded_block2d': lower_folded_block2d, 'downsample2d': lower_downsample2d, 'stem2d': lower_stem2d}

@@ -6,9 +6,9 @@ from math import prod
 import torch
 
 from .. import checks
-from .calls import CONCAT, PLANES, POOL2D
+from .calls import CONCAT, PLANES, POOL2D, WEIGHTED_SUM
 from .engine import DTYPES, fields
-from .lowering import image, is_image, lowered, rows, vectors
+from .lowering import fused_fields, image, is_image, lowered, rows, vectors
 
 
 def lower_pool2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
@@ -54,5 +54,26 @@ def lower_concat2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
     return lowered(cpu, 'concat2d', CONCAT, ['isa', 'threads', *record], fixed, inputs, made, ['words', 'stream'], holds=held)
 
 
+def lower_weighted_sum2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
+    call = fixed | inputs
+    maps, gate = [name for name in inputs if name.startswith('x')], call.get('gate')
+    fused, held = fused_fields(fixed, inputs, call['dtype'], None, 'stream')
+    places, kept = vectors(fixed, inputs, 'weight')
+    readable = all(is_image(call[name]) for name in maps) and is_image(gate) and fixed.get('gate') is None
+    if fused is None or places is None or 'x' not in maps or not readable:
+        return None
+    x, *spread, empty = call['x'], *call['spread'][:-1], checks.MOST_MAPS - len(maps)
+    words, stream = checks.weighted_sum2d(**call)
+    record = fields('WeightedSum', images=x.shape[0], height=x.shape[2], width=x.shape[3], channels=x.shape[1],
+                    dtype=DTYPES[x.dtype], maps=len(maps), gate_spread=call['spread'][-1], **places,
+                    gate=0 if gate is None else 'gate',
+                    **{f'spread[{number}]': size for number, size in enumerate(spread + [1] * empty)},
+                    **{f'x[{number}]': name for number, name in enumerate(maps + [0] * empty)})
+    made = dict(words=rows(words), stream=(image if call['keep'] else rows)(stream, call['dtype']))
+    # What is not wanted has the shape [0], and null for an address.
+    return lowered(cpu, 'weighted_sum2d', WEIGHTED_SUM, ['isa', 'threads', *record, *fused], fixed, inputs, made,
+                   ['words', 'stream'], holds=[held, kept])
+
+
 LOWERINGS: dict[str, Callable[..., Callable | None]] = {'pool2d': lower_pool2d, 'to_planes': lower_to_planes,
-                                                       'concat2d': lower_concat2d}
+                                                       'concat2d': lower_concat2d, 'weighted_sum2d': lower_weighted_sum2d}

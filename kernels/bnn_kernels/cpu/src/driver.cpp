@@ -251,17 +251,21 @@ void block2d(const Conv& c, const void* x, const void* prepared, const Fused& fu
   if (!direct && bytes) floats.dtype = FLOAT32, floats.stream = nullptr;
   const int64_t element = element_bytes(floats.dtype);
   const Epilogue<Fused> run = bnn::kernel(c.isa)->fused(floats);
-  convolve(c, x, prepared, !direct, [&](const Work& work, int64_t first, int64_t last) {
-    if (direct) return pour(work, first, last, Epilogues(c, work.pixel, run, fused));
+  const bool folds = fused.fold > 1 && fused.stream;
+  convolve(c, x, prepared, !direct || folds, [&](const Work& work, int64_t first, int64_t last) {
+    if (direct && !folds) return pour(work, first, last, Epilogues(c, work.pixel, run, fused));
     Fused values = floats;
-    values.words = nullptr;
+    if (!direct) values.words = nullptr;
+    if (folds) values.stream = nullptr;
     if (!values.stream) {
       values.stream = scratch(STREAM, work.kernel.block_pixels * fused.width * element);
       values.stream_first = work.pixel;
     }
     pour(work, first, last, Epilogues(c, work.pixel, run, values));
     const char* rows = static_cast<const char*>(values.stream) + (work.pixel - values.stream_first) * fused.width * element;
-    pack_rows(work, rows, fused.width, fused.out_groups, values.dtype, fused.threshold, fused.words);
+    if (!direct) pack_rows(work, rows, fused.width, fused.out_groups, values.dtype, fused.threshold, fused.words);
+    if (folds) work.kernel.fold(rows, values.dtype, work.block.pixels(), fused.width, fused.fold,
+                                static_cast<char*>(fused.stream) + work.pixel * fused.width / fused.fold * element);
     if (bytes && fused.stream)
       work.kernel.quantize({work.block.pixels() * fused.width, FLOAT32, fused.dtype, rows, fused.out_scale, fused.out_zero,
                             static_cast<char*>(fused.stream) + work.pixel * fused.width},
@@ -386,6 +390,30 @@ void concat(const Kernel& kernel, const Concat& c, const Packing& packing, int64
       Packing part = packing;
       part.x = rows, part.words += pixel * packed_words(c.channels, packing.groups);
       kernel.pack(part, 0, pixels);
+    }
+  });
+}
+
+void weighted_sum(const Kernel& kernel, const WeightedSum& s, const Fused& fused, int64_t threads) {
+  const int64_t step = std::clamp<int64_t>(8192 / s.channels, 1, 64);  // pixels, whose rows stay in the cache
+  const int64_t row = s.channels * element_bytes(fused.dtype);
+  const bool direct = !fused.words || fused.out_groups == 1 || s.channels / fused.out_groups % WORD_BITS == 0;
+  const int64_t all = s.images * s.height * s.width;
+  const bool serial = all * s.channels < SERIAL_WORK / 32;
+  parallel(divide_up(all, step), serial ? 1 : threads, [&](int64_t first, int64_t last) {
+    float* room = static_cast<float*>(scratch(ROWS, step * s.channels * static_cast<int64_t>(sizeof(float))));
+    for (int64_t pixel = first * step; pixel < std::min(all, last * step); pixel += step) {
+      const int64_t pixels = std::min(step, all - pixel);
+      Fused part = fused;
+      if (!direct) {
+        part.words = nullptr;
+        if (!part.stream) part.stream = scratch(STREAM, step * row), part.stream_first = pixel;
+      }
+      kernel.weighted_sum(s, part, pixel, pixels, room);
+      if (!direct)
+        kernel.pack({pixels, s.channels, fused.out_groups, fused.dtype, 0,
+                     static_cast<const char*>(part.stream) + (pixel - part.stream_first) * row, fused.threshold,
+                     fused.words + pixel * packed_words(s.channels, fused.out_groups)}, 0, pixels);
     }
   });
 }

@@ -23,9 +23,10 @@ void pool2d(const Kernel& kernel, const Pool& pool, int64_t threads);
 void planes(const Planes& planes, int64_t threads);
 // Also packs the pixels of the result, which `packing` describes but for x, where it has words.
 void concat(const Kernel& kernel, const Concat& concat, const Packing& packing, int64_t threads);
+void weighted_sum(const Kernel& kernel, const WeightedSum& sum, const Fused& fused, int64_t threads);
 void stem(const Kernel& kernel, const Stem& stem, const Fused& fused, int64_t threads);
 
-enum Operation : int64_t { CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM, QUANTIZE, POOLED2D, POOL2D, PLANES, CONCAT };  // as in calls.py
+enum Operation : int64_t { CONV2D, CONV2D_SIGN, BLOCK2D, PACK, DOWNSAMPLE, STEM, QUANTIZE, POOLED2D, POOL2D, PLANES, CONCAT, WEIGHTED_SUM };  // as in calls.py
 
 // code[place] = bases[base] + offset, in bytes.
 struct Link {

@@ -138,6 +138,8 @@ struct Fused {
   int64_t stream_first;  // pixel of the batch that is row 0 of `stream`: 0, or that of a scratch row
   const float* out_scale = nullptr;  // [1], and the stored value that means 0: where dtype is UINT8 or INT8
   const void* out_zero = nullptr;
+  int64_t shortcut_width = 0;  // 0: as `width`; else a divisor of it and a multiple of CHUNK: channel j takes j % shortcut_width
+  int64_t fold = 1;  // of neighbours whose mean is one channel of the stream, a power of 2
 };
 
 // Floats to bytes as in int8_reference.py.
@@ -203,6 +205,14 @@ struct Concat {
   int64_t widths[MOST_MAPS];  // channels of each
   const void* x[MOST_MAPS];  // [pixels][width]
   void* y;  // [pixels][channels], or null where it is not kept
+};
+
+// Maps added, x[0] * gate first, each times a vector: the sums of an epilogue without a shortcut.
+struct WeightedSum {
+  int64_t images, height, width, channels, dtype, maps;
+  int64_t spread[MOST_MAPS], gate_spread;  // a pixel of a map stands for as many rows and columns
+  const void *x[MOST_MAPS], *gate;  // [images][height / spread, rounded up][width / spread, too][channels]; gate null: 1
+  const float* weight;  // [maps][channels], or null: 1
 };
 
 // Windows over the sums of a convolution, before its epilogue.
@@ -275,6 +285,10 @@ struct Kernel {
 
   // Rows `first` to `last` - 1 of the maps of all images.
   void (*pool_rows)(const Pool&, int64_t first, int64_t last);
+  // Pixels `pixel` ... pixel + pixels - 1; `room` for their channels.
+  void (*weighted_sum)(const WeightedSum&, const Fused&, int64_t pixel, int64_t pixels, float* room);
+  // Means of `fold` neighbouring values of rows of dtype: [pixels][width] -> [pixels][width / fold].
+  void (*fold)(const void* rows, int64_t dtype, int64_t pixels, int64_t width, int64_t fold, void* y);
   // Of the numbers first, first + step, ... before `last` of each of `count` rows; `step` of them, which are whole lines, at a time.
   void (*largest)(int32_t* to, const int32_t* const* rows, int64_t count, int64_t first, int64_t last, int64_t step);
 

@@ -90,6 +90,7 @@ void fuse(const Fused& f, const Sum* tile, int64_t stride, int64_t pixel, int64_
   }
   // Nothing of `f` is read in the loop: the compiler could not know that stores leave it alone.
   const int64_t width = f.width, words = packed_words(width, f.out_groups);
+  const int64_t shortcut_width = f.shortcut_width ? f.shortcut_width : width;
   const void* shortcut = f.shortcut;
   void* stream = f.stream;
   const auto codes = [&] {
@@ -97,8 +98,8 @@ void fuse(const Fused& f, const Sum* tile, int64_t stride, int64_t pixel, int64_
     else return 0;
   }();
   uint32_t* word = f.words ? f.words + pixel * words + channel / WORD_BITS : nullptr;
-  int64_t from = pixel * width + channel, to = (pixel - f.stream_first) * width + channel;
-  for (int64_t p = 0; p < pixels; p++, tile += stride, from += width, to += width) {
+  int64_t from = pixel * shortcut_width + channel % shortcut_width, to = (pixel - f.stream_first) * width + channel;
+  for (int64_t p = 0; p < pixels; p++, tile += stride, from += shortcut_width, to += width) {
     // Operation by operation, not vector by vector: what follows each other is independent then, and fewer instructions wait.
     typename S::Float x[VECTORS];
     const auto each = [&](const auto& one) {

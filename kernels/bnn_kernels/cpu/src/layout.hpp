@@ -28,7 +28,7 @@ inline std::string layout(std::string_view name) {
   BNN_FIELDS(Conv, isa, threads, batch, height, width, channels, groups, outputs, kernel_h, kernel_w, out_h, out_w, stride_h,
              stride_w, pad_h, pad_w, dilation_h, dilation_w, pad_value, transposed, bytes, is_signed);
   BNN_FIELDS(Fused, width, out_groups, act, dtype, shortcut_dtype, scale, bias, gamma, slope, zeta, threshold, shortcut, stream,
-             words, stream_first, out_scale, out_zero);
+             words, stream_first, out_scale, out_zero, shortcut_width, fold);
   BNN_FIELDS(Quantizing, count, dtype, out_dtype, x, scale, zero, y);
   BNN_FIELDS(Signs, width, out_groups, threshold, flip, words);
   BNN_FIELDS(Packing, pixels, channels, groups, dtype, plane, x, threshold, words);
@@ -37,6 +37,8 @@ inline std::string layout(std::string_view name) {
   BNN_FIELDS(Planes, images, pixels, channels, bytes, x, y);
   BNN_FIELDS(Concat, pixels, channels, dtype, maps, widths[0], widths[1], widths[2], widths[3], widths[4], widths[5], widths[6],
              widths[7], x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], y);
+  BNN_FIELDS(WeightedSum, images, height, width, channels, dtype, maps, spread[0], spread[1], spread[2], spread[3], spread[4],
+             spread[5], spread[6], spread[7], gate_spread, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], gate, weight);
   BNN_FIELDS(Windows, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, out_h, out_w);
   BNN_FIELDS(Stem, batch, channels, height, width, image_step, channel_step, row_step, pixel_step, dtype, outputs, kernel_h,
              kernel_w, stride_h, stride_w, pad_h, pad_w, out_h, out_w, pool_h, pool_w, pool_stride_h, pool_stride_w, pool_pad_h,

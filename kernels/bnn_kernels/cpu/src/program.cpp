@@ -73,6 +73,11 @@ void call(Operation operation, Arguments from) {
       const Concat c = from.fields<Concat>();
       return concat(*kernel(isa), c, from.fields<Packing>(), threads);
     }
+    case WEIGHTED_SUM: {
+      const int64_t isa = from.number(), threads = from.number();
+      const WeightedSum s = from.fields<WeightedSum>();
+      return weighted_sum(*kernel(isa), s, from.fields<Fused>(), threads);
+    }
     case PACK: {
       const int64_t isa = from.number(), threads = from.number();
       return pack(*kernel(isa), from.fields<Packing>(), threads);

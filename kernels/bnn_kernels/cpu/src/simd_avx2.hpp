@@ -55,6 +55,9 @@ struct Avx2 {
 
   static Float set(float v) { return _mm256_set1_ps(v); }
   static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
+  static Float add_neighbours(Float a, Float b) {  // sums of two, of a and then of b
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_hadd_ps(a, b)), 0xd8));
+  }
   static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
   static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }

@@ -49,6 +49,10 @@ struct Avx512 {
 
   static Float set(float v) { return _mm512_set1_ps(v); }
   static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+  static Float add_neighbours(Float a, Float b) {  // sums of two, of a and then of b
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return add(_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b));
+  }
   static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }

@@ -124,6 +124,9 @@ struct Portable {
 
   static Float set(float v) { return Float{v, v, v, v}; }
   static Float add(Float a, Float b) { return a + b; }
+  static Float add_neighbours(Float a, Float b) {  // sums of two, of a and then of b
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+  }
   static Float sub(Float a, Float b) { return a - b; }
   static Float mul(Float a, Float b) { return a * b; }
   static Float div(Float a, Float b) { return a / b; }
