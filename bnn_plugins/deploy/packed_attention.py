@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 import bnn_kernels
+from bnn_kernels.derived import Derived
 
 from ..layers.attention import BinaryAttention, attend, scaled
 from .packed import PackedModule, levels_dtype, method_text, register_packed
@@ -28,17 +29,17 @@ class PackedAttention(PackedModule):
         words = [pack(binarizer.prepare(x), self.heads, binarizer.threshold()) for pack, binarizer, x in (
             (bnn_kernels.pack_heads, self.query, query), (bnn_kernels.pack_heads, self.key, key),
             (bnn_kernels.pack_values, self.value, value))]
-        rules = self.probability.rules(self.scale)
-        limit = torch.stack([limit.to(query.device).expand(self.heads) for _, limit in rules])
-        steps = [torch.as_tensor(step, dtype=torch.float32, device=query.device).reshape(-1).expand(self.heads)
-                 for step in self.probability.steps()]
-        names, table = [name for name, _ in rules], None
-        if 'elastic' in names:
-            table = bnn_kernels.attention_table(self.scale, self.features).to(query.device)
+        names, limit, steps, table = self.planes(query.device)
         mask = None if keep is None else bnn_kernels.pack_mask(keep)
-        out = bnn_kernels.binary_attention(*words, self.features, limit, rule=names, table=table, scale=torch.stack(steps),
-                                           mask_words=mask)
+        out = bnn_kernels.binary_attention(*words, self.features, limit, rule=names, table=table, scale=steps, mask_words=mask)
         return scaled(self, out.flatten(2).to(levels_dtype(self.value, value)))
+
+    def planes(self, device: torch.device) -> tuple[list[str], Tensor, Tensor, Tensor | None]:
+        """Rules, limits, what a bit is worth, and the table of exponentials, on ``device``."""
+        tensors = [*self.parameters(), *self.buffers()]
+        if not tensors or torch.compiler.is_compiling() or torch._C._is_tracing():
+            return planes_of(self, device)
+        return known_planes(tensors, (device, self.heads, self.features, repr(self.probability_spec)), self, device)
 
     def signature(self) -> str:
         real = ' real values' if self.real_values else ''
@@ -48,3 +49,16 @@ class PackedAttention(PackedModule):
     def extra_repr(self) -> str:
         return self.signature()
 
+
+
+def planes_of(layer: PackedAttention, device: torch.device) -> tuple[list[str], Tensor, Tensor, Tensor | None]:
+    rules = layer.probability.rules(layer.scale)
+    limit = torch.stack([limit.to(device).expand(layer.heads) for _, limit in rules])
+    steps = torch.stack([torch.as_tensor(step, dtype=torch.float32, device=device).reshape(-1).expand(layer.heads)
+                         for step in layer.probability.steps()])
+    names = [name for name, _ in rules]
+    table = bnn_kernels.attention_table(layer.scale, layer.features).to(device) if 'elastic' in names else None
+    return names, limit, steps, table
+
+
+known_planes = Derived(planes_of)

@@ -314,7 +314,7 @@ class ValueRecorder(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, places: list[Place]):
         super().__init__(module)
-        self.wanted = {name for place in places for name in (place.input, place.shortcut, place.result)}
+        self.wanted = {name for place in places for name in (place.input, *place.others, place.result)}
         self.values: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node):
@@ -326,7 +326,8 @@ class ValueRecorder(fx.Interpreter):
 
 def compare_step(row: Callable[[str, str], LayerCheck], part: FusedForward, place: Place, values: dict[str, Tensor]) -> None:
     """One fused step on the values of the latent model."""
-    step, x, shortcut = place.step, values[place.input], values.get(place.shortcut)
+    step, x, others = place.step, values[place.input], [values[name] for name in place.others]
+    shortcut = others if step.adds_several else next(iter(others), None)
     expected = values[place.result] if place.channels is None else values[place.result][:, place.channels]
     check = row(part.plan.full(step.label), step.text)
     error_bound = step.error_bound(x, shortcut, expected) + torch.finfo(torch.float32).tiny

@@ -64,8 +64,7 @@ class BinarySelfAttention(nn.Module):
             context = from_windows(self.attention(wq, wk, wv, inside), self.window, shift, height, width)
         else:
             context = self.attention(*(t.flatten(1, 2) for t in (q, k, v))).view_as(q)
-        k, v = (spread_back(t, self.pool, height, width) for t in (k, v))
-        return self.out(self.act(self.norm(context) + q + k + v))
+        return self.out(self.act(self.norm(context) + q + spread_back(k + v, self.pool, height, width)))
 
 
 class BinaryFeedForward(nn.Module):

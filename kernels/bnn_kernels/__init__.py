@@ -57,7 +57,6 @@ __all__ = [
     'binary_linear',
     'binary_lstm',
     'concat2d',
-    'weighted_sum2d',
     'downsample2d',
     'explain',
     'input_signature',
@@ -84,4 +83,5 @@ __all__ = [
     'transpose_weight',
     'unpack_weight',
     'warmup',
+    'weighted_sum2d',
 ]

@@ -87,9 +87,9 @@ def concat2d(maps: Sequence[Tensor], threshold: Tensor | None = None, groups: in
     return maps_side_by_side(threshold, groups, pack, keep, **inputs)
 
 
-def weighted_sum2d(maps: Sequence[Tensor], epilogue: Epilogue, weight: Tensor | None = None, spread: Sequence[int] | None = None,
-                   gate: Tensor | None = None, gate_spread: int = 1, dtype: torch.dtype = torch.float32, pack: bool = False,
-                   keep: bool = True) -> tuple[Tensor, Tensor]:
+def weighted_sum2d(maps: Sequence[Tensor], epilogue: Epilogue, weight: Tensor | None = None,
+                   spread: Sequence[int] | None = None, gate: Tensor | None = None, gate_spread: int = 1,
+                   dtype: torch.dtype = torch.float32, pack: bool = False, keep: bool = True) -> tuple[Tensor, Tensor]:
     """Maps added, each times a vector, and what follows: affine, non-linearity, signs; see `epilogue.py`.
 
     Args:
@@ -102,8 +102,8 @@ def weighted_sum2d(maps: Sequence[Tensor], epilogue: Epilogue, weight: Tensor | 
         dtype: of the stream. pack, keep: whether the words, and the stream, are wanted.
 
     Returns:
-        int32 words `[N, H, W, out_groups * words]` and the stream `[N, C, H, W]` in channels-last memory; `[0]` for what is not
-        wanted. Products and sums are float32, each rounded by itself, in the order of the maps.
+        int32 words `[N, H, W, out_groups * words]` and the stream `[N, C, H, W]` in channels-last memory; `[0]` for what is
+        not wanted. Products and sums are float32, each rounded by itself, in the order of the maps.
 
     Raises:
         TypeError: a wrong dtype. ValueError: wrong shapes, too many maps, tensors on different devices.

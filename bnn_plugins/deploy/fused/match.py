@@ -37,6 +37,8 @@ class Match:
         kind: of a match that reads no words, in the report.
         reads_stream: the input may be in the dtype of the stream between steps, else it is in the model's.
         rounds: its results may differ from the model's by rounding.
+        behind: nodes behind the result that the step computes, too: its stream is that of the last one, its words are those of
+            the result.
     """
 
     nodes: list[fx.Node]
@@ -44,6 +46,7 @@ class Match:
     label: str = ''
     shortcut: fx.Node | None = None
     expected: tuple[fx.Node, slice] | None = None
+    behind: list[fx.Node] = field(default_factory=list)
 
     kind = 'stem'
     reads_words = packs = False
@@ -57,6 +60,11 @@ class Match:
     def others(self) -> list[fx.Node]:
         """Further inputs."""
         return [] if self.shortcut is None else [self.shortcut]
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether the step makes images; else features."""
+        return not isinstance(getattr(self, 'layer', None), PackedLinear)
 
     @property
     def result(self) -> fx.Node:
@@ -99,8 +107,8 @@ class Matcher:
         for match in patterns:
             for found in match(self):
                 self.matches[found.result] = found
-                self.interior.update(found.nodes[:-1])
-                self.taken.update(found.nodes)
+                self.interior.update(found.nodes[:-1], found.behind)
+                self.taken.update(found.nodes, found.behind)
         touched = [mutates(root, node) for node in graph.nodes if node not in self.taken]
         places = {storage_of(root, value) for value in touched if value is not None}
         self.changed = {node for node in graph.nodes if places and storage_of(root, node) in places}
@@ -147,7 +155,7 @@ class Matcher:
     def is_image(self, node: fx.Node) -> bool:
         """Whether a step makes an image of it: what others only probably are."""
         match = self.matches.get(node)
-        return match is not None and not isinstance(getattr(match, 'layer', None), PackedLinear)
+        return match is not None and match.makes_images
 
     def is_plain_norm(self, node: fx.Node) -> bool:
         """Whether a batch norm in evaluation mode is at ``node``, and free."""

@@ -34,11 +34,12 @@ class Step(nn.Module):
         owns: whether its stream is a tensor of its own in channels-last memory, which another step may write over.
         streams: whether its result is in the dtype ``stream``.
         is_conv: whether it makes images; else features, in contiguous memory.
+        adds_several: whether ``shortcut`` is a list of all further inputs.
     """
 
     label = text = ''
     stream = host = torch.float32
-    joins = pack = keep = in_place = owns = streams = False
+    joins = pack = keep = in_place = owns = streams = adds_several = False
     is_conv = True
 
     def layers(self) -> list[nn.Module]:

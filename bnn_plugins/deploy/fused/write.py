@@ -1,5 +1,6 @@
 """The program of fused steps, from what was matched in a traced graph."""
 
+import operator
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from ..packed import PackedConv2d, PackedModule
 from .fold import depends_on_input
 from .graph import LEAVES, constants_of, module_of, name_of
 from .match import Match, Matcher
-from .program import Program, Record, Value
+from .program import Program, Record, Value, values_in
 from .steps import CastStep, FormatStep, PackStep, Step
 
 VIEWS = ('view', 'view_as', 'as_strided')  # what is an error, or another thing, in another memory format
@@ -18,12 +19,12 @@ KINDS = {'call_module': 'module', 'call_function': 'function', 'call_method': 'm
 
 
 class Place(NamedTuple):
-    """What a step stands for in the traced graph: names of the nodes that are its input, its shortcut and its result, and
+    """What a step stands for in the traced graph: names of the nodes that are its input, its other inputs and its result, and
     which channels of that node the step makes, ``None`` for all."""
 
     step: Step
     input: str
-    shortcut: str | None
+    others: tuple[str, ...]
     result: str
     channels: slice | None
 
@@ -82,7 +83,7 @@ class Writer:
             if node not in self.m.changed:
                 for reader in self.readers.get(node, ()):
                     self.pack(reader)
-        return Program(len(inputs), self.records, plain(result), self.steps, self.held)
+        return Program(len(inputs), read(self.records, plain(result)), plain(result), self.steps, self.held)
 
     def new_value(self) -> Value:
         self.count += 1
@@ -150,13 +151,14 @@ class Writer:
         others = [self.values[node] for node in match.others]
         if match.rounds:
             expected, channels = match.expected or (result, None)
-            self.places.append(Place(step, match.input.name, match.shortcut and match.shortcut.name, expected.name, channels))
+            names = tuple(node.name for node in match.others)
+            self.places.append(Place(step, match.input.name, names, expected.name, channels))
         self.made[result] = step
         made = self.step(step, match.label, source, *others, writes=1 + (step.pack and step.keep))
         if step.pack:
             self.words[sign_key(consumer)] = made[0]
         if step.keep or not step.pack:
-            self.values[result] = made[-1]
+            self.values[match.behind[-1] if match.behind else result] = made[-1]
         self.report(match, consumer if step.pack else None, step, len(self.readers.get(result, ())) - len(served))
 
     def made_before(self, step: Step, source: Value) -> Value:
@@ -172,8 +174,7 @@ class Writer:
     def consumer_of(self, match: Match) -> Match | None:
         """The match that takes its words from the step of ``match``."""
         readers = [] if match.result in self.m.changed else self.readers.get(match.result, ())
-        is_conv = isinstance(getattr(match, 'layer', None), PackedConv2d) or not match.reads_words
-        return next((reader for reader in readers if can_take_words(is_conv, reader)), None)
+        return next((reader for reader in readers if can_take_words(match.makes_images, reader)), None)
 
     def may_overwrite(self, match: Match) -> bool:
         """Whether the shortcut's memory can take the stream: made here, channels-last, and nobody else wants to read it."""
@@ -200,6 +201,16 @@ class Writer:
         if consumer is not None and unserved:
             notes.append(f'{unserved} other reader(s) with other thresholds pack the stream themselves')
         self.rows[match.label] = text + ''.join(f'; {note}' for note in notes)
+
+
+def read(records: list[Record], result) -> list[Record]:
+    """The records without shapes that only a step's nodes asked for."""
+    needed, kept = set(values_in(result)), []
+    for record in reversed(records):
+        if record.target not in (getattr, operator.getitem) or needed & set(record.writes):
+            needed.update(record.reads)
+            kept.insert(0, record)
+    return kept
 
 
 def plain(arguments):

@@ -18,6 +18,7 @@ from .sequence import MOST_FEATURES, SequenceOperators
 LOWERINGS = lowering.LOWERINGS | int8_lowering.LOWERINGS | map_lowering.LOWERINGS
 
 OF_IMAGES = 'downsample2d', 'int8_conv2d', 'int8_pooled2d', 'pool2d', 'to_planes'
+OF_MAPS = 'concat2d', 'weighted_sum2d'
 
 
 def wherever(op: str) -> Callable:
@@ -52,7 +53,7 @@ def readable(op: str, name: str, tensor: Tensor | Epilogue | None, call: dict) -
         return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
     if op == 'folded_block2d' and name == 'shortcut':  # the engine repeats whole chunks
         tensor = tensor.repeat(1, call['epilogue'].width // tensor.shape[1], 1, 1)
-    images = name in ('shortcut', 'out', 'gate') or (op in ('concat2d', 'weighted_sum2d') and tensor.dim() == 4) or (name == 'x' and (
+    images = name in ('shortcut', 'out', 'gate') or (op in OF_MAPS and tensor.dim() == 4) or (name == 'x' and (
         op in OF_IMAGES or (op == 'quantize' and tensor.dim() == 4) or (op == 'pack_activations' and is_image(tensor))))
     return dense(tensor, torch.channels_last if images else torch.contiguous_format)
 

@@ -340,4 +340,5 @@ prepared_stems = Derived(prepare_stem)
 LOWERINGS: dict[str, Callable[..., Callable | None]] = {
     'pack_activations': lower_pack_activations, 'pack_features': lower_pack_features, 'binary_conv2d': lower_conv2d,
     'binary_conv_transpose2d': lower_conv_transpose2d, 'binary_linear': lower_linear, 'binary_conv2d_sign': lower_conv2d_sign,
-    'binary_block2d': lower_block2d, 'folded_block2d': lower_folded_block2d, 'downsample2d': lower_downsample2d, 'stem2d': lower_stem2d}
+    'binary_block2d': lower_block2d, 'folded_block2d': lower_folded_block2d, 'downsample2d': lower_downsample2d,
+    'stem2d': lower_stem2d}

@@ -1,5 +1,6 @@
 """What is fused, one file for each pattern, in the order in which they look at a graph."""
 
-from . import affine, block, conv, downsample, int8, pool, stem
+from . import block, branches, conv, downsample, int8, pool, stem, sums
 
-PATTERNS = (block.match, stem.match, downsample.match, int8.match, affine.match, conv.match, pool.match)
+PATTERNS = (block.match, stem.match, downsample.match, int8.match, sums.match, branches.match, conv.match,
+            pool.match)

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 import bnn_kernels
 from bnn_kernels import Epilogue, OpIO, PreparedOp
 from bnn_kernels.geometry import Conv2dGeometry
+from bnn_kernels.map_ops import mean_of_neighbours
 
-from ....layers.expand import Tile, tile
+from ....layers.expand import Tile, input_copies, tile
 from ....layers.tokens import TokenNorm
 from ...packed import PackedConv2d, PackedLayer, PackedLinear, has_hooks
 from ..fold import (
@@ -25,11 +26,13 @@ from ..fold import (
     ActPart,
     affine,
     channels_first,
+    depends_on_input,
     integer_threshold,
     sign_modules,
     symmetric_padding,
     through_act,
 )
+from ..graph import name_of
 from ..match import Match, Matcher, act_text
 from ..steps import Step, UnownedModules, signs_of
 
@@ -46,8 +49,15 @@ class Block(Match):
     of_tokens: bool = False  # the norms, of the last dimension
     act: nn.Module | str | None = None
     stop: str = ''
+    repeats: int = 1  # of the channels of the shortcut
+    fold: int = 1  # channels side by side whose mean is one of the stream
 
     reads_words = packs = True
+
+    @property
+    def wants_flat(self) -> bool:
+        """Whether a norm of a linear layer, or its non-linearity, is of dimension 1."""
+        return isinstance(self.layer, PackedLinear) and ((any(self.norms) and not self.of_tokens) or channels_first(self.act))
 
     @property
     def width(self) -> int:
@@ -55,7 +65,7 @@ class Block(Match):
 
     def step(self, consumer, keep, in_place):
         return BlockStep(self.layer, self.tiles, self.norms, self.of_tokens, self.shortcut is not None, self.act, consumer,
-                         keep, in_place)
+                         keep, in_place, self.repeats, self.fold)
 
 
 def refusal(layer: PackedLayer) -> str:
@@ -94,6 +104,7 @@ def match(m: Matcher) -> Iterator[Block]:
         found = Block([node], ['conv' if isinstance(layer, PackedConv2d) else 'linear'], node.target, layer=layer)
         while (reader := m.next(found.result)) is not None and extend(m, found, reader):
             found.nodes.append(reader)
+        fold(m, found)
         yield found
 
 
@@ -121,6 +132,10 @@ def extend(m: Matcher, block: Block, reader: fx.Node) -> bool:
             return True
     elif m.is_sum(reader) and not ended and block.shortcut is None:
         block.shortcut = next(a for a in reader.args if a is not block.result)
+        if copies := repeated(m, block):
+            block.nodes.append(block.shortcut)
+            block.nodes.append(block.nodes.pop(-2))  # the last one is the result
+            block.shortcut, block.repeats = copies
         block.parts.append('shortcut')
         return True
     elif not ended and (act := m.act_of(reader, block.layer)) is not None:
@@ -130,6 +145,46 @@ def extend(m: Matcher, block: Block, reader: fx.Node) -> bool:
     elif module is not None and not isinstance(module, PackedLayer) and not ended:
         block.stop = f'{type(module).__name__} {reader.target} stays as it is'
     return False
+
+
+def repeated(m: Matcher, block: Block) -> tuple[fx.Node, int] | None:
+    """What the shortcut of a linear layer repeats, and how often (:func:`bnn_plugins.layers.expand.tile`)."""
+    node = block.shortcut
+    plain = name_of(node) == 'cat' and len(node.users) == 1 and node not in m.taken and len(node.all_input_nodes) == 1
+    if not plain or not isinstance(block.layer, PackedLinear) or not has_folds(block.layer):
+        return None
+    source, = node.all_input_nodes
+    return (source, len(node.args[0])) if node.args == ([source] * len(node.args[0]), -1) and not node.kwargs else None
+
+
+def fold(m: Matcher, block: Block) -> None:
+    """Notes means of neighbouring channels (:func:`bnn_plugins.layers.tokens.match_features`) behind a linear layer of which
+    only another one reads the signs."""
+    groups = next((user for user in block.result.users if user.target == 'unflatten'), None)
+    reader = next((user for user in block.result.users if user is not groups), None)
+    layer = None if reader is None else m.module(reader)
+    if groups is None or len(block.result.users) != 2 or len(groups.users) != 1 or block.wants_flat \
+            or not isinstance(block.layer, PackedLinear) or not has_folds(block.layer):
+        return
+    mean, = groups.users
+    known = mean.target == 'mean' and mean.args[1:] == (-1,) and groups.args[1] == -1 and tuple(groups.args[2][1:]) == (-1,) \
+        and not mean.kwargs
+    served = isinstance(layer, PackedLinear) and not (m.exclude(reader.target) or refusal(layer) or depends_on_input(layer)) \
+        and len(reader.args) == 1 and input_copies(layer) == 1
+    size = block.width // groups.args[2][0] if known else 1
+    if served and size > 1 and size & (size - 1) == 0:
+        block.fold, block.behind = size, [groups, mean]
+        block.parts.append(f'means of {size}')
+
+
+def has_folds(layer: PackedLayer) -> bool:
+    """Whether what repeats and folds channels is there for this layer."""
+    words = torch.zeros(1, 1, 1, layer.weight_bits.shape[2], dtype=torch.int32, device=layer.weight_bits.device)
+    weight = layer.weight_bits[0][:, None, None]
+    one = torch.ones(len(weight), device=words.device)
+    return bnn_kernels.selection('folded_block2d', x_words=words, w_words=weight, epilogue=Epilogue(one, one), shortcut=None,
+                                 geometry=Conv2dGeometry.of(weight.shape, layer._fan()), dtype=torch.float32, pack=False,
+                                 keep=True, fold=1).backend not in (None, 'reference')
 
 
 class BlockStep(Step):
@@ -143,12 +198,14 @@ class BlockStep(Step):
         consumer: the packed layer that reads the words; ``None`` for no words.
         keep: whether the stream is wanted.
         in_place: the shortcut's memory takes the stream.
+        repeats: of the channels of the shortcut. fold: neighbouring channels whose mean is one of the stream.
     """
 
     streams = joins = True
 
     def __init__(self, layer: PackedLayer, tiles: int, norms: list[nn.Module], of_tokens: bool, has_shortcut: bool,
-                 act: nn.Module | str | None, consumer: PackedLayer | None, keep: bool, in_place: bool):
+                 act: nn.Module | str | None, consumer: PackedLayer | None, keep: bool, in_place: bool, repeats: int = 1,
+                 fold: int = 1):
         super().__init__()
         self.tiles, self.act, self.keep, self.in_place = tiles, act if isinstance(act, str) else None, keep, in_place
         own = act.whole[0] if isinstance(act, ActPart) else act
@@ -161,6 +218,7 @@ class BlockStep(Step):
         self.channels = layer._fan() * getattr(layer, 'groups', 1)
         self.options = {}  # of the public functions
         self.said = False
+        self.repeats, self.fold = repeats, fold
         if self.is_conv:
             padding = layer._reversed_padding_repeated_twice[::-2]
             pad_value = layer.pad_value if layer.activation.signed else -1  # a 0 outside of the image is the bit 0
@@ -193,9 +251,14 @@ class BlockStep(Step):
             self.prepared_op = PreparedOp('binary_conv2d_sign', w_words=self.weight, geometry=self.geometry,
                                           threshold=self.limit, flip=self.flip, out_groups=self.epilogue.out_groups)
         else:
-            self.prepared_op = PreparedOp('binary_block2d', w_words=self.weight, geometry=self.geometry,
-                                          epilogue=self.epilogue, pack=self.pack, keep=self.keep,
-                                          dtype=self.stream if self.keep else torch.float32)
+            folds = dict(fold=self.fold) if self.folds else {}
+            self.prepared_op = PreparedOp('folded_block2d' if folds else 'binary_block2d', w_words=self.weight,
+                                          geometry=self.geometry, epilogue=self.epilogue, pack=self.pack, keep=self.keep,
+                                          dtype=self.stream if self.keep else torch.float32, **folds)
+
+    @property
+    def folds(self) -> bool:
+        return self.repeats > 1 or self.fold > 1
 
     def io(self, out, words, shortcut=None):
         if not self.is_conv and isinstance(words, Tensor):
@@ -205,6 +268,8 @@ class BlockStep(Step):
             shortcut = None if shortcut is None else shortcut.permute(0, 3, 1, 2)
         if self.by_integers:
             return OpIO({'x_words': words}, (out,))
+        if self.folds:
+            return OpIO({'x_words': words, 'shortcut': shortcut}, self.both(out))
         return OpIO({'x_words': words, 'shortcut': shortcut, 'out': shortcut if self.in_place else None}, self.both(out))
 
     def forward(self, words: Tensor, shortcut: Tensor | None = None):
@@ -241,7 +306,7 @@ class BlockStep(Step):
         """A linear layer is a 1x1 convolution of an image of one column; without rows there is none."""
         if not words.numel():
             x = words.new_empty(*words.shape[:-1], self.width, dtype=self.stream)
-            return self.wanted(signs_of(self.consumers[0], x) if self.pack else None, x)
+            return self.wanted(signs_of(self.consumers[0], x) if self.pack else None, x[..., :self.width // self.fold])
         if self.is_apart(words, shortcut):
             return self.in_parts(words, shortcut)
         lead, image, shortcut = words.shape[:-1], as_image(words), as_image(shortcut)
@@ -249,16 +314,22 @@ class BlockStep(Step):
         if self.by_integers:
             out = bnn_kernels.binary_conv2d_sign(image, self.weight, self.channels, self.limit, self.flip)
             return out.view(*lead, -1)
-        packed, stream = bnn_kernels.binary_block2d(image, self.weight, self.channels, self.epilogue, shortcut,
-                                                    pack=self.pack, keep=self.keep,
-                                                    dtype=self.stream if self.keep else torch.float32)
+        if self.folds and PreparedOp.direct(words):
+            packed, stream = self.prepared_op(x_words=image, shortcut=shortcut)
+        else:
+            shortcut = shortcut if self.repeats == 1 else tile(shortcut, self.repeats, 1)
+            packed, stream = bnn_kernels.binary_block2d(image, self.weight, self.channels, self.epilogue, shortcut,
+                                                        pack=self.pack, keep=self.keep,
+                                                        dtype=self.stream if self.keep else torch.float32)
+            stream = stream if self.fold == 1 else mean_of_neighbours(stream, self.fold)
         return self.wanted(packed.view(*lead, -1) if self.pack else None,
                            stream.permute(0, 2, 3, 1).reshape(*lead, -1) if self.keep else None)
 
     def is_apart(self, words: Tensor, shortcut: Tensor | None) -> bool:
         """Whether a norm of a linear layer has its channels elsewhere, at dimension 1, or its shortcut another shape."""
         flat = words.dim() == 2
-        return (self.wants_flat and not flat) or (shortcut is not None and shortcut.shape != (*words.shape[:-1], self.width))
+        return (self.wants_flat and not flat) or (shortcut is not None and shortcut.shape[:-1] != words.shape[:-1]) or (
+            shortcut is not None and shortcut.shape[-1] != self.width // self.repeats)
 
     def in_parts(self, words: Tensor, shortcut: Tensor | None):
         """Operator by operator, where the shortcut or the norm has another shape than one operator takes."""
@@ -267,10 +338,11 @@ class BlockStep(Step):
             warnings.warn(f'fused {self.label} has another shape than what is added to it (or than its norm takes): what '
                           f'follows it is left to torch', stacklevel=2)
         x = self.apart(words) if self.wants_flat and words.dim() != 2 else self.affine_of(words)
-        x = x if shortcut is None else x + shortcut
+        x = x if shortcut is None else x + tile(shortcut, self.repeats, -1)
         act = self.acts[0]
         x = (act if isinstance(act, nn.Module) else FUNCTIONS[act])(x).to(self.stream)
-        return self.wanted(signs_of(self.consumers[0], x) if self.pack else None, x)
+        return self.wanted(signs_of(self.consumers[0], x) if self.pack else None,
+                           x if self.fold == 1 else x.unflatten(-1, (-1, self.fold)).mean(-1))
 
     def affine_of(self, words: Tensor) -> Tensor:
         """Without shortcut and non-linearity, by the operator."""
@@ -297,7 +369,16 @@ class BlockStep(Step):
         if shortcut is not None:
             shortcut = shortcut.to(self.stream)
             shortcut = shortcut.clone(memory_format=torch.channels_last if self.is_conv else torch.contiguous_format)
-        return self.both(self(signs_of(self.held[0], x), shortcut))
+        made = self.both(self(signs_of(self.held[0], x), shortcut))
+        return made if self.fold == 1 else (made[0], self.unfolded(x, shortcut))
+
+    def unfolded(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        """The stream whose means are taken."""
+        step = BlockStep(self.held[0], self.tiles, self.norms, True, self.has_shortcut, self.acts[0], None, True, False,
+                         self.repeats)
+        step.stream = self.stream
+        step.prepare()
+        return step(signs_of(self.held[0], x), shortcut)
 
     def error_bound(self, x, shortcut, expected):
         layer = self.held[0]
@@ -307,7 +388,7 @@ class BlockStep(Step):
         if self.is_conv:
             scale, bias = scale.view(-1, 1, 1), bias.view(-1, 1, 1)
         total = acc * scale + bias
-        total = total if shortcut is None else total + shortcut.double().abs()
+        total = total if shortcut is None else total + tile(shortcut.double().abs(), self.repeats, layer.channel_dim)
         return through_act(total, self.acts[0], layer.channel_dim) * self.rounding(expected)
 
 
