@@ -27,7 +27,8 @@ pytestmark = [pytest.mark.sanitize,
 CPU, REFERENCE = Cpu(), Reference()
 INPUTS = {'binary_conv2d': ['x_words'], 'binary_conv_transpose2d': ['x_words'], 'binary_linear': ['x_words'],
           'binary_conv2d_sign': ['x_words'], 'binary_block2d': ['x_words', 'shortcut', 'out'],
-          'pack_activations': ['x'], 'pack_features': ['x'], 'downsample2d': ['x'], 'stem2d': ['x']}
+          'folded_block2d': ['x_words', 'shortcut'], 'pack_activations': ['x'], 'pack_features': ['x'],
+          'downsample2d': ['x'], 'stem2d': ['x']}
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +75,8 @@ def example(op: str) -> dict:
         'binary_conv2d_sign': conv | dict(threshold=torch.randint(-9, 9, (6,)).int(), flip=torch.rand(6) < 0.5, out_groups=1),
         'binary_block2d': conv | dict(epilogue=epilogue, shortcut=image(2, 6, 5, 4), dtype=torch.float32, pack=True, keep=True,
                                       out=None),
+        'folded_block2d': conv | dict(epilogue=epilogue, shortcut=image(2, 6, 5, 4), dtype=torch.float32, pack=True, keep=True,
+                                      fold=2),
         'pack_activations': dict(x=image(2, 40, 5, 4), threshold=torch.randn(40), groups=1),
         'downsample2d': dict(x=image(2, 40, 5, 4), weight=torch.randn(6, 40), bias=torch.randn(6), pool=2),
         'stem2d': dict(
