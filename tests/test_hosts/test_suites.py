@@ -7,7 +7,8 @@ from .suites import HERE, Suite, suites
 ALL = [(path.stem, suite) for path in sorted(HERE.glob('*.toml')) for suite in suites(path)]
 
 
-@pytest.mark.parametrize(('host', 'suite'), ALL, ids=[f'{host}-{suite.binary}-{suite.file}' for host, suite in ALL])
+@pytest.mark.parametrize(('host', 'suite'), ALL, ids=[
+    '-'.join(filter(None, (host, suite.binary, suite.file))) for host, suite in ALL])
 def test_suite(host, suite, tmp_path):
     if suite.absent:
         pytest.skip(suite.absent)
@@ -15,7 +16,7 @@ def test_suite(host, suite, tmp_path):
     assert not unexpected
     assert not idle, 'they pass: take them from the list'
     assert passed
-    print(f'{host}: {passed} tests of {suite.file} pass with binary models')  # pytest -rP shows it
+    print(f'{host}: {passed} tests of {suite.file} pass')  # pytest -rP shows it
 
 
 def test_what_is_compared(tmp_path):
@@ -28,10 +29,10 @@ def test_what_is_compared(tmp_path):
     (tmp_path / 'toy_plugin.py').write_text('')
     environment = {'TOY': '1'}
 
-    def compared(fails):
+    def compared(fails, binary='toy_plugin'):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv('PYTHONPATH', str(tmp_path), prepend=':')
-            return Suite(tmp_path, 'test_toy.py', '', [], 'toy_plugin', fails, environment).compare(tmp_path)
+            return Suite(tmp_path, 'test_toy.py', '', [], binary, fails, environment).compare(tmp_path)
 
     unexpected, idle, passed = compared({})
     assert [said.partition(': ')[0] for said in unexpected] == ['TestToy::test_one[1]']
@@ -39,3 +40,6 @@ def test_what_is_compared(tmp_path):
     assert compared({'*::test_one[[]1]': 'odd'}) == ([], [], 2)
     assert compared({'*::test_one*': 'odd', '*::test_both': 'never'})[:2] == ([], ['*::test_both'])
     assert compared({'*::test_one*': 'odd', '*::test_neither': 'fails for all'})[1] == []
+    unexpected, _, passed = compared({}, binary='')
+    assert [said.partition(': ')[0] for said in unexpected] == ['TestToy::test_neither'], 'all has to pass'
+    assert passed == 3

@@ -507,6 +507,9 @@ def test_the_derivative_at_a_whole_pixel_is_the_one_to_its_right():
     offset = torch.zeros(1, 2, 1, 3, requires_grad=True)
     mmcv_ops.deform_conv2d(x, offset, torch.ones(1, 1, 1, 1)).sum().backward()
     assert offset.grad[0, 1, 0].tolist() == [1, 3, -5]
+    offset = torch.zeros(1, 2, 1, 5, requires_grad=True)
+    mmcv_ops.deform_conv2d(x, offset, torch.ones(1, 1, 1, 1), 1, (0, 1)).sum().backward()
+    assert offset.grad[0, 1, 0].tolist() == [0, 1, 3, -5, 0], 'one at -1 is outside, and has no derivative'
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

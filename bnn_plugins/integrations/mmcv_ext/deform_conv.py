@@ -4,7 +4,7 @@ Dai et al., Deformable Convolutional Networks, ICCV 2017, arXiv:1703.06211, eq. 
 ConvNets v2, CVPR 2019, arXiv:1811.11168, eq. 1. Wang et al., CARAFE, ICCV 2019, arXiv:1905.02188, eq. 2.
 
 Each backward is torch's own of the forward, computed again. A sample at a whole pixel has the derivative to its right and
-below, as in mmcv. Half precision is computed in float32.
+below, as in mmcv; one a whole pixel outside of the image has none. Half precision is computed in float32.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def columns_of(x: Tensor, offset: Tensor, mask: Tensor | None, kernel: Sequence[
     for dy in (0, 1):
         for dx in (0, 1):
             py, px = low_y + dy, low_x + dx
-            inside = (py >= 0) & (py < height) & (px >= 0) & (px < width)
+            inside = (py >= 0) & (py < height) & (px >= 0) & (px < width) & (at_y > -1) & (at_x > -1)
             share = (1 - (at_y - py) if dy == 0 else at_y - low_y) * (1 - (at_x - px) if dx == 0 else at_x - low_x) * inside
             index = (py.clamp(0, height - 1) * width + px.clamp(0, width - 1)).long()
             index = index.reshape(images * groups, 1, -1).expand(-1, pixels.shape[1], -1)
