@@ -151,6 +151,11 @@ def let_packed_models_move(modeling_utils: ModuleType) -> None:
     wrapt.wrap_function_wrapper(modeling_utils, 'ModelMixin.to', move_or_cast)
 
 
+def save_in_order(modeling_utils: ModuleType) -> None:
+    from .diffusers.quantizer import save_in_order
+    wrapt.wrap_function_wrapper(modeling_utils, 'ModelMixin.save_pretrained', save_in_order)
+
+
 def offload_whole(hooks: ModuleType) -> None:
     """A packed layer reads the tensors of its parts itself: they are loaded with it, not when somebody calls the parts."""
 
@@ -233,6 +238,8 @@ HOOKS = (
     ImportHook('diffusers', 'diffusers.models.modeling_utils',
                '`.to()` of a packed model takes the dtype that it has: `from_pipe` and IP-Adapters give it',
                'BNN_PLUGINS_TO', let_packed_models_move, ('ModelMixin.to',)),
+    ImportHook('diffusers', 'diffusers.models.modeling_utils', 'the same binary model is saved as the same bytes',
+               'BNN_PLUGINS_SAME_BYTES', save_in_order, ('ModelMixin.save_pretrained',)),
     ImportHook('diffusers', 'diffusers.pipelines.pipeline_loading_utils', 'saved pipelines find `BinaryUNet2DModel`',
                'BNN_PLUGINS_MODELS', import_models),
     ImportHook('diffusers', 'diffusers.pipelines.pipeline_loading_utils',

@@ -143,9 +143,13 @@ def test_a_row_names_no_folder_of_the_machine(tmp_path):
     assert command.sentence(ValueError()) == 'ValueError: no message'
 
 
-@pytest.mark.parametrize('name', ['AutoencoderTiny', 'DiTTransformer2DModel', 'T2IAdapter'])
+@pytest.mark.parametrize('name', [
+    'AutoencoderTiny', 'AutoencoderDC', 'T2IAdapter',               # ReLUs, whose slopes a float checkpoint has not
+    'DiTTransformer2DModel', 'ControlNetUnionModel',                # conditions that modulate; an nn.MultiheadAttention
+    'Krea2Transformer2DModel', 'SanaWMTransformer3DModel',          # gates of a text, and of a linear attention
+    'AnyFlowTransformer3DModel',                                    # a module that returns None
+    'ZImageTransformer2DModel', 'WanAnimateTransformer3DModel', 'Kandinsky5Transformer3DModel'])  # weights read, not called
 def test_a_class_of_diffusers_of_each_kind(name, tmp_path):
-    """ReLUs, a Transformer whose conditions modulate, outputs that are features."""
     pytest.importorskip('diffusers')
     from benchmarks.zoo.diffusers_models import case
     assert said(case(name, 'whole', {}), tmp_path) == dict.fromkeys(STAGES, OK)

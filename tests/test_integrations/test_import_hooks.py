@@ -44,6 +44,7 @@ EFFECTS = {
     'BNN_PLUGINS_PIPELINE_QUANTIZER': "bool(load('diffusers').PipelineQuantizationConfig('bnn', dict(method='bireal')))",
     # diffusers' own is a wrapper, too.
     'BNN_PLUGINS_TO': "type(vars(load('diffusers').ModelMixin)['to']).__name__ == 'FunctionWrapper'",
+    'BNN_PLUGINS_SAME_BYTES': "type(vars(load('diffusers').ModelMixin)['save_pretrained']).__name__ == 'FunctionWrapper'",
     'BNN_PLUGINS_LORA': "hasattr(load('peft.tuners.lora.model').dispatch_default, '__wrapped__')",
     'BNN_PLUGINS_MODELS': "binary(load('diffusers').DDPMPipeline.from_pretrained(new))",
     'BNN_PLUGINS_OLD_MODULES': "binary(load('diffusers').DDPMPipeline.from_pretrained(old))",

@@ -7,6 +7,7 @@ diffusers has no call to register a quantizer of a third party; packages that br
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 from diffusers.configuration_utils import ConfigMixin
@@ -21,7 +22,7 @@ from ...convert import CONVERTED, BNNConfig
 from ...convert.binarize import convert_, to_binary
 from ...convert.rules import BINARY_FORMS
 from ...deploy import PACKED, pack_
-from ...deploy.file import FORMAT, SCHEMA_VERSION, check_versions, checksum, damaged, parsed, prepare_
+from ...deploy.file import FORMAT, SCHEMA_VERSION, check_versions, checksum, damaged, in_order, parsed, prepare_
 from ...deploy.plain_data import from_json
 from ...layers import BinaryAttention, BinaryLayer, build_act
 from ...layers.multihead import PROJECTIONS, SplitMultiheadAttention, split_names, split_tensors_
@@ -302,6 +303,21 @@ def move_or_cast(original, model: nn.Module, args: tuple, kwargs: dict):
         args = tuple(arg for arg in args if arg is not model.dtype)
         kwargs = {key: value for key, value in kwargs.items() if key != 'dtype' or value is not model.dtype}
     return original(*args, **kwargs)
+
+
+def save_in_order(original, model: nn.Module, args: tuple, kwargs: dict):
+    """``model.save_pretrained(...)`` of a binary model; safetensors writes the entries of its metadata in any order."""
+    result = original(*args, **kwargs)
+    if isinstance(getattr(model, 'hf_quantizer', None), BNNQuantizer):
+        for path in Path(args[0] if args else kwargs['save_directory']).glob('*.safetensors'):
+            with path.open('r+b') as file:
+                size = file.read(8)
+                before = size + file.read(int.from_bytes(size, 'little'))
+                after = in_order(before)
+                if len(after) == len(before):  # safetensors' own text, sorted
+                    file.seek(0)
+                    file.write(after)
+    return result
 
 
 def register(auto: ModuleType) -> None:

@@ -81,6 +81,22 @@ def test_what_is_computed_from_the_timestep_alone_stays_real(build):
     assert {name for name in first if name.split('.')[-1] in ('to_q', 'to_k')} <= binary, 'attention is no modulation'
 
 
+@pytest.mark.parametrize('build', [flux, cogvideox, cogview4, wan, z_image], ids=lambda build: build.__name__)
+def test_small_timesteps_train(build):
+    """What is computed from timesteps near zero has one sign, which a binary layer would refuse. Mutation: ``traced_role``
+    without what is computed from a timestep alone."""
+    torch.manual_seed(0)
+    model, call, _ = build()
+    binarize_(model, 'bireal')
+    out = call(LATENTS, torch.tensor([0.0, 1e-3]))
+    out = out.sample if hasattr(out, 'sample') else out[0]
+    loss = sum(x.square().mean() for x in (out if isinstance(out, list) else [out]))
+    loss.backward()
+    assert loss.isfinite()
+    assert any(module.weight.grad.any() for module in model.modules() if isinstance(module, BinaryLayer)
+               if module.weight.grad is not None)
+
+
 def test_a_small_model_that_needs_numbers():
     """Mochi asks for autocast, which the meta device does not have. Mutation: ``not_on_meta`` always False."""
     model = diffusers.MochiTransformer3DModel(
