@@ -290,6 +290,23 @@ def test_relus_behind_relus():
     model.train()(X).sum().backward()
 
 
+class Pooled(nn.Module):
+    """Extra levels of a pyramid, as pooled outputs of a ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(8, 8, 1) for _ in range(3))
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        return self.c(self.b(F.max_pool2d(F.avg_pool2d(x, 2), 1, 2)))
+
+
+def test_what_is_pooled_keeps_its_sign():
+    rows = {row.name: row.reason for row in binarize_(Pooled(), 'bireal', X).rows}
+    assert rows['b'] == 'its sign would always be +1: Pooled calls a ReLU before it as a function'
+
+
 def test_memory_is_not_searched_for_tensors():
     """A forward pass that copies a tensor gives its storage to a function of torch: a DDQ would take minutes.
 

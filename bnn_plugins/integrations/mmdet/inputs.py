@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from mmdet.models.dense_heads import EmbeddingRPNHead
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
@@ -28,6 +29,20 @@ def detector_inputs(model: nn.Module, shape: Sequence[int], seed: int = 0) -> tu
                                        masks=BitmapMasks(np.zeros((1, height, width), np.uint8), height, width))
     sample.proposals = InstanceData(bboxes=box, scores=torch.ones(1), labels=torch.zeros(1, dtype=torch.long))
     return image, [sample]
+
+
+def detector_of(tracker: dict) -> dict:
+    """The detector in the config of a tracker, with the preprocessing of the tracker's images."""
+    given = tracker.get('data_preprocessor', {})
+    shared = {key: given[key] for key in ('mean', 'std', 'bgr_to_rgb', 'pad_size_divisor') if key in given}
+    return {'data_preprocessor': dict(type='DetDataPreprocessor', **shared), **tracker['detector']}
+
+
+def begin_proposals_(model: nn.Module) -> None:
+    """Learned proposals (Sparse R-CNN) are boxes only once they are initialised."""
+    for module in model.modules():
+        if isinstance(module, EmbeddingRPNHead):
+            module.init_weights()
 
 
 def image_channels(model: nn.Module) -> int:

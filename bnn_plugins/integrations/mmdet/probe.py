@@ -88,11 +88,9 @@ def in_an_epoch():
 
 
 def prepare_(model: nn.Module) -> None:
-    """Few proposals, where thousands would go through each box head; learned ones are boxes only once they are initialised."""
-    from mmdet.models.dense_heads import EmbeddingRPNHead
-    for module in model.modules():
-        if isinstance(module, EmbeddingRPNHead):
-            module.init_weights()
+    """Few proposals, where thousands would go through each box head."""
+    from .inputs import begin_proposals_
+    begin_proposals_(model)
     configs = [getattr(module, key, None) for module in model.modules() for key in ('train_cfg', 'test_cfg')]
     for cfg in configs:
         if isinstance(cfg, dict):

@@ -1,10 +1,11 @@
 """The summary of a config: a detector's or a classifier's."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.logging import MMLogger, print_log
 from rich.console import Console
 from torch import nn
 
@@ -31,9 +32,17 @@ def model_inputs(cfg: Config, model: nn.Module, shape: Sequence[int] | None) -> 
 
 
 def summarize_config(cfg: Config, shape: Sequence[int] | None = None) -> tuple[nn.Module, Summary]:
-    """Build the model of ``cfg`` and count it on one image of ``shape`` (height, width), see :func:`model_inputs`."""
+    """Build the model of ``cfg`` and count it on one image of ``shape`` (height, width), see :func:`model_inputs`; of a
+    tracker the detector, which sees each image: what follows runs as often as there are objects."""
     stored = plain(cfg)
+    if 'tracker' in cfg.model:
+        from ..mmdet.inputs import detector_of
+        print_log(f'{cfg.model.type} is a tracker: its detector is counted', logger='current', level=logging.WARNING)
+        cfg.model = detector_of(cfg.model)
     model = build_model(cfg)
+    if cfg.get('default_scope', 'mmdet') == 'mmdet':
+        from ..mmdet.inputs import begin_proposals_
+        begin_proposals_(model)
     return model, summarize(model, model_inputs(cfg, model, shape), config=stored)
 
 
