@@ -87,9 +87,13 @@ UNSAFE = dict(safety_checker=None, feature_extractor=None, requires_safety_check
 
 
 def controlnet(**changes) -> nn.Module:
-    return d.ControlNetModel(**{**dict(
+    """Past its first state, in which it controls nothing."""
+    model = d.ControlNetModel(**{**dict(
         block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, attention_head_dim=4, cross_attention_dim=TEXT,
         down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), conditioning_embedding_out_channels=(8, 16)), **changes})
+    for parameter in [*model.controlnet_down_blocks.parameters(), *model.controlnet_mid_block.parameters()]:
+        nn.init.normal_(parameter)
+    return model
 
 
 def sd(unet: Callable = text_unet, **more) -> dict:
