@@ -168,8 +168,9 @@ def case(name: str, way: str, facts: dict) -> Case:
         return model, binarize_(model, METHOD, chosen if name in CASES else None)
 
     def steady(model: nn.Module) -> set[str]:
-        stream = next((key for key in inspect.signature(model.forward).parameters if real(chosen.get(key))), None)
         times = [key for key in chosen if ('timestep' in key or key == 't') and real(chosen[key])]
+        stream = next((key for key in inspect.signature(model.forward).parameters if real(chosen.get(key)) and key not in times),
+                      None)
 
         def call(shift: float, factor: float):
             return model(**{**chosen, stream: chosen[stream] + shift, **{key: chosen[key] * factor for key in times}})

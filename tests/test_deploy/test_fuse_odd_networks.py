@@ -336,3 +336,23 @@ def test_a_module_that_was_not_traced_returns_none(recwarn):
     assert len(model.forward.plans) == 2
     assert verify(latent, copy.deepcopy(model), x, x).ok
     assert not recwarn.list, 'nothing runs unfused'
+
+
+class Halves(nn.Module):
+    """Sums of items of a tuple, as of ``chunk``: the index is a number, not slices of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.norm = BinaryLinear(16, 32), BinaryLinear(16, 16), nn.LayerNorm(16)
+
+    def forward(self, x):
+        a, b = self.one(x).chunk(2, -1)
+        return self.two(self.norm(a + b) + x)
+
+
+def test_sums_of_items():
+    """Mutation: each index is taken for slices."""
+    model, x = pack_(randomise_(Halves()).eval()), torch.randn(2, 5, 16)
+    expected = run(model, x)
+    fuse_(model)
+    assert near(run(model, x), expected)

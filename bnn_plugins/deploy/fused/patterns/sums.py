@@ -174,7 +174,8 @@ def spread_back(node: fx.Node) -> tuple[fx.Node, int, list[fx.Node]] | None:
     nodes, size = [], None
     for dim in (2, 1):
         places = (WHOLE,) * dim
-        if node.target is not operator.getitem or node.args[1][:dim] != places or len(node.args[1]) != dim + 1:
+        index = node.args[1] if node.target is operator.getitem else None
+        if not isinstance(index, tuple) or index[:dim] != places or len(index) != dim + 1:
             return None
         cut, repeat = node, node.args[0]
         if not isinstance(repeat, fx.Node) or repeat.target != 'repeat_interleave' or repeat.args[2:] != (dim,):
