@@ -169,8 +169,8 @@ def case(name: str, way: str, facts: dict) -> Case:
 
     def steady(model: nn.Module) -> set[str]:
         times = [key for key in chosen if ('timestep' in key or key == 't') and real(chosen[key])]
-        stream = next((key for key in inspect.signature(model.forward).parameters if real(chosen.get(key)) and key not in times),
-                      None)
+        named = [key for key in inspect.signature(model.forward).parameters if real(chosen.get(key)) and key not in times]
+        stream = named[0] if named else None
 
         def call(shift: float, factor: float):
             return model(**{**chosen, stream: chosen[stream] + shift, **{key: chosen[key] * factor for key in times}})
