@@ -272,15 +272,22 @@ class _Weight(NamedTuple):
     words: Tensor
     memory_format: torch.memory_format
     latents: Tensor | None
+    inside: Tensor | None
     scale: Tensor | None
 
 
 def _weight(signs: Tensor, latent: Latent | None, scale: Tensor | None = None) -> _Weight:
     signs = signs.detach()
     memory_format = torch.contiguous_format if signs.is_contiguous() else torch.channels_last
-    surrogate = latent and latent.surrogate
-    return _Weight(pack_activations(signs), memory_format, None if surrogate in (None, Surrogate()) else
-                   engine.dense(signs, memory_format), None if latent is None or latent.through_scale else scale)
+    words, surrogate, latents, inside = pack_activations(signs), latent and latent.surrogate, None, None
+    if surrogate is not None and surrogate.steepness == 0 and surrogate.limit < math.inf:
+        filters, size = len(signs), signs[0].numel()
+        inside = torch.empty(filters, -(-size // WORD_BITS), dtype=torch.int32)
+        _pass('operand', 'Operand', samples=1, rows=filters, channels=size, groups=1, limit=float(surrogate.limit), eps=0.0,
+              x=engine.dense(signs, memory_format), shift=None, words=torch.empty_like(inside), inside=inside, statistics=None)
+    elif surrogate not in (None, Surrogate()):
+        latents = engine.dense(signs, memory_format)
+    return _Weight(words, memory_format, latents, inside, None if latent is None or latent.through_scale else scale)
 
 
 def _latent_gradient(d_signs: Tensor | None, weight: _Weight, latent: Latent | None) -> Tensor | None:
@@ -288,11 +295,11 @@ def _latent_gradient(d_signs: Tensor | None, weight: _Weight, latent: Latent | N
     if d_signs is None or latent is None:
         return d_signs
     d_signs = engine.dense(d_signs, weight.memory_format)
-    if weight.latents is not None or weight.scale is not None:
+    if any(v is not None for v in weight[2:]):
         filters, surrogate = len(d_signs), latent.surrogate
         _pass('latent_backward', 'LatentBackward', filters=filters, size=d_signs.numel() // filters,
               peak=float(surrogate.peak), steepness=float(surrogate.steepness), limit=float(surrogate.limit),
-              latents=weight.latents, scale=weight.scale, grad=d_signs)
+              latents=weight.latents, inside=weight.inside, scale=weight.scale, grad=d_signs)
     return d_signs
 
 
@@ -401,17 +408,18 @@ class _SignConv2d(torch.autograd.Function):
         x, shift = _image(x), _vector(shift)
         operand = _operand(x, shift, product, any(ctx.needs_input_grad[:2]))
         weight = _weight(signs, product.latent)
-        ctx.save_for_backward(*operand, shift, weight.words, weight.latents)
+        ctx.save_for_backward(*operand, shift, weight.words, weight.latents, weight.inside)
         ctx.call = product, weight.memory_format
         return _sums(operand.words, weight.words, product.geometry).float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        *operand, shift, w_words, latents = ctx.saved_tensors
+        *operand, shift, w_words, latents, inside = ctx.saved_tensors
         product, memory_format = ctx.call
-        return *_gradients(_image(grad.to(GRADIENTS[product.gradients])), _Operand(*operand),
-                           _Weight(w_words, memory_format, latents, None), shift, product, ctx.needs_input_grad[:3]), None
+        weight = _Weight(w_words, memory_format, latents, inside, None)
+        return *_gradients(_image(grad.to(GRADIENTS[product.gradients])), _Operand(*operand), weight, shift, product,
+                           ctx.needs_input_grad[:3]), None
 
 
 class _SignConv2dNorm(torch.autograd.Function):
@@ -443,7 +451,7 @@ class _SignConv2dNorm(torch.autograd.Function):
             for statistic in (running_mean, running_var):
                 if statistic is not None:
                     torch.autograd.graph.increment_version(statistic)
-        ctx.save_for_backward(*operand, shift, signs_of.words, signs_of.latents, prepared,
+        ctx.save_for_backward(*operand, shift, signs_of.words, signs_of.latents, signs_of.inside, prepared,
                               around if norm.act == 'prelu' else None, inside, statistics, *vectors.values())
         ctx.call = product, norm, own_shortcut, conv, signs_of.memory_format
         return y
@@ -451,7 +459,7 @@ class _SignConv2dNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (*operand, shift, w_words, latents, prepared, around, inside, statistics, scale, weight, bias, gamma, slope,
+        (*operand, shift, w_words, latents, w_inside, prepared, around, inside, statistics, scale, weight, bias, gamma, slope,
          zeta) = ctx.saved_tensors
         operand, needs = _Operand(*operand), ctx.needs_input_grad
         product, norm, own_shortcut, conv, memory_format = ctx.call
@@ -469,7 +477,7 @@ class _SignConv2dNorm(torch.autograd.Function):
         del sums
         residual = _Residual(grad, inside) if d_input is None else _Residual(d_input, None)
         through_scale = product.latent is None or product.latent.through_scale
-        signs_of = _Weight(w_words, memory_format, latents, None if through_scale else scale)
+        signs_of = _Weight(w_words, memory_format, latents, w_inside, None if through_scale else scale)
         gradients = _gradients(d_sums, operand, signs_of, shift, product, needs[:3], residual if own_shortcut else None)
         return (*gradients, d['d_scale'], d['d_weight'], d['d_bias'], residual.grad if needs[6] else None, d['d_gamma'],
                 d['d_slope'], d['d_zeta'], *[None] * 6)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor  # before the library is loaded: torch brings the OpenMP that both share
 
-VERSION = 19  # of the C interface, as in src/api.cpp
+VERSION = 20  # of the C interface, as in src/api.cpp
 # From slow to fast; their places are enum Isa of src/engine.hpp.
 ISAS = ('portable', 'neon', 'avx2', 'avx512', 'amx', 'amx-emulated')
 TILES = ('amx', 'amx-emulated')  # have products of bfloat16

@@ -57,7 +57,7 @@ class Stopwatch {
 }  // namespace
 
 // Raised whenever a struct of engine.hpp or a function below changes.
-BNN_API int64_t bnn_version() { return 19; }
+BNN_API int64_t bnn_version() { return 20; }
 
 // "Name:<bytes> field:<offset> ..." of a struct that Python fills in, empty for another name; valid until the thread asks again.
 BNN_API const char* bnn_struct_layout(const char* name) {

@@ -58,7 +58,7 @@ inline std::string layout(std::string_view name) {
   BNN_FIELDS(SignBackward, threads, samples, rows, channels, dtype, peak, steepness, limit, grad, x, inside, factor, shift,
              statistics, residual, residual_inside, d_x, d_shift);
   BNN_FIELDS(SignProducts, threads, conv, dtype, d_sums, norm, words, weight, input, channels_last, d_weight);
-  BNN_FIELDS(LatentBackward, threads, filters, size, peak, steepness, limit, latents, scale, grad);
+  BNN_FIELDS(LatentBackward, threads, filters, size, peak, steepness, limit, latents, inside, scale, grad);
   BNN_FIELDS(Signs2Float, threads, rows, channels, groups, dtype, words, y);
   return "";
 }

@@ -87,7 +87,8 @@ struct SignBackward {
 struct LatentBackward {
   int64_t threads, filters, size;
   double peak, steepness, limit;
-  const float* latents;  // [filters][size], or null: a surrogate of `peak` everywhere
+  const float* latents;  // [filters][size], or null with `inside`, or neither: a surrogate of `peak` everywhere
+  const uint32_t* inside;  // [filters][words of size], as Operand writes it; or null
   const float* scale;  // [filters]: by which the gradient was multiplied and shall not be; or null
   float* grad;  // [filters][size]
 };

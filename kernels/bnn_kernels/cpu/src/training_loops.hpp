@@ -358,11 +358,14 @@ void latent_backward(const LatentBackward& p, int64_t first, int64_t last) {
   for (int64_t filter = first; filter < last; filter++) {
     const double scale = p.scale ? std::max(p.scale[filter], std::numeric_limits<float>::min()) : 1.0F, top = p.peak / scale;
     const float* latents = p.latents ? p.latents + filter * p.size : nullptr;
+    const uint32_t* inside = p.inside ? p.inside + filter * divide_up(p.size, WORD_BITS) : nullptr;
     float* grad = p.grad + filter * p.size;
     each_channel<S>(p.size, [&]<class V>(int64_t i) {
       const typename V::Float peak = V::set(static_cast<float>(top)), drop = V::set(static_cast<float>(-top * p.steepness)),
                               limit = V::set(static_cast<float>(p.limit));
-      const typename V::Float slope = latents ? triangle<V>(V::load(latents + i), peak, drop, limit, bounded) : peak;
+      const typename V::Float slope = inside    ? V::where(get_bits<V>(inside, i), peak, V::set(0.0F))
+                                      : latents ? triangle<V>(V::load(latents + i), peak, drop, limit, bounded)
+                                                : peak;
       V::store(grad + i, V::mul(V::load(grad + i), slope));
     });
   }
