@@ -12,7 +12,7 @@ import argparse
 import copy
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MethodType
@@ -116,17 +116,18 @@ def packed(config: str, checkpoint: str, rest: str) -> Form:
     return Form(cfg, model, path.stat().st_size)
 
 
-def forms(work_dir: Path, seed: int, threads: int) -> dict[tuple[str, str], Form]:
+def forms(work_dir: Path, seed: int, threads: int, wanted: Sequence[str] = FORMS) -> dict[tuple[str, str], Form]:
+    """By the names of their config and of their rest, those that are ``wanted``; OpenVINO's where it is installed."""
     found, grid = {}, GRIDS[NAME]
     for entry in grid.entries:
         place = folder(work_dir, entry, seed, grid.epochs)
         config, checkpoint = str(place / 'config.py'), latest_checkpoint(place)
         if load_config(config).get('method') is None:
             found[entry.config, 'float32'] = real(config, checkpoint)
-            if not missing('openvino'):
+            if 'openvino-int8' in wanted and not missing('openvino'):
                 found[entry.config, 'openvino-int8'] = in_openvino(found[entry.config, 'float32'], threads)
         else:
-            found.update({(entry.config, rest): packed(config, checkpoint, rest) for rest in RESTS})
+            found.update({(entry.config, rest): packed(config, checkpoint, rest) for rest in RESTS if rest in wanted})
     return found
 
 

@@ -9,6 +9,7 @@ from ..rows import read_rows, spread
 from .grids import GRIDS, TITLES, Entry
 
 RESULTS = Path(__file__).parent / 'results'
+STAGES = ('read', 'preprocess', 'network', 'boxes')  # from an image file to its boxes
 
 
 def bccd() -> str:
@@ -85,4 +86,26 @@ def rests() -> str:
     return '\n'.join([*lines, '', f'{rows[0]["epochs"]} epochs, half width, one thread. Machine: {"; ".join(machine)}.', ''])
 
 
-TABLES = {'bccd': bccd, 'bccd_rests': rests, **{name: partial(compared, name) for name in ('raccoon', 'bccd_methods')}}
+def stages() -> str:
+    """One line per form of a trained detector: milliseconds from the file to the boxes, means over the seeds."""
+    rows = read_rows(RESULTS / 'bccd_stages.csv')
+    if not rows:
+        return 'No results yet: `python -m benchmarks.detection.stages`.\n'
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row['config'], row['rest']].append(row)
+    lines = ['| network | real layers | seeds | read | preprocess | network | boxes | ms in all '
+             '| OpenVINO int8 / this (quartiles) | of the network alone |', '|---|---|---|---|---|---|---|---|---|---|']
+    for (config, rest), found in groups.items():
+        ratios = ', '.join(f'{float(row["x_int8"]):.2f} ({float(row["q1"]):.2f} to {float(row["q3"]):.2f})' for row in found
+                           if row['x_int8'])
+        alone = ', '.join(f'{float(row["x_network"]):.2f}' for row in found if row['x_network'])
+        times = [f'{mean(float(row[key]) for row in found):.2f}' for key in (*STAGES, 'total')]
+        lines.append(f'| {" | ".join([TITLES[config], rest, str(len(found)), *times, ratios, alone])} |')
+    machine = sorted({f'{row["processor"]}, torch {row["torch"]}, commit {row["commit"]}' for row in rows})
+    text = f'{rows[0]["images"]} images, one thread, processor time. Machine: {"; ".join(machine)}.'
+    return '\n'.join([*lines, '', text, ''])
+
+
+TABLES = {'bccd': bccd, 'bccd_rests': rests, 'bccd_stages': stages,
+          **{name: partial(compared, name) for name in ('raccoon', 'bccd_methods')}}

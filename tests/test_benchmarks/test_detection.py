@@ -1,16 +1,22 @@
 """Grids of detectors: which configs they make, what they skip, and the table of their rows."""
 
 import sys
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip('mmdet')
 
 from mmengine.config import Config
+from mmengine.dataset import Compose
 
-from benchmarks.detection import rests, run, tables
+from benchmarks.cpu.networks import randomise_
+from benchmarks.detection import rests, run, stages, tables
 from benchmarks.detection.grids import GRIDS, Entry, Grid
 from benchmarks.rows import read_rows, write_row
+from bnn_plugins.integrations.mmengine.pack import build_model
 from bnn_plugins.integrations.mmengine.run import load_config
 from tests.test_integrations.conftest import REPOSITORY
 
@@ -72,6 +78,38 @@ def test_times_are_those_beside_the_twin_of_the_same_seed(tmp_path, monkeypatch)
     lines += [f'{BINARY},,{seed},10,0.4,0.4,1000000,{minutes},cpu,1' for seed, minutes in ((0, 2.0), (1, 8.0), (2, 5.0))]
     (tmp_path / 'raccoon.csv').write_text('\n'.join(lines) + '\n')
     assert f'| {BINARY} |  | 3 | 10 | 40.0 ± 0.0 | 40.0 ± 0.0 | 1.00 |  | 2.0 ± 0.0x |' in tables.compared('raccoon')
+
+
+def test_stages_of_a_detector_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, 'RESULTS', tmp_path)
+    assert tables.stages().startswith('No results yet')
+    row = stages.Row('retinanet_bnn-r18_fpn_bccd', 'int8', 0, 2, 1.0, 2.0, 3.0, 4.0, 10.0, 5.0, 1.25, 1.2, 1.3, 1.5)
+    facts = dict(processor='p', torch='t', commit='c')
+    for seed, total in (0, 10.0), (1, 12.0):
+        write_row(tmp_path / 'bccd_stages.csv', asdict(replace(row, seed=seed, total=total)) | facts, ('seed',),
+                  lambda r: r['seed'])
+    ratios = '1.25 (1.20 to 1.30), 1.25 (1.20 to 1.30) | 1.50, 1.50 |'
+    assert f'| binary | int8 | 2 | 1.00 | 2.00 | 3.00 | 4.00 | 11.00 | {ratios}' in tables.stages()
+
+
+def test_stages_from_a_file_to_its_boxes(tmp_path):
+    """Boxes are those of ``inference_detector`` on the same file. Mutation: they are not rescaled."""
+    import cv2
+    from mmdet.apis import inference_detector
+    path, _ = str(tmp_path / 'image.png'), torch.manual_seed(0)
+    cv2.imwrite(path, torch.randint(256, (90, 130, 3), dtype=torch.uint8).numpy())
+    cfg = load_config(str(REPOSITORY / 'configs/detection/retinanet_r18_fpn_bccd.py'))
+    model = randomise_(build_model(cfg)).eval()
+    model.cfg = cfg
+    steps = [step for step in cfg.test_dataloader.dataset.pipeline if step['type'] != 'LoadAnnotations']
+    dataset = SimpleNamespace(pipeline=Compose(steps), get_data_info=lambda place: dict(img_path=path, img_id=place))
+    form = SimpleNamespace(model=model, loader=SimpleNamespace(dataset=dataset))
+    spent, boxes = stages.staged(form)(dataset.get_data_info(0))
+    assert len(spent) == len(tables.STAGES)
+    with torch.no_grad():
+        expected = inference_detector(model, path, Compose(steps)).pred_instances
+    assert len(boxes) > 0
+    assert torch.equal(boxes.bboxes, expected.bboxes)
 
 
 def test_forms_of_a_detector_are_compared_seed_by_seed(tmp_path, monkeypatch):
