@@ -1,6 +1,7 @@
 """Block fusion of odd networks: several readers, values that are changed in place, control flow, other shapes, expansion."""
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 import bnn_kernels
 from bnn_plugins import fuse_, pack_, unfuse_, verify
+from bnn_plugins.deploy import fused_parts
 from bnn_plugins.layers import BinaryConv2d, BinaryLinear, RPReLU
 
 from .fuse_nets import Sequence, exact_image, make_exact_, near, run, small
@@ -356,3 +358,34 @@ def test_sums_of_items():
     expected = run(model, x)
     fuse_(model)
     assert near(run(model, x), expected)
+
+
+class Scaled(nn.Module):
+    """A sum over a factor, as blocks of diffusers have it, and something that is written into."""
+
+    def __init__(self, factor: float, writes: bool):
+        super().__init__()
+        self.one, self.two = (BinaryConv2d(16, 16, 3, padding=1, method='bireal') for _ in range(2))
+        self.factor, self.writes = factor, writes
+
+    def forward(self, x):
+        total = self.one(x) + self.two(x) + x
+        out = total / self.factor
+        if self.writes:
+            out += 1
+        return total, out
+
+
+@pytest.mark.parametrize(('factor', 'writes', 'left'), [(1.0, False, 0), (1, False, 0), (2.0, False, 1), (1.0, True, 1)])
+def test_a_factor_of_one_is_left_out(factor, writes, left):
+    """Mutations: any factor is; a quotient that is written into, and the sum with it."""
+    torch.manual_seed(0)
+    packed = pack_(Scaled(factor, writes).eval())
+    fused = copy.deepcopy(packed)
+    fuse_(fused)
+    x = torch.randn(1, 16, 6, 6)
+    with torch.no_grad():
+        for found, expected in zip(fused(x), packed(x), strict=True):
+            torch.testing.assert_close(found, expected)
+    (_, part), = fused_parts(fused)
+    assert sum(record.target is operator.truediv for record in part.plan.program.records) == left

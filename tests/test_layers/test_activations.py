@@ -80,3 +80,16 @@ def test_build_act(name, cls):
 def test_unknown_act():
     with pytest.raises(ValueError, match="unknown act 'rprelo'; did you mean 'rprelu'"):
         build_act('rprelo', 4)
+
+
+@pytest.mark.parametrize('shape', [(2, 8, 5, 5), (3, 8)])
+def test_rprelu_is_the_same_with_and_without_gradients(shape):
+    """Without, it keeps nothing. Mutation: the positive part is left out."""
+    torch.manual_seed(0)
+    act, x = RPReLU(8), torch.randn(shape)
+    with torch.no_grad():
+        for parameter in act.parameters():
+            parameter.normal_()
+        found, before = act(x), x.clone()
+    assert torch.equal(found, act(x.requires_grad_()))
+    assert torch.equal(x, before)

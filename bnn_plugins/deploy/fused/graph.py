@@ -311,6 +311,7 @@ def trace_region(module: nn.Module, layers: type | tuple[type, ...], method: str
 
 def skip_nothings(root: nn.Module, graph: fx.Graph) -> None:
     """Remove what does nothing in evaluation, and what nobody reads."""
+    written = {storage_of(root, value) for node in graph.nodes if (value := mutates(root, node)) is not None}
     for node in list(graph.nodes):
         module = module_of(root, node)
         idle = isinstance(module, SKIPPED) and not has_hooks(module)
@@ -318,12 +319,21 @@ def skip_nothings(root: nn.Module, graph: fx.Graph) -> None:
             idle = not node.kwargs.get('training', node.args[2] if len(node.args) > 2 else True)
         elif name_of(node) in ('cat', 'concat') and isinstance(node.args[0], list | tuple):
             idle = len(node.args[0]) == 1
+        elif node.target is operator.truediv and isinstance(node.args[1], int | float) and node.args[1] == 1:
+            total = node.args[0]
+            idle = adds_a_module(total) and not written & {node, total}
         if idle:
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.erase_node(node)
     for node in reversed(list(graph.nodes)):
         if node.op == 'call_function' and node.target is getattr and not node.users:
             graph.erase_node(node)  # such as x.requires_grad
+
+
+def adds_a_module(node: fx.Node) -> bool:
+    """Whether a value is a sum with what a module makes: no whole numbers, whose quotient would be of another kind."""
+    return isinstance(node, fx.Node) and name_of(node) == 'add' and any(
+        term.op == 'call_module' or adds_a_module(term) for term in node.all_input_nodes)
 
 
 def write_silu(root: nn.Module, graph: fx.Graph) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .dtypes import wide
 
-_BLOCK = 256  # boxes resolved at once by nms: 256 x 3000 overlaps in float32 are 3 MB
+_BLOCK = 128  # boxes resolved at once by nms: 128 x 3000 overlaps in float32 are 1.5 MB
 
 
 def _sides(boxes: Tensor, offset: int) -> tuple[Tensor, ...]:
@@ -21,9 +21,11 @@ def _sides(boxes: Tensor, offset: int) -> tuple[Tensor, ...]:
 
 
 def _intersection(a: tuple[Tensor, ...], b: tuple[Tensor, ...], offset: int) -> Tensor:
-    width = (torch.minimum(a[2], b[2]) - torch.maximum(a[0], b[0]) + offset).clamp_(min=0)
-    height = (torch.minimum(a[3], b[3]) - torch.maximum(a[1], b[1]) + offset).clamp_(min=0)
-    return width.mul_(height)
+    width = torch.minimum(a[2], b[2]).sub_(torch.maximum(a[0], b[0]))
+    height = torch.minimum(a[3], b[3]).sub_(torch.maximum(a[1], b[1]))
+    if offset:
+        width, height = width.add_(offset), height.add_(offset)
+    return width.clamp_(min=0).mul_(height.clamp_(min=0))
 
 
 def _iou(a: tuple[Tensor, ...], b: tuple[Tensor, ...], offset: int) -> Tensor:
@@ -58,9 +60,9 @@ def _greedy(beats: Tensor) -> Tensor:
         Tensor: (n,) bool.
     """
     beats = beats.triu(1)
-    keep = ~beats.any(0)
+    keep, beats = ~beats.any(0), beats.float()
     while True:
-        settled = ~(beats & keep[:, None]).any(0)
+        settled = keep.float() @ beats == 0  # counted by a product: several times faster than any()
         if torch.equal(settled, keep):
             return keep
         keep = settled
@@ -91,7 +93,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         survives = _greedy(_iou(mine, sides[:, None, head], offset) > iou_threshold)
         kept.append(head[survives])
         if left.numel():
-            left = left[~(_iou(mine[:, survives], sides[:, None, left], offset) > iou_threshold).any(0)]
+            beaten = (_iou(mine[:, survives], sides[:, None, left], offset) > iou_threshold).float()
+            left = left[beaten.new_ones(len(beaten)) @ beaten == 0]
     return order[torch.cat(kept)]
 
 
