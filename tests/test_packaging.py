@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 TEN_LINES = """
@@ -115,6 +116,9 @@ def test_a_config_that_inherits_from_the_package(run):
     arguments = ('mine.py', '--shape', 64, 64)
     assert 'backbone.layer1.0.conv1' in run('bnn', 'summary', *arguments)
     assert 'backbone.layer1.0.conv1' in run('python', run.site / 'bnn_plugins/.mim/tools/summary.py', *arguments)
+    run('bnn', 'make-digits', 'work_dirs/digits', '--train', 8, '--val', 2, '--test', 2, '--size', 64)
+    run('bnn', 'train', 'mine.py', '--work-dir', 'work', '--quiet')
+    assert torch.load(run.folder / 'work/epoch_1.pth', weights_only=False)['meta']['iter'] == 2
 
 
 def test_the_demo(run):

@@ -186,8 +186,35 @@ def test_ways_to_offload(tmp_path):
     assert host == ['no groups']
 
 
-def test_a_detector(tmp_path):
+# A family of each kind, in about a minute of one core: ways, and what is particular to the family.
+DETECTORS = {
+    'whole': ['fcos',             # places
+              'retinanet',        # anchors
+              'reppoints',        # points, deformable convolutions of a head
+              'centernet',        # heat maps
+              'rtmdet',           # layers that levels share
+              'condinst',         # masks by kernels that are predicted
+              'yolact',           # masks of prototypes
+              'solov2',           # masks of places
+              'deformable_detr',  # positions that are sampled
+              'dab_detr',         # queries
+              'ld'],              # a teacher
+    'parts': ['faster_rcnn',      # regions
+              'cascade_rcnn',     # several heads behind each other
+              'maskformer',       # panoptic
+              'resnest',          # split attention
+              'swin',             # a Transformer
+              'bytetrack'],       # a tracker, YOLOX
+    'BNNResNet': ['dcnv2',        # deformable convolutions of a backbone
+                  'gcnet',        # plugins of a backbone
+                  'point_rend',   # points of a mask
+                  'soft_teacher'],  # a teacher that is an average
+}
+
+
+@pytest.mark.parametrize(('family', 'way'), [(family, way) for way, families in DETECTORS.items() for family in families])
+def test_a_detector_of_each_kind(family, way, tmp_path):
     pytest.importorskip('mmdet')
     from benchmarks.zoo.mmdet_models import case, small_networks
     with small_networks():
-        assert said(case('fcos', 'whole', {}), tmp_path) == dict.fromkeys(STAGES, OK)
+        assert said(case(family, way, {}), tmp_path) == dict.fromkeys(STAGES, OK)
