@@ -156,8 +156,10 @@ class TestRefusals:
         assert str(model) == before
 
     def test_nothing_becomes_binary_gives_the_reasons(self):
-        with pytest.raises(ValueError, match=r'reads the image \(3 channels\)'):
-            binarize_(nn.Sequential(nn.Conv2d(3, 8, 3)), 'bireal')
+        with pytest.raises(ValueError, match=r'reads the image \(3 channels\)') as error:
+            binarize_(nn.Sequential(*[nn.Conv2d(3, 3, 3) for _ in range(50)]), 'bireal')
+        assert '\n' not in str(error.value), 'a sentence, no table of all layers'
+        assert len(str(error.value)) < 300
 
     def test_packed_model(self):
         model = Net()
