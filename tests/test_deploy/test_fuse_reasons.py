@@ -1,11 +1,13 @@
 """Block fusion: the reasons for what is not fused, and errors."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
 from bnn_plugins import fuse_, pack_
-from bnn_plugins.layers import BinaryConv2d
+from bnn_plugins.layers import BinaryConv2d, BinaryLinear
 
 from .fuse_nets import small
 
@@ -89,3 +91,11 @@ class TestErrors:
     def test_dtype(self):
         with pytest.raises(TypeError, match=r'stream_dtype must be torch.float32, bfloat16 or float16, but got torch.float64'):
             fuse_(pack_(small(None)), stream_dtype=torch.float64)
+
+
+@pytest.mark.parametrize(('widths', 'said'), [((64, 64), True), ((1024, 1024), False), ((64, 64, 64), False)])
+def test_the_report_says_where_a_linear_layer_does_not_pay(widths, said):
+    """Mutations: of any size; of each layer of a network."""
+    model = nn.Sequential(*(BinaryLinear(a, b, method='bireal') for a, b in pairwise(widths))).eval()
+    report = fuse_(pack_(model))
+    assert [('slower than nn.Linear for one row' in text) for text in report.rows.values()] == [said] * (len(widths) - 1)

@@ -1,17 +1,23 @@
 """What a method of a module became for one kind of call: its program, and what its constants are made of."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..packed import PackedLayer
+from ..packed import PackedLayer, PackedLinear
 from ..rest_layer import RestLayer
 from .graph import Argument, tensors_of, trace_region
 from .match import Matcher
 from .patterns import PATTERNS
+from .patterns.block import BlockStep
+from .steps import Step
 from .write import Writer
+
+LEAST_WEIGHTS = 2**18  # 512 x 512: docs/speed.md
+ALONE = '; alone, of so few weights, it is slower than nn.Linear for one row: leave it out of binarize_'
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ class Plan:
         writer = Writer(matcher, options.stream_dtype)
         self.program = writer.run()
         self.rows = {self.full(name): text for name, text in writer.rows.items()}
+        if stands_alone(writer.steps.values()):
+            self.rows = {name: text + ALONE for name, text in self.rows.items()}
         self.stems.update((self.full(name), text) for name, text in writer.stems.items())
         self.steps, self.places = writer.steps, writer.places
         kept = [value for value in writer.held.values() if isinstance(value, nn.Module)]
@@ -125,6 +133,13 @@ class Plan:
     def takes(self, given: dict[str, Argument]) -> bool:
         """Whether a call with these arguments computes what was traced."""
         return given.keys() == self.arguments.keys() and all(self.arguments[name].takes(given[name]) for name in given)
+
+
+def stands_alone(steps: Iterable[Step]) -> bool:
+    """Whether a program is one linear layer of so few weights that for one row its call takes longer than ``nn.Linear``."""
+    layers = [step.held[0] for step in steps if isinstance(step, BlockStep)]
+    return len(layers) == 1 and isinstance(layers[0], PackedLinear) \
+        and layers[0]._fan() * layers[0].weight_bits.shape[1] < LEAST_WEIGHTS
 
 
 def layer_graph() -> fx.Graph:
