@@ -11,7 +11,7 @@ import bnn_plugins
 from bnn_kernels import PreparedOp
 from bnn_plugins.deploy import fuse_, fused_parts, pack_
 from bnn_plugins.layers.activations import RPReLU
-from bnn_plugins.layers.tokens import LayerScale, TokenNorm
+from bnn_plugins.layers.tokens import LayerScale, TokenNorm, spread_back
 from bnn_plugins.layers.transformer import BinaryTransformerBlock
 from bnn_plugins.models.backbones import BNNViT
 
@@ -84,6 +84,36 @@ def test_nothing_but_attention_is_left_to_torch():
     """Mutation: a norm of tokens that is no part of a sum."""
     (_, part), = fused_parts(fused_of(exact_block(branches=(3, 5))))
     assert [record.target for record in part.plan.program.records if record.kind == 'module'] == ['0.attention.attention']
+
+
+class Nested(nn.Module):
+    """A scale of a sum with a norm, the spread map first."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.scale = TokenNorm(16), LayerScale(16)
+        self.linear = bnn_plugins.layers.BinaryLinear(16, 16, bias=False, method='bireal')
+
+    def forward(self, x):
+        height, width = x.shape[1:3]
+        y = self.scale(spread_back(x[:, ::2, ::2], 2, height, width) + self.norm(x))
+        return self.linear(y) + y
+
+
+@torch.no_grad()
+def test_a_scale_of_a_sum():
+    """Mutations: the shift of a norm is not scaled; maps in the order in which they come, a spread one first."""
+    torch.manual_seed(5)
+    model = Nested().eval()
+    for vector, values in ((model.norm.norm.running_mean, [-1.0, 0.5]), (model.norm.norm.bias, [-0.5, 1.0]),
+                           (model.scale.scale, [-0.5, 2.0]), (model.scale.shift, [-1.0, 0.25])):
+        vector.copy_(choose(vector.shape, values))
+    model.norm.norm.eps = 0.0
+    model.linear.weight.copy_(choose(model.linear.weight.shape, [-1.0, 1.0]))
+    packed = pack_(model)
+    fused, x = fused_of(packed), choose((2, 5, 6, 16), [-1.0, 0.0, 0.5, 2.0])
+    assert 'sum of maps' in texts(fused)
+    assert same(run(fused, x), [packed(x)])
 
 
 @pytest.mark.parametrize('model', ['vit', 'swin', 'expanded'])
