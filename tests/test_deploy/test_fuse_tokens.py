@@ -105,7 +105,8 @@ def test_a_scale_of_a_sum():
     """Mutations: the shift of a norm is not scaled; maps in the order in which they come, a spread one first."""
     torch.manual_seed(5)
     model = Nested().eval()
-    for vector, values in ((model.norm.norm.running_mean, [-1.0, 0.5]), (model.norm.norm.bias, [-0.5, 1.0]),
+    for vector, values in ((model.norm.norm.running_mean, [-1.0, 0.5]), (model.norm.norm.weight, [-1.0, 0.5]),
+                           (model.norm.norm.bias, [-0.5, 1.0]),
                            (model.scale.scale, [-0.5, 2.0]), (model.scale.shift, [-1.0, 0.25])):
         vector.copy_(choose(vector.shape, values))
     model.norm.norm.eps = 0.0
