@@ -240,7 +240,11 @@ class BNNResNet(BinaryBackbone):
         *first, norm, act = modules
         scaled = [*self.factory.around_norm(norm), act]
         # Pooling before the last norm, as in XNOR-Net: maxima behind a norm are nearly all positive, their sign is no news.
-        return [*first, *scaled, self.maxpool] if self.pool_last else [*first, self.maxpool, *scaled]
+        if not self.pool_last:
+            return [*first, self.maxpool, *scaled]
+        # Behind the maximum a function that never falls has the same values and gradients, on a quarter of the memory.
+        later = self.training and isinstance(act, (nn.ReLU, nn.Hardtanh))
+        return [*first, *scaled[:-1], self.maxpool, act] if later else [*first, *scaled, self.maxpool]
 
     @property
     def norm_behind_pooling(self) -> nn.Module | None:
