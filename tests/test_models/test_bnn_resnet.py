@@ -445,14 +445,16 @@ class TestWeights:
 def test_the_stem_in_training_is_that_of_evaluation(method):
     """Its act may follow the pooling there, which changes neither a value nor a gradient."""
     model = BNNResNet(18, method, pool_last=True, norm_eval=True, base_channels=8)
-    nn.init.uniform_(model.norm1.weight, -2, 2)
+    norm = getattr(model, model.norm1_name)
+    for parameter in (norm.weight, *model.act1.parameters()):
+        nn.init.uniform_(parameter, -2, 2)
     x, found = torch.randn(2, 3, 37, 32), []
     for training in (True, False):
         model.train(training)
         leaf = y = x.clone().requires_grad_()
         for module in model._stem_modules():
             y = module(y)
-        found.append((y, *torch.autograd.grad(y.square().sum(), [leaf, model.conv1.weight, model.norm1.weight])))
+        found.append((y, *torch.autograd.grad(y.square().sum(), [leaf, model.conv1.weight, norm.weight])))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     assert torch.equal(found[0][0], found[1][0])
