@@ -43,8 +43,8 @@ def models(host: str) -> str:
     rows = rows_of(host)
     lines = ['| model | way | layers | binary | data flow | result |', '|---|---|---|---|---|---|']
     for row in rows:
-        failed = next((f'{stage}: {row[stage]}' for stage in stages_of(host) if row[stage] not in (OK, SKIPPED)),
-                      'works')
+        works = f'works; with the float one neither: {row["refused"]}' if row.get('refused') else 'works'
+        failed = next((f'{stage}: {row[stage]}' for stage in stages_of(host) if row[stage] not in (OK, SKIPPED)), works)
         failed = failed.replace('float:', 'float does not run:').replace('|', '\\|')[:160]
         traced = {'': '', 'a forward pass decided, then names and classes': 'whole'}.get(row['traced'], 'in part')
         lines.append(f'| {row["name"]} | {row["way"]} | {row["layers"]} | {row["binary"]} | {traced} | {failed} |')
