@@ -330,7 +330,7 @@ class Rotated(nn.Module):
     def forward(self, x, text):
         angles = torch.polar(torch.ones(5, 4), torch.arange(20.0).view(5, 4))
         key = torch.view_as_real(torch.view_as_complex(F.relu(self.key(x)).unflatten(-1, (4, 2))) * angles).flatten(-2)
-        x = x + self.read((key * self.beta(x).sigmoid()) @ self.value(x).mT @ x) + self.rest(key)
+        x = x + self.read((key * self.beta(x).sigmoid()) @ key.mT @ self.value(x)) + self.rest(key)
         text = self.text(text) * self.text_gate(text).sigmoid()
         return self.out(torch.cat([x, text], 1))
 
