@@ -336,6 +336,7 @@ def test_a_module_that_was_not_traced_returns_none(recwarn):
         assert near(run(lambda x: model(x, x), x), expected[1])
     assert report.parts.keys() == {''}
     assert len(model.forward.plans) == 2
+    assert model.forward.plan.arguments.keys() == {'x'}, 'of the call that is to be expected'
     assert verify(latent, copy.deepcopy(model), x, x).ok
     assert not recwarn.list, 'nothing runs unfused'
 

@@ -108,11 +108,12 @@ class BNNQuantizer(DiffusersQuantizer):
     def exact_config(self, model: nn.Module) -> BNNConfig:
         """With the layers that are binary in the checkpoint, whatever the rules of this version would say."""
         known = {name for name, module in model.named_modules() if isinstance(module, tuple(BINARY_FORMS))}
-        known |= {f'{name}.{projection}' for name, module in model.named_modules() for projection in PROJECTIONS
-                  if isinstance(module, nn.MultiheadAttention)}
-        if not self.layers or not known.issuperset(self.layers):
+        attentions = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+        known |= {f'{name}.{projection}' for name in attentions for projection in PROJECTIONS}
+        layers = [name for name in self.layers if name not in {f'{attention}.core' for attention in attentions}]
+        if not layers or not known.issuperset(layers):
             return self.quantization_config
-        rules = {**dict.fromkeys(self.layers, 'binary'), '*': 'float'}
+        rules = {**dict.fromkeys(layers, 'binary'), '*': 'float'}
         return replace(self.quantization_config, rules=rules, roles=None, modules_to_not_convert=None)
 
     def new_modules(self, model: nn.Module) -> dict[str, nn.Module]:

@@ -110,9 +110,11 @@ def test_attention_of_torch(rules, attention, tmp_path):
     binarize_(model, cfg)
     assert torch.equal(loaded(x), model(x))
     assert not any(parameter.is_meta for parameter in loaded.parameters())
-    for kind in ('latent', 'packed'):
-        model = pack_(model) if kind == 'packed' else model
-        model.save_pretrained(tmp_path / kind)
-        again = Attending.from_pretrained(tmp_path / kind).eval()
-        assert torch.equal(again(x), model(x))
-        assert torch.equal(again(x), loaded(x))
+    for inputs in (None, x):  # with them the last layer is a prediction, which the folder's config does not say
+        model = Attending.from_pretrained(tmp_path / 'float').eval()
+        assert binarize_(model, cfg, inputs).rows[-1].binary == (inputs is None)
+        expected = model(x)
+        for kind in ('latent', 'packed'):
+            model = pack_(model) if kind == 'packed' else model
+            model.save_pretrained(tmp_path / kind)
+            assert torch.equal(Attending.from_pretrained(tmp_path / kind).eval()(x), expected)
