@@ -11,7 +11,8 @@ import bnn_plugins
 from bnn_kernels import PreparedOp
 from bnn_plugins.deploy import fuse_, fused_parts, pack_
 from bnn_plugins.layers.activations import RPReLU
-from bnn_plugins.layers.tokens import LayerScale, TokenNorm, spread_back
+from bnn_plugins.layers.expand import tile
+from bnn_plugins.layers.tokens import LayerScale, TokenNorm, TokenUnit, spread_back
 from bnn_plugins.layers.transformer import BinaryTransformerBlock
 from bnn_plugins.models.backbones import BNNViT
 
@@ -115,6 +116,32 @@ def test_a_scale_of_a_sum():
     fused, x = fused_of(packed), choose((2, 5, 6, 16), [-1.0, 0.0, 0.5, 2.0])
     assert 'sum of maps' in texts(fused)
     assert same(run(fused, x), [packed(x)])
+
+
+class Wide(nn.Module):
+    """Units that grow and shrink; ``read``: what lies between them is a result, too. A shortcut that is broadcast."""
+
+    def __init__(self, read: bool):
+        super().__init__()
+        self.read, self.grow, self.shrink = read, TokenUnit(64, 256, 'bireal'), TokenUnit(256, 64, 'bireal')
+        self.linear, self.act = bnn_plugins.layers.BinaryLinear(64, 256, method='bireal'), RPReLU(256, channel_dim=-1)
+
+    def forward(self, x, shortcut):
+        wide = self.grow(x)
+        return self.shrink(wide), wide if self.read else x, self.act(self.linear(x) + tile(shortcut, 4, -1))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings('ignore:.*another shape than what is added')
+@pytest.mark.parametrize('read', [False, True])
+def test_what_else_is_read_is_not_folded(read):
+    """Mutations: it is folded all the same; a broadcast shortcut is not repeated."""
+    torch.manual_seed(6)
+    packed = pack_(randomise_(Wide(read)).eval())
+    fused, inputs = fused_of(packed), (torch.randn(2, 5, 64), torch.randn(1, 1, 64))
+    assert any('means of' in text for text in texts(fused)) is not read
+    for found, expected in zip(run(fused, *inputs), packed(*inputs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('model', ['vit', 'swin', 'expanded'])

@@ -133,8 +133,7 @@ def extend(m: Matcher, block: Block, reader: fx.Node) -> bool:
     elif m.is_sum(reader) and not ended and block.shortcut is None:
         block.shortcut = next(a for a in reader.args if a is not block.result)
         if copies := repeated(m, block):
-            block.nodes.append(block.shortcut)
-            block.nodes.append(block.nodes.pop(-2))  # the last one is the result
+            block.nodes.insert(1, block.shortcut)  # the sum will be the last one, the result
             block.shortcut, block.repeats = copies
         block.parts.append('shortcut')
         return True
