@@ -4,6 +4,7 @@ In eager code a backend runs them; code that is compiled or traced sees the oper
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,11 +116,12 @@ def weighted_sum2d(maps: Sequence[Tensor], epilogue: Epilogue, weight: Tensor | 
         tensor([4.])
     """
     spread = (*(spread or [1] * len(maps)), gate_spread)
-    call = dict(epilogue=epilogue, spread=spread, weight=weight, dtype=dtype, pack=pack, keep=keep)
+    call: dict[str, Any] = dict(epilogue=epilogue, spread=spread, weight=weight, dtype=dtype, pack=pack, keep=keep)
     if PreparedOp.direct(maps[0]):
         return PreparedOp('weighted_sum2d', **call)(gate=gate, **named(maps))
-    checks.weighted_sum2d(**call, gate=gate, **named(maps))
-    return weighted_sum_of(**call, gate=gate, **named(maps))
+    call |= dict(gate=gate, **named(maps))
+    checks.weighted_sum2d(**call)
+    return weighted_sum_of(**call)
 
 
 def named(maps: Sequence[Tensor]) -> dict[str, Tensor]:

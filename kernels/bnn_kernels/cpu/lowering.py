@@ -210,10 +210,11 @@ def lower_block2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
 def lower_folded_block2d(cpu, fixed: dict, inputs: dict) -> Callable | None:
     call = fixed | inputs
     shortcut, width = call['shortcut'], call['epilogue'].width
-    narrow = shortcut is not None and shortcut.shape[1] != width
-    if narrow and (shortcut.shape[1] % CHUNK or call['geometry'].groups != 1 or width != call['geometry'].outputs):
+    channels = width if shortcut is None else shortcut.shape[1]
+    narrow = channels != width
+    if narrow and (channels % CHUNK or call['geometry'].groups != 1 or width != call['geometry'].outputs):
         return None
-    return block(cpu, 'folded_block2d', fixed, inputs, shortcut_width=shortcut.shape[1] if narrow else 0, fold=call['fold'])
+    return block(cpu, 'folded_block2d', fixed, inputs, shortcut_width=channels if narrow else 0, fold=call['fold'])
 
 
 def block(cpu, op: str, fixed: dict, inputs: dict, **more: int) -> Callable | None:
