@@ -95,7 +95,7 @@ class BinaryUNet2DModel(UNet2DModel):
         dropout: float = 0.0,
         act_fn: str = 'silu',
         attention_head_dim: int | None = 8,
-        norm_num_groups: int = 32,
+        norm_num_groups: int | None = 32,
         attn_norm_num_groups: int | None = None,
         norm_eps: float = 1e-5,
         resnet_time_scale_shift: str = 'default',
@@ -144,7 +144,8 @@ class BinaryUNet2DModel(UNet2DModel):
             own = (block_methods or {}).get(blocks_of[kind].format(index), method)
             return binary_block(kind, name, host, replace(options, method=own))
 
-        options = BlockOptions(method, pad_value, expand, time_embedding_dim, time_buckets, norm_num_groups, norm_eps)
+        groups = norm_num_groups or min(block_out_channels[0] // 4, 32)  # as the host's last norm
+        options = BlockOptions(method, pad_value, expand, time_embedding_dim, time_buckets, groups, norm_eps)
         for kind, blocks in (('down', self.down_blocks), ('up', self.up_blocks)):
             for index, name in enumerate(names[kind]):
                 blocks[index] = build_block(kind, index, name, blocks[index])
@@ -158,7 +159,7 @@ class BinaryUNet2DModel(UNet2DModel):
             # The stem and the head of the base network: the copies are made behind the one, the first feeds the other.
             first = block_out_channels[0]
             self.conv_in = nn.Sequential(nn.Conv2d(in_channels, first, 3, padding=1), Tile(copies))
-            self.conv_norm_out = nn.Sequential(FirstCopy(copies), nn.GroupNorm(norm_num_groups, first, norm_eps))
+            self.conv_norm_out = nn.Sequential(FirstCopy(copies), nn.GroupNorm(groups, first, norm_eps))
             self.conv_out = nn.Conv2d(first, out_channels, 3, padding=1)
         if cross_timestep is not None:
             CrossTimestepConnection(self, num_train_timesteps=num_train_timesteps or 1000, **cross_timestep)

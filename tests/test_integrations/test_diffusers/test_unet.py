@@ -350,3 +350,13 @@ def test_sizes_that_the_levels_cannot_halve(height, width):
     sentence = f'multiples of {2 ** (levels - 1)}, which the {levels} levels of this UNet halve, but got {height} x {width}'
     with pytest.raises(ValueError, match=sentence):
         unet(torch.randn(1, 3, height, width), 3)
+
+
+def test_norms_without_a_number_of_groups():
+    """As NCSN++: the host takes a quarter of the channels, at most 32."""
+    model = BinaryUNet2DModel(
+        in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(32, 64), norm_num_groups=None,
+        down_block_types=('BinarySkipDownBlock2D', 'BinaryAttnSkipDownBlock2D'),
+        up_block_types=('BinaryAttnSkipUpBlock2D', 'BinarySkipUpBlock2D'), time_embedding_type='fourier')
+    assert model(torch.randn(2, 3, 16, 16), torch.tensor([1.0, 5.0])).sample.shape == (2, 3, 16, 16)
+    assert model.config.norm_num_groups is None
