@@ -146,15 +146,19 @@ def concat2d(threshold: Tensor | None, groups: int, pack: bool, keep: bool, x: T
         if other.dim() != 4 or (other.shape[0], *other.shape[2:]) != (x.shape[0], *x.shape[2:]) or min(other.shape) < 1:
             raise ValueError(f'concat2d takes maps [N, C, H, W] that differ in C alone, got x {list(x.shape)} and {name} '
                              f'{list(other.shape)}.')
-        if other.dtype not in STREAMS or other.dtype != x.dtype:
-            raise TypeError(f'maps must all be float32, float16 or bfloat16, got x {x.dtype} and {name} {other.dtype}.')
-        _check_dense(name, other)
-        _check_device(x, other, name, 'x')
+        _check_map(name, other, x)
     batch, _, height, width = x.shape
     channels = x.shape[1] + sum(other.shape[1] for other in others.values())
     words = groups * words_per_group(channels, groups)
     _check_vector('threshold', threshold, channels, torch.float32, x, 'x')
     return (batch, height, width, words) if pack else (0,), (batch, channels, height, width) if keep else (0,)
+
+
+def _check_map(name: str, other: Tensor, x: Tensor) -> None:
+    if other.dtype not in STREAMS or other.dtype != x.dtype:
+        raise TypeError(f'maps must all be float32, float16 or bfloat16, got x {x.dtype} and {name} {other.dtype}.')
+    _check_dense(name, other)
+    _check_device(x, other, name, 'x')
 
 
 def weighted_sum2d(epilogue: Epilogue, spread: tuple[int, ...], weight: Tensor | None, dtype: torch.dtype, pack: bool,
@@ -180,10 +184,7 @@ def weighted_sum2d(epilogue: Epilogue, spread: tuple[int, ...], weight: Tensor |
         if list(other.shape) != expected:
             raise ValueError(f'{name} must be {expected} to be spread {size}-fold over x {list(x.shape)}, got '
                              f'{list(other.shape)}.')
-        if other.dtype not in STREAMS or other.dtype != x.dtype:
-            raise TypeError(f'maps must all be float32, float16 or bfloat16, got x {x.dtype} and {name} {other.dtype}.')
-        _check_dense(name, other)
-        _check_device(x, other, name, 'x')
+        _check_map(name, other, x)
     _check_tensor('weight', weight, torch.float32, [len(maps), channels], 'one row per map', x, 'x')
     words = _check_epilogue(epilogue, channels, dtype, x, 'x')
     if epilogue.width != channels:
